@@ -1,0 +1,33 @@
+"""The paper's CIFAR-10 runs.
+
+    python launch.py --config configs/cifar10.py:model=vgg16,method=sprout --workdir DIR
+
+Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method (natural | sprout),
+variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps its proportions).
+
+As in SPROUT's released code: SGD with rate 0.01, momentum 0.9 and weight decay 5e-4, batches of
+128, 80 + 60 + 40 + 20 epochs with the rate divided by 10 between them, random crop (padding 4) and
+flip, no normalisation. Two differences: the momentum is not reset at the boundaries, and the
+checkpoint is selected on a held-out part of the training set, not on the test set.
+"""
+
+from configs import default
+from sprout_jax.configuration import parse_arguments
+from sprout_jax.configuration import positive_integer
+
+
+def get_config(arguments=""):
+  arguments = parse_arguments(arguments, model="vgg16", method="sprout", variant="paper",
+                              epochs="200")
+  config = default.get_config(arguments["method"], arguments["variant"])
+  config.model.name = arguments["model"]
+  config.num_epochs = positive_integer("epochs", arguments["epochs"])
+  config.batch_size = 128
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.schedule = "piecewise"
+  config.optimizer.boundaries = tuple(
+      share * config.num_epochs for share in (80 / 200, 140 / 200, 180 / 200))
+  config.dataset.name = "cifar10"
+  config.dataset.crop_padding = 4
+  config.dataset.flip = True
+  return config

@@ -1,0 +1,127 @@
+"""Every key there is, with its unit and meaning. Other configs start from here.
+
+    from configs import default
+    config = default.get_config(method="sprout", variant="paper")
+    config.num_epochs = 30
+
+A config holds values only. The keys are locked: a misspelt one raises and names the nearest.
+Change a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean.
+Values are checked, before anything is compiled, in `sprout_jax.configuration`.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from sprout_jax.errors import check_choice
+
+
+def get_config(method="sprout", variant="paper"):
+  """The default values; `method` and `variant` select the keys below `config.method`."""
+  config = ml_collections.ConfigDict()
+
+  config.seed = 0  # of initialisation, order of the examples and every random draw
+  config.num_epochs = 10  # passes over the training set; its remainder of a batch is dropped
+  config.batch_size = 64  # examples of one step, over all devices together
+  config.parallelism = "jit"  # "jit": over a mesh, batch norm sees the whole batch; "pmap": per device
+  config.log_every = 50  # steps between records in metrics.jsonl
+  config.ema_decay = 0.0  # of the moving average of weights and batch statistics, per step; 0 = off
+  # A workdir whose selected weights (as chosen by its own evaluation.checkpoint and .use_ema) this
+  # run starts from; "" = random.
+  config.init_from = ""
+
+  config.dataset = ml_collections.ConfigDict()
+  config.dataset.name = "digits"  # "digits" (embedded) or the name of a TFDS image-classification set
+  config.dataset.data_dir = ""  # where TFDS sets live; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.dataset.cache_dir = ""  # for decoded images; "" = $XDG_CACHE_HOME/sprout_jax or ~/.cache/...
+  config.dataset.train_split = "train"  # a TFDS split expression; "digits" has "train" and "test"
+  config.dataset.test_split = "test"
+  config.dataset.validation_fraction = 0.1  # of the training set, held out to select a checkpoint
+  config.dataset.crop_padding = 0  # pixels of zero padding around a random crop; 0 = no crop
+  config.dataset.flip = False  # random horizontal flip
+
+  config.model = ml_collections.ConfigDict()
+  config.model.name = "small_cnn"  # a key of sprout_jax.models.MODELS, or wrn_DEPTH_WIDTH
+  config.model.activation = "relu"  # "relu" | "gelu" | "silu" | "softplus"
+  config.model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; weights are float32
+  config.model.mean = (0.0,)  # normalisation (x - mean) / std inside the model, in pixel units;
+  config.model.std = (1.0,)  # one value, or one per channel
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.name = "sgd"  # "sgd" | "adamw"
+  config.optimizer.learning_rate = 0.1  # peak, per applied update
+  config.optimizer.momentum = 0.9  # sgd: heavy ball; adamw: decay of the first moment
+  config.optimizer.nesterov = False
+  config.optimizer.weight_decay = 5e-4  # of all weights; sgd: added to the gradient; adamw: decoupled
+  config.optimizer.gradient_clip = 0.0  # global L2 norm of the gradient; 0 = no clipping
+  config.optimizer.schedule = "cosine"  # "constant" | "piecewise" | "cosine" (to 0 at the end)
+  config.optimizer.boundaries = ()  # epochs at which "piecewise" multiplies by decay_factor
+  config.optimizer.decay_factor = 0.1  # of "piecewise"
+  config.optimizer.warmup_epochs = 0.0  # linear from 0
+  config.optimizer.accumulate_steps = 1  # minibatches per applied update
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every_epochs = 1  # validate and save
+  config.checkpoint.every_steps = 0  # save (without validation) also within an epoch; 0 = never
+  config.checkpoint.keep = 3  # the last few; the best on the validation split is kept as well
+
+  config.evaluation = ml_collections.ConfigDict()
+  config.evaluation.checkpoint = "best"  # "best" on the validation split (without one: last) | "last"
+  config.evaluation.use_ema = False  # evaluate the moving average of the weights
+  config.evaluation.num_examples = 0  # test images under attack, a fixed random choice; 0 = all
+  config.evaluation.batch_size = 256  # images per compiled call, over all devices together
+  config.evaluation.norm = "linf"  # "linf" | "l2"
+  # Radii, in pixel units.
+  config.evaluation.epsilons = tuple(round(0.005 * k, 3) for k in range(15))
+  config.evaluation.num_steps = 20
+  config.evaluation.step_size = 0.007  # in pixel units
+  config.evaluation.num_restarts = 1
+  config.evaluation.loss = "cross_entropy"  # "cross_entropy" | "margin"
+  config.evaluation.seed = 0  # of the random starts
+
+  check_choice("method", method, METHOD_OPTIONS)
+  config.method = METHOD_OPTIONS[method](variant)
+  config.method.name = method
+  return config.lock()
+
+
+def _natural(variant):
+  check_choice("variant", variant, ("paper",))
+  return ml_collections.ConfigDict()
+
+
+def _sprout(variant):
+  """SPROUT's options; "released" differs from Algorithm 1 as its code does."""
+  method = ml_collections.ConfigDict()
+  method.noise_stddev = 0.1  # of the Gaussian noise, in pixel units
+  method.mixup_alpha = 0.2  # parameter of mixup's Beta distribution; 0 = no mixup
+  method.concentration = "paper"  # "paper" | "algorithm1" | "released"
+  # Share of beta in the concentration; None = 0.01; "released" has none.
+  method.alpha = config_dict.placeholder(float)
+  method.draw = "sample"  # of the labels: "sample" | "mean" (closed form)
+  method.label_draws = 1  # 1: one Dirichlet of the mixed label; 2: one per partner, then mixed
+  method.steps_per_batch = 1  # model updates per minibatch
+  method.beta_batch = "same"  # what beta ascends on: the model's batch ("same") or the "clean" one
+  method.beta = ml_collections.ConfigDict()
+  method.beta.init = "uniform"  # "uniform" on (0, 1) | "ones"
+  method.beta.minimum = 1e-3  # beta is projected on [minimum, infinity) after every update
+  method.beta.learning_rate = 0.01  # peak; follows the model's schedule
+  method.beta.momentum = 0.9
+  method.beta.weight_decay = 0.0
+  check_choice("variant", variant, SPROUT_VARIANTS)
+  method.update(SPROUT_VARIANTS[variant])
+  return method
+
+
+SPROUT_VARIANTS = {
+    "paper": {},
+    "algorithm1": {"concentration": "algorithm1"},
+    "released": {
+        "concentration": "released",
+        "label_draws": 2,
+        "steps_per_batch": 3,
+        "beta_batch": "clean",
+        "beta": {"init": "ones", "weight_decay": 5e-4},
+    },
+}
+
+METHOD_OPTIONS = {"natural": _natural, "sprout": _sprout}

@@ -1,0 +1,26 @@
+"""SPROUT on the embedded handwritten digits: offline, on a CPU.
+
+    python launch.py --config configs/digits.py --workdir runs/digits
+    python launch.py --config configs/digits.py:method=natural --workdir runs/digits_natural
+
+Arguments: method (natural | sprout), variant of SPROUT (paper | algorithm1 | released), model.
+"""
+
+from configs import default
+from sprout_jax.configuration import parse_arguments
+
+
+def get_config(arguments=""):
+  arguments = parse_arguments(arguments, model="small_cnn", method="sprout", variant="paper")
+  config = default.get_config(arguments["method"], arguments["variant"])
+  config.model.name = arguments["model"]
+  config.num_epochs = 60
+  config.batch_size = 64
+  config.log_every = 21
+  config.optimizer.learning_rate = 0.05
+  config.optimizer.warmup_epochs = 2.0
+  config.dataset.name = "digits"
+  config.checkpoint.every_epochs = 10
+  config.evaluation.epsilons = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+  config.evaluation.step_size = 0.03
+  return config

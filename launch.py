@@ -1,0 +1,57 @@
+"""Trains, evaluates and reports.
+
+    python launch.py --config configs/digits.py --workdir runs/digits
+    python launch.py --mode evaluate --workdir runs/digits
+    python launch.py --mode report --workdir runs/a,runs/b
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from sprout_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; several, with commas, for report.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, for several processes where JAX cannot detect them "
+    "(on TPU pods and under SLURM it can: give 'auto').")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+  if not WORKDIR.value:
+    raise UserError("--workdir is missing; name the folder of the run, e.g. --workdir runs/digits")
+  if MODE.value == "train" and CONFIG.value is None:
+    raise UserError("--config is missing; e.g. --config configs/digits.py")
+  if COORDINATOR.value:
+    import jax
+    jax.distributed.initialize(*([] if COORDINATOR.value == "auto" else
+                                 [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]))
+  from sprout_jax import run
+  if MODE.value == "train":
+    run.train(CONFIG.value, WORKDIR.value)
+  elif MODE.value == "evaluate":
+    run.evaluate(WORKDIR.value, CONFIG.value)
+  else:
+    run.show_report(WORKDIR.value.split(","))
+
+
+def run_reporting_errors(argv):
+  """Runs main; what the user can mend is one message and exit status 2, without a traceback."""
+  try:
+    main(argv)
+  except UserError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.WARNING)
+  app.run(run_reporting_errors)

@@ -1,0 +1,78 @@
+"""Geometry of the threat models: what an attack must know about a norm.
+
+All functions act on [batch, height, width, channels] arrays, example by example. `epsilon` and
+sizes are in pixel units (images in [0, 1]), scalars or arrays [batch].
+"""
+
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+_PIXELS = (1, 2, 3)
+
+
+def per_example(value, like):
+  """Returns a scalar or a [batch] array as [1 or batch, 1, 1, 1], in the dtype of `like`."""
+  return jnp.asarray(value, like.dtype).reshape(-1, 1, 1, 1)
+
+
+def _l2(values):
+  return jnp.sqrt(jnp.sum(values ** 2, axis=_PIXELS, keepdims=True))
+
+
+def _unit_l2(values):
+  # An all-zero gradient stays zero instead of becoming NaN.
+  return values / jnp.maximum(_l2(values), jnp.finfo(values.dtype).tiny)
+
+
+def _linf_start(key, images, epsilon):
+  return per_example(epsilon, images) * _draw(key, jax.random.uniform, images, minval=-1, maxval=1)
+
+
+def _l2_start(key, images, epsilon):
+  """Uniform in the ball: a Gaussian direction with radius epsilon * u^(1 / dimension)."""
+  key_direction, key_radius = jnp.unstack(jax.vmap(jax.random.split)(key), axis=1)
+  direction = _unit_l2(_draw(key_direction, jax.random.normal, images))
+  radius = _draw(key_radius, jax.random.uniform, images[:, :1, :1, :1])
+  return per_example(epsilon, images) * radius ** (1 / images[0].size) * direction
+
+
+def _draw(keys, sampler, like, **kwargs):
+  """One draw per example, each with its own key: independent of the rest of the batch."""
+  return jax.vmap(lambda key: sampler(key, like.shape[1:], like.dtype, **kwargs))(keys)
+
+
+def _linf_project(perturbation, epsilon):
+  epsilon = per_example(epsilon, perturbation)
+  return jnp.clip(perturbation, -epsilon, epsilon)
+
+
+def _l2_project(perturbation, epsilon):
+  size = jnp.maximum(_l2(perturbation), jnp.finfo(perturbation.dtype).tiny)
+  return perturbation * jnp.minimum(1, per_example(epsilon, perturbation) / size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+  """What defines an attack's threat model, apart from the loss.
+
+  Attributes:
+    start: (keys [batch], images, epsilon) -> perturbation, uniform in the ball of radius epsilon.
+    direction: gradient -> the steepest-ascent direction of size 1.
+    project: (perturbation, epsilon) -> the nearest perturbation within the ball.
+    size: perturbation -> [batch], its norm.
+  """
+
+  start: Callable
+  direction: Callable
+  project: Callable
+  size: Callable
+
+
+NORMS = {
+    "linf": Norm(_linf_start, jnp.sign, _linf_project,
+                 lambda values: jnp.max(jnp.abs(values), axis=_PIXELS)),
+    "l2": Norm(_l2_start, _unit_l2, _l2_project, lambda values: _l2(values)[:, 0, 0, 0]),
+}

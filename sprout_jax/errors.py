@@ -1,0 +1,17 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(ValueError):
+  """Wrong input. The message says what was wrong, what was expected, and what to type next."""
+
+
+def check_choice(what, value, choices):
+  """Raises UserError, listing the choices, unless `value` is one of them."""
+  if value not in choices:
+    raise UserError(f"{what} is {value!r}; choose one of: {', '.join(sorted(choices))}")
+
+
+def check_range(what, value, low, high, *, unit=""):
+  """Raises UserError unless `value` is a finite number with low <= value <= high."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    raise UserError(f"{what} is {value!r}; it must be a number from {low} to {high}{unit and ' ' + unit}")

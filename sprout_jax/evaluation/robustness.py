@@ -1,0 +1,111 @@
+"""Accuracy under attack."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sprout_jax import attacks
+from sprout_jax import sharding
+from sprout_jax.data import to_float
+from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation import statistics
+
+TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon
+
+
+@dataclasses.dataclass(frozen=True)
+class PgdSpec:
+  """Everything that defines a PGD attack but its radius; goes beside every number.
+
+  Attributes: see `attacks.pgd`; `step_size` in pixel units.
+  """
+
+  norm: str
+  num_steps: int
+  step_size: float
+  num_restarts: int
+  loss: str
+  seed: int
+
+  def entry(self, epsilon, robust):
+    """An entry of results.json's "attacks" from the outcomes [n] bool."""
+    return {"name": f"pgd-{self.num_steps}", "norm": self.norm, "epsilon": epsilon,
+            "steps": self.num_steps, "step_size": self.step_size, "restarts": self.num_restarts,
+            "random_start": True, "loss": self.loss, "seed": self.seed,
+            **statistics.proportion(robust.sum(), len(robust))}
+
+
+def select(split, num_examples):
+  """The fixed random choice of images that attacks run on; 0 takes all, in their order."""
+  if not num_examples or num_examples >= len(split.labels):
+    return split
+  rows = np.random.default_rng(0).permutation(len(split.labels))[:num_examples]
+  return dataclasses.replace(split, images=split.images[rows], labels=split.labels[rows])
+
+
+def pgd_fn(model, spec, mesh):
+  """Compiles (variables, epsilon, images, labels, indices) -> [batch, 2] float32.
+
+  Column 0: whether the model is still right on the adversarial image; column 1: the size of the
+  perturbation beyond epsilon or of the pixels beyond [0, 1], which must not exceed `TOLERANCE`.
+  The radius is an argument of the compiled program: one compilation serves the whole grid.
+  """
+  def attack(variables, epsilon, images, labels, indices):
+    def predict(x):
+      return model.apply(variables, x, train=False)
+    adversarial = attacks.pgd(
+        jax.random.key(spec.seed), predict, images, labels, epsilon=epsilon,
+        step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm, loss=spec.loss,
+        num_restarts=spec.num_restarts, indices=indices)
+    size = attacks.NORMS[spec.norm].size(adversarial - images)
+    outside = jnp.max(jnp.maximum(adversarial - 1, -adversarial), axis=(1, 2, 3))
+    right = jnp.argmax(predict(adversarial), axis=-1) == labels
+    return jnp.stack([right.astype(jnp.float32), jnp.maximum(size - epsilon, outside)], axis=-1)
+  return jax.jit(attack, out_shardings=sharding.replicated(mesh))
+
+
+def pgd_curve(model, variables, split, clean_correct, spec, epsilons, batch_size, mesh,
+              on_progress=lambda done, text: None):
+  """Accuracy under PGD for every radius of a grid.
+
+  Misclassified images count as broken and are not attacked. An image's random start depends on its
+  position in `split` only.
+
+  Args:
+    model, variables: the Flax module and its variables.
+    split: the images, from `select`.
+    clean_correct: host array [n] bool, which of them are classified correctly.
+    spec: a `PgdSpec`.
+    epsilons: radii in pixel units.
+    batch_size: images per compiled call.
+    mesh: the mesh of devices.
+    on_progress: called with (images done over all radii, text).
+
+  Returns:
+    List of entries of results.json's "attacks", one per radius.
+
+  Raises:
+    RuntimeError: a perturbation left the ball or the box: the numbers would be worth nothing.
+  """
+  attack = pgd_fn(model, spec, mesh)
+  rows = np.flatnonzero(clean_correct)
+  arrays = split.images[rows], split.labels[rows], rows.astype(np.int32)
+  entries = []
+  for number, epsilon in enumerate(epsilons):
+    robust = np.zeros(len(clean_correct), bool)
+    before = number * len(rows)
+    if len(rows):
+      outcome = accuracy.map_batches(
+          lambda images, labels, indices, epsilon=epsilon: attack(
+              variables, np.float32(epsilon), to_float(images), labels, indices),
+          arrays, batch_size, mesh, lambda done, before=before, epsilon=epsilon: on_progress(
+              before + done, f"epsilon {epsilon:g}"))
+      if outcome[:, 1].max() > TOLERANCE:
+        raise RuntimeError(f"PGD at epsilon {epsilon:g} exceeded its threat model by "
+                           f"{outcome[:, 1].max():.2g}; this is a defect of the attack")
+      robust[rows] = outcome[:, 0] > 0.5
+    entries.append(spec.entry(float(epsilon), robust))
+  return entries
+

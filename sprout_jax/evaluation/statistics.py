@@ -1,0 +1,18 @@
+"""Intervals for counts."""
+
+import scipy.stats
+
+
+def proportion(successes, count):
+  """An accuracy as an entry of results.json, with its 95 % Wilson interval.
+
+  Args:
+    successes: number of correct (or robust) images.
+    count: number of images.
+
+  Returns:
+    {"accuracy": successes / count, "count": count, "interval": [low, high]}.
+  """
+  interval = scipy.stats.binomtest(int(successes), int(count)).proportion_ci(0.95, method="wilson")
+  return {"accuracy": int(successes) / int(count), "count": int(count),
+          "interval": [float(interval.low), float(interval.high)]}

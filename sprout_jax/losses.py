@@ -1,0 +1,93 @@
+"""What is minimised or attacked: per-example losses, as pure functions.
+
+`logits` are float [batch, classes]; soft `labels` are float [batch, classes], hard ones int
+[batch]. Every function returns [batch]: the caller takes the mean. Nothing of the package is
+imported.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def soft_cross_entropy(logits, labels):
+  """Cross-entropy with soft labels: -sum_k y_k log softmax(z)_k, in nats.
+
+  Args:
+    logits: float array [batch, classes].
+    labels: float array [batch, classes], rows sum to 1.
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    AssertionError: shapes differ or are not rank 2.
+  """
+  chex.assert_rank([logits, labels], 2)
+  chex.assert_equal_shape([logits, labels])
+  return optax.losses.softmax_cross_entropy(logits, labels)
+
+
+def cross_entropy(logits, labels):
+  """Cross-entropy with integer labels: -log softmax(z)_y, in nats.
+
+  Args:
+    logits: float array [batch, classes].
+    labels: int array [batch].
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    AssertionError: wrong ranks or dtypes.
+  """
+  chex.assert_rank([logits, labels], [2, 1])
+  chex.assert_type(labels, int)
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def margin(logits, labels):
+  """Margin by which the best wrong class wins: max_{k != y} z_k - z_y.
+
+  Positive exactly where the example is misclassified, so its maximisation is the Linf attack with
+  the loss of Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017
+  (f_6 without its clipping).
+
+  Args:
+    logits: float array [batch, classes], at least two classes.
+    labels: int array [batch].
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    AssertionError: wrong ranks or dtypes.
+  """
+  chex.assert_rank([logits, labels], [2, 1])
+  chex.assert_type(labels, int)
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  true = jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+  return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1) - true
+
+
+def kl_divergence(logits, target_logits):
+  """KL(softmax(target) || softmax(logits)) = sum_k p_k (log p_k - log q_k), in nats.
+
+  With the clean logits as target this is the regulariser of TRADES (Zhang et al., ICML 2019).
+  Gradients flow through both arguments; use `jax.lax.stop_gradient` where that is not wanted.
+
+  Args:
+    logits: float array [batch, classes], gives q.
+    target_logits: float array [batch, classes], gives p.
+
+  Returns:
+    Float array [batch], >= 0 up to rounding.
+
+  Raises:
+    AssertionError: shapes differ or are not rank 2.
+  """
+  chex.assert_rank([logits, target_logits], 2)
+  chex.assert_equal_shape([logits, target_logits])
+  return optax.losses.kl_divergence_with_log_targets(
+      jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(target_logits, axis=-1))

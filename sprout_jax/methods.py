@@ -1,0 +1,187 @@
+"""Robust-training methods: METHODS, the paper's Table 1 as code.
+
+A method minimises the mean of `loss(logits(x~), y~)` over draws (x~, y~) of its `vicinity` of each
+example, and may learn something of its own against the model (SPROUT: beta). It is data for
+`training.step`, which knows no method by name. To add one: write a function that takes its options
+as keyword arguments and returns a `Method`, give it a row in `METHODS`, and its options a row in
+`configs/default.py`.
+"""
+
+import dataclasses
+import inspect
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sprout_jax import losses
+from sprout_jax import vicinity
+from sprout_jax.errors import UserError
+from sprout_jax.errors import check_choice
+from sprout_jax.errors import check_range
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+  """What a method learns by gradient *ascent* on the loss that the model descends.
+
+  Attributes:
+    init: (key, num_classes) -> its parameters, a dictionary of arrays; {} where nothing is learned.
+    project: parameters -> the nearest admissible parameters, applied after every update.
+    vicinity: the vicinity whose loss it ascends, after the model's steps on the same minibatch and
+      with a pass of its own; None: the very loss and batch of the model's (last) step.
+    optimizer: learning_rate, momentum and weight_decay of its own SGD. The learning rate follows
+      the same schedule as the model's, relative to its peak.
+  """
+
+  init: Callable[..., dict] = lambda key, num_classes: {}
+  project: Callable[[dict], dict] = lambda parameters: parameters
+  vicinity: Callable | None = None
+  optimizer: dict[str, Any] = dataclasses.field(
+      default_factory=lambda: dict(learning_rate=0.0, momentum=0.0, weight_decay=0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A vicinity and a loss.
+
+  Attributes:
+    vicinity: (key, images, labels, adversary's parameters) -> images, labels; differentiable in
+      the adversary's parameters.
+    loss: (logits, labels) -> [batch].
+    steps_per_batch: model updates per minibatch, each with fresh draws of the vicinity.
+    adversary: what is learned against the model.
+  """
+
+  vicinity: Callable
+  loss: Callable = losses.soft_cross_entropy
+  steps_per_batch: int = 1
+  adversary: Adversary = Adversary()
+
+
+def natural():
+  """Empirical risk minimisation: x~ = x, y~ = y."""
+  return Method(vicinity=lambda key, images, labels, adversary: (images, labels))
+
+
+# (label_weight, beta_weight) of `vicinity.dirichlet_concentration` as a function of alpha.
+CONCENTRATIONS = {
+    "paper": lambda alpha: (1 - alpha, alpha),  # the patent's claim 4, the paper's text
+    "algorithm1": lambda alpha: (alpha, 1 - alpha),  # the paper's Algorithm 1 as printed
+    "released": lambda alpha: (10.0, 1.0),  # the released code; has no alpha
+}
+
+DRAWS = {
+    "sample": vicinity.sample_dirichlet_labels,  # the paper
+    "mean": lambda key, concentration: vicinity.mean_dirichlet_labels(concentration),
+}
+
+BETA_INITS = {
+    "uniform": lambda key, num_classes: jax.random.uniform(key, (num_classes,)),  # Algorithm 1
+    "ones": lambda key, num_classes: jnp.ones((num_classes,)),  # the released code
+}
+
+BETA_BATCHES = ("same", "clean")
+
+
+def sprout(*, noise_stddev, mixup_alpha, concentration, alpha, draw, label_draws, steps_per_batch,
+           beta_batch, beta):
+  """Self-progressing robust training (Cheng et al., AAAI 2021), in all its known variants.
+
+  x~ = mixup of N(x, noise_stddev^2), y~ ~ Dirichlet(label_weight * y_mix + beta_weight * beta);
+  the model descends and beta ascends the cross-entropy of y~ (Algorithm 1).
+
+  Args:
+    noise_stddev: standard deviation of the Gaussian noise, on pixels in [0, 1]; >= 0.
+    mixup_alpha: parameter of mixup's Beta distribution; 0 mixes nothing.
+    concentration: a key of `CONCENTRATIONS`.
+    alpha: in [0, 1]; None is the paper's 0.01. "released" has no alpha: there it must be None.
+    draw: "sample" draws labels from the Dirichlet, "mean" takes its expectation.
+    label_draws: 1: one Dirichlet of the mixed label (Algorithm 1); 2: the labels of both partners
+      are drawn, then mixed (released code). In expectation the two coincide where the sum of the
+      concentration is the same for all classes, as it is here.
+    steps_per_batch: model steps per minibatch, each with fresh noise, pairs and labels (Algorithm
+      1: 1, released code: 3).
+    beta_batch: "same": beta ascends on the batch and draws of the model's last step (Algorithm 1);
+      "clean": on the noiseless, unmixed batch, with a forward pass of its own (released code).
+    beta: dict with `init` (a key of `BETA_INITS`), `minimum` (beta is projected on [minimum, inf)
+      after every update; > 0), `learning_rate`, `momentum`, `weight_decay`.
+
+  Returns:
+    A `Method`.
+
+  Raises:
+    UserError: a value out of range or unknown, naming the option.
+  """
+  check_range("config.method.noise_stddev", noise_stddev, 0, 10, unit="(pixels are in [0, 1])")
+  check_range("config.method.mixup_alpha", mixup_alpha, 0, 100)
+  check_choice("config.method.concentration", concentration, CONCENTRATIONS)
+  check_choice("config.method.draw", draw, DRAWS)
+  check_choice("config.method.label_draws", label_draws, (1, 2))
+  check_choice("config.method.beta_batch", beta_batch, BETA_BATCHES)
+  check_choice("config.method.beta.init", beta["init"], BETA_INITS)
+  check_range("config.method.steps_per_batch", steps_per_batch, 1, 100)
+  check_range("config.method.beta.minimum", beta["minimum"], 1e-6, 1)
+  check_range("config.method.beta.learning_rate", beta["learning_rate"], 0, 100)
+  check_range("config.method.beta.momentum", beta["momentum"], 0, 0.9999)
+  check_range("config.method.beta.weight_decay", beta["weight_decay"], 0, 1)
+  if alpha is not None:
+    check_range("config.method.alpha", alpha, 0, 1)
+    if concentration == "released":
+      raise UserError(f"config.method.alpha is {alpha!r}, but concentration 'released' (10 y + "
+                      "beta) has no alpha; drop the option, or choose 'paper' or 'algorithm1'")
+  label_weight, beta_weight = CONCENTRATIONS[concentration](0.01 if alpha is None else alpha)
+
+  def smooth(key, labels, adversary):
+    return DRAWS[draw](key, vicinity.dirichlet_concentration(
+        labels, adversary["beta"], label_weight, beta_weight))
+
+  def mixed_vicinity(key, images, labels, adversary):
+    key_noise, key_mixup, key_labels, key_partners = jax.random.split(key, 4)
+    weight, partners = vicinity.mixup_pairs(key_mixup, images.shape[0], mixup_alpha)
+    images = vicinity.gaussian_noise(key_noise, images, noise_stddev)
+    images = vicinity.mix(images, weight, partners)
+    if label_draws == 1:
+      return images, smooth(key_labels, vicinity.mix(labels, weight, partners), adversary)
+    own = smooth(key_labels, labels, adversary)
+    other = smooth(key_partners, labels[partners], adversary)
+    return images, weight * own + (1 - weight) * other
+
+  def clean_vicinity(key, images, labels, adversary):
+    return images, smooth(key, labels, adversary)
+
+  def project(adversary):
+    # A zero or negative concentration is no Dirichlet.
+    return {"beta": optax.projections.projection_box(adversary["beta"], beta["minimum"], jnp.inf)}
+
+  return Method(
+      vicinity=mixed_vicinity,
+      steps_per_batch=steps_per_batch,
+      adversary=Adversary(
+          init=lambda key, num_classes: project({"beta": BETA_INITS[beta["init"]](key, num_classes)}),
+          project=project,
+          vicinity=clean_vicinity if beta_batch == "clean" else None,
+          optimizer={name: beta[name] for name in ("learning_rate", "momentum", "weight_decay")}))
+
+
+METHODS = {
+    "natural": natural,
+    "sprout": sprout,
+}
+
+
+def create(name, options):
+  """Builds a method from its name and a dictionary of options.
+
+  Raises:
+    UserError: unknown method (the choices are listed), or options that it does not take or misses.
+  """
+  check_choice("config.method.name", name, METHODS)
+  expected = set(inspect.signature(METHODS[name]).parameters)
+  if expected != set(options):
+    raise UserError(
+        f"method {name!r} takes the options {sorted(expected)}, not {sorted(options)}; choose the "
+        f"method with the config file's argument, which brings its options along: "
+        f"--config configs/digits.py:method={name}")
+  return METHODS[name](**options)

@@ -1,0 +1,46 @@
+"""What the user sees while something runs."""
+
+import math
+import sys
+import time
+
+import tqdm
+
+
+class Progress:
+  """A progress bar on a terminal, plain lines elsewhere (at most one in `seconds_per_line`)."""
+
+  def __init__(self, total, initial, unit, description, seconds_per_line=10.0, enabled=True):
+    self._total, self._initial, self._unit, self._description = total, initial, unit, description
+    self._start = self._last_line = time.monotonic()
+    self._seconds_per_line, self._enabled = seconds_per_line, enabled
+    self._bar = None
+    if enabled and sys.stderr.isatty():
+      self._bar = tqdm.tqdm(total=total, initial=initial, unit=unit, desc=description,
+                            dynamic_ncols=True)
+
+  def update(self, done, text):
+    """Shows that `done` of the total are done, with a text of current values."""
+    if self._bar is not None:
+      self._bar.set_postfix_str(text, refresh=False)
+      self._bar.update(done - self._bar.n)
+    now = time.monotonic()
+    is_due = done == self._total or now - self._last_line >= self._seconds_per_line
+    if self._enabled and self._bar is None and is_due:
+      self._last_line = now
+      left = (now - self._start) / max(1, done - self._initial) * (self._total - done)
+      print(f"{self._description} {done}/{self._total} {self._unit}  {text}  "
+            f"left {format_seconds(left)}", file=sys.stderr, flush=True)
+
+  def close(self):
+    if self._bar is not None:
+      self._bar.close()
+
+
+def format_seconds(seconds):
+  """75 -> "1:15"; 3700 -> "1:01:40"."""
+  if not math.isfinite(seconds):
+    return "?"
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,51 @@
+"""Reports: reads result files only, draws tables and plots."""
+
+import json
+import pathlib
+
+from sprout_jax.errors import UserError
+from sprout_jax.report import plots
+from sprout_jax.report import tables
+
+
+def read_results(workdir):
+  """A workdir's results.json, or None if there is none (yet)."""
+  path = pathlib.Path(workdir) / "results.json"
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def run(workdir):
+  """Writes results.txt and plots/*.png of one run; returns the table and what was written."""
+  workdir = pathlib.Path(workdir)
+  results = read_results(workdir)
+  table = tables.run(results)
+  (workdir / "results.txt").write_text(table + "\n")
+  (workdir / "plots").mkdir(exist_ok=True)
+  written = [plots.robustness({_label(results): results}, workdir / "plots" / "robustness.png"),
+             *plots.training(workdir / "metrics.jsonl", workdir / "plots")]
+  return "\n".join([table, "", *(f"wrote {path}" for path in (
+      workdir / "results.json", workdir / "results.txt", *written))])
+
+
+def compare(workdirs):
+  """One table for several runs and one plot with all their curves; returns the text.
+
+  Raises:
+    UserError: a workdir has no results.json.
+  """
+  results = {}
+  for workdir in workdirs:
+    found = read_results(workdir)
+    if found is None:
+      raise UserError(f"{workdir} has no results.json; finish it with: python launch.py --mode "
+                      f"evaluate --workdir {workdir}")
+    results[f"{_label(found)} ({pathlib.Path(workdir).name})"] = found
+  folder = pathlib.Path(workdirs[0]) / "plots"
+  folder.mkdir(exist_ok=True)
+  path = plots.robustness(results, folder / "comparison.png")
+  return f"{tables.comparison(results)}\n\nwrote {path}"
+
+
+def _label(results):
+  config = results["config"]
+  return f"{config['method']['name']}, {config['model']['name']}, {config['dataset']['name']}"

@@ -1,0 +1,92 @@
+"""Plots as PNG files, from result files. Colours are the Okabe-Ito palette, which colour-blind
+readers can tell apart."""
+
+import matplotlib
+import numpy as np
+
+from sprout_jax.training import metrics
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def _figure():
+  """A figure without pyplot's global state, and its axes; matplotlib is slow to import."""
+  matplotlib.use("Agg")
+  from matplotlib import figure
+  fig = figure.Figure(figsize=(6.4, 4.0), layout="constrained", dpi=150)
+  axes = fig.add_subplot()
+  axes.grid(alpha=0.3)
+  return fig, axes
+
+
+def _save(fig, path):
+  fig.savefig(path)
+  return path
+
+
+def robustness(results, path):
+  """Accuracy under attack against epsilon, with 95 % intervals; one curve per run.
+
+  Args:
+    results: {label: content of results.json}.
+    path: the PNG to write.
+  """
+  fig, axes = _figure()
+  for number, (label, found) in enumerate(results.items()):
+    attacks = found["attacks"]
+    if attacks:
+      epsilon = [entry["epsilon"] for entry in attacks]
+      low, high = 100 * np.array([entry["interval"] for entry in attacks]).T
+      colour = COLOURS[number % len(COLOURS)]
+      axes.plot(epsilon, [100 * entry["accuracy"] for entry in attacks], "o-", markersize=3,
+                color=colour, label=label)
+      axes.fill_between(epsilon, low, high, color=colour, alpha=0.2, linewidth=0)
+      name = {"linf": "Linf", "l2": "L2"}[attacks[0]["norm"]]
+      axes.set_xlabel(f"epsilon ({name}, pixels in [0, 1])")
+      axes.set_ylabel(f"accuracy under {attacks[0]['name'].upper()} (%)")
+  axes.set_ylim(0, 100)
+  axes.legend(fontsize="small")
+  return _save(fig, path)
+
+
+def training(metrics_path, folder):
+  """Training curves, and one curve per entry of what the method learned (SPROUT: beta).
+
+  Args:
+    metrics_path: a metrics.jsonl.
+    folder: where the PNGs go.
+
+  Returns:
+    The paths that were written.
+  """
+  records = metrics.read(metrics_path)
+  train = [record for record in records if record["split"] == "train"]
+  validation = [record for record in records if record["split"] == "validation"]
+  fig, axes = _figure()
+  axes.plot([r["epoch"] for r in train], [r["loss"] for r in train], color=COLOURS[0])
+  axes.set_xlabel("epoch")
+  axes.set_ylabel("training loss (nats)", color=COLOURS[0])
+  axes.set_ylim(bottom=0)
+  right = axes.twinx()
+  right.plot([r["epoch"] for r in train], [100 * r["accuracy"] for r in train], color=COLOURS[1],
+             alpha=0.5, label="training, on the vicinity")
+  right.plot([r["epoch"] for r in validation], [100 * r["accuracy"] for r in validation], ".-",
+             color=COLOURS[1], label="validation")
+  right.set_ylabel("accuracy (%)", color=COLOURS[1])
+  right.set_ylim(0, 100)
+  right.legend(fontsize="small", loc="center right")
+  written = [_save(fig, folder / "training.png")]
+  if train and "beta" in train[-1]:
+    fig, axes = _figure()
+    beta = np.array([record["beta"] for record in train])
+    few = beta.shape[1] <= 20
+    for label in range(beta.shape[1]):
+      axes.plot([r["epoch"] for r in train], beta[:, label], linewidth=1,
+                color=matplotlib.colormaps["viridis"](label / max(1, beta.shape[1] - 1)),
+                label=str(label) if few else None)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("beta (concentration per class)")
+    if few:
+      axes.legend(fontsize="x-small", ncols=2, title="class")
+    written.append(_save(fig, folder / "beta.png"))
+  return written

@@ -1,0 +1,72 @@
+"""Tables as plain text, from result files."""
+
+
+def percent(entry):
+  """{"accuracy", "interval"} -> "97.3 % [94.8, 98.6]"."""
+  low, high = entry["interval"]
+  return f"{100 * entry['accuracy']:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def attack_spec(entry):
+  """Everything that defines an attack but its radius."""
+  return (f"{entry['name'].upper()} {_norm(entry)}, {entry['loss']} loss, {entry['steps']} steps of "
+          f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}")
+
+
+def _norm(entry):
+  return {"linf": "Linf", "l2": "L2"}[entry["norm"]]
+
+
+def run(results):
+  """The table of one run."""
+  config, checkpoint = results["config"], results["checkpoint"]
+  clean, attacks = results["clean"], results["attacks"]
+  rows = [("clean", percent(clean), str(clean["count"]))]
+  rows += [(f"epsilon {entry['epsilon']:g}", percent(entry), str(entry["count"]))
+           for entry in attacks]
+  lines = [
+      f"{config['method']['name']} | {config['model']['name']} | {results['dataset']['name']}",
+      f"data: {results['dataset']['provenance']}",
+      f"weights: {checkpoint['which']} checkpoint (step {checkpoint['step']}), {checkpoint['weights']}; "
+      f"trained in {results['training']['seconds']:.0f} s on {results['versions']['devices']}",
+  ]
+  if attacks:
+    lines.append(f"attack: {attack_spec(attacks[0])}")
+  lines += ["", *_align([("", "accuracy [95 % interval]", "images"), *rows])]
+  if attacks:
+    lines += ["", "PGD gives an upper bound on robust accuracy: stronger attacks may lower it."]
+  return "\n".join(lines)
+
+
+def comparison(results):
+  """One row per run, one column per radius that all runs have.
+
+  Args:
+    results: {label: content of results.json}.
+  """
+  specs = {attack_spec(entry) for found in results.values() for entry in found["attacks"]}
+  shared = set.intersection(*({entry["epsilon"] for entry in found["attacks"]}
+                              for found in results.values()))
+  header = ("run", "clean", *(f"{epsilon:g}" for epsilon in sorted(shared)))
+  rows = [header]
+  for label, found in results.items():
+    by_epsilon = {entry["epsilon"]: entry for entry in found["attacks"]}
+    rows.append((label, percent(found["clean"]).split("[")[0],
+                 *(percent(by_epsilon[epsilon]).split("[")[0] for epsilon in sorted(shared))))
+  lines = _align(rows)
+  if len(specs) > 1:
+    lines += ["", "CAUTION: the runs were attacked differently; the columns do not compare."]
+  lines += ["", *(f"attack: {spec}" for spec in sorted(specs))]
+  lines += [f"{label}: {found['clean']['count']} clean, "
+            f"{found['attacks'][0]['count'] if found['attacks'] else 0} attacked images; "
+            f"{found['dataset']['provenance']}" for label, found in results.items()]
+  return "\n".join(lines)
+
+
+def _align(rows):
+  """Pads the columns; the first is flush left, the others right; a rule below the header."""
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                     for column, (cell, width) in enumerate(zip(row, widths))).rstrip()
+           for row in rows]
+  return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]

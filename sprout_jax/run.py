@@ -1,0 +1,188 @@
+"""The three modes of the launcher: train (and evaluate), evaluate, report.
+
+Order of events in `train`: everything that can be checked without compiling (config, method,
+workdir, devices, data, model) is checked; the workdir is claimed; the loop trains; the selected
+weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+
+from sprout_jax import configuration
+from sprout_jax import data
+from sprout_jax import methods
+from sprout_jax import models
+from sprout_jax import report
+from sprout_jax import sharding
+from sprout_jax import workdir as workdir_lib
+from sprout_jax.errors import UserError
+from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation import robustness
+from sprout_jax.evaluation import statistics
+from sprout_jax.progress import Progress
+from sprout_jax.training import checkpoints
+from sprout_jax.training import loop
+from sprout_jax.training import metrics
+
+
+def train(config, workdir):
+  """Trains, evaluates and reports; continues whatever is already done in the workdir.
+
+  Returns:
+    Whether the run is complete; False after SIGTERM or Ctrl-C (everything is saved then).
+
+  Raises:
+    UserError: wrong input, before anything is compiled or written.
+    loop.TrainingDiverged: the loss turned NaN or infinite.
+  """
+  configuration.validate(config)
+  method = methods.create(config.method.name, _options(config.method))
+  workdir_lib.check_owner(workdir, config)
+  mesh = _mesh(config)
+  dataset = _load(config)
+  model = _model(config, dataset)
+  loop.prepare(config, dataset, model, method, mesh)  # shapes only: finds what does not fit
+  initial = _initial_variables(config, model, dataset, mesh)
+  workdir_lib.claim(workdir, config)
+  correct = accuracy.correct_fn(model, mesh)
+
+  def validate(variables):
+    if not len(dataset.validation.labels):
+      return None
+    return float(accuracy.evaluate(correct, variables, dataset.validation,
+                                   config.evaluation.batch_size, mesh).mean())
+
+  _say(f"{config.method.name} | {config.model.name} | {dataset.name}: "
+       f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
+       f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}")
+  finished = loop.train(config, workdir, dataset, model, method, mesh, validate=validate,
+                        initial_variables=initial)
+  if not finished:
+    _say("Stopped by a signal; everything is saved. The same command continues.")
+    return False
+  _evaluate(config, workdir, dataset, model, mesh)
+  return True
+
+
+def evaluate(workdir, config=None):
+  """Evaluates a trained workdir; with a config, as its `evaluation` section says.
+
+  Raises:
+    UserError: wrong input, or nothing was trained there.
+  """
+  stored = workdir_lib.read_config(workdir)
+  if config is not None:
+    workdir_lib.check_owner(workdir, config)
+  config = config or stored
+  configuration.validate(config)
+  mesh = _mesh(config)
+  dataset = _load(config)
+  _evaluate(config, workdir, dataset, _model(config, dataset), mesh)
+
+
+def _evaluate(config, workdir, dataset, model, mesh):
+  """Evaluates the selected checkpoint, unless results.json has just that already; reports."""
+  start, options = time.monotonic(), config.evaluation
+  variables, step = _selected_variables(config, workdir, model, dataset, mesh)
+  digest = checkpoints.sha256(variables)
+  earlier = report.read_results(workdir)
+  if not (earlier and earlier["parameters_sha256"] == digest
+          and configuration.flatten(earlier["config"]) == configuration.flatten(config)):
+    correct = accuracy.correct_fn(model, mesh)
+    clean = accuracy.evaluate(correct, variables, dataset.test, options.batch_size, mesh)
+    split = robustness.select(dataset.test, options.num_examples)
+    on_split = accuracy.evaluate(correct, variables, split, options.batch_size, mesh)
+    spec = robustness.PgdSpec(norm=options.norm, num_steps=options.num_steps,
+                              step_size=options.step_size, num_restarts=options.num_restarts,
+                              loss=options.loss, seed=options.seed)
+    progress = Progress(int(on_split.sum()) * len(options.epsilons), 0, "images",
+                        f"pgd-{spec.num_steps}", enabled=jax.process_index() == 0)
+    attacks = robustness.pgd_curve(model, variables, split, on_split, spec, options.epsilons,
+                                   options.batch_size, mesh, progress.update)
+    progress.close()
+    records = metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
+    results = {
+        "clean": statistics.proportion(clean.sum(), len(clean)),
+        "attacks": attacks,
+        "parameters_sha256": digest,
+        "config": config.to_dict(),
+        "versions": workdir_lib.versions(),
+        "wall_seconds": time.monotonic() - start,
+        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
+                    "provenance": dataset.provenance},
+        "checkpoint": {"which": options.checkpoint, "step": step,
+                       "weights": "ema" if options.use_ema else "raw"},
+        "training": {"seconds": sum(record.get("seconds", 0) for record in records)},
+    }
+    if jax.process_index() == 0:
+      workdir_lib.write_json(pathlib.Path(workdir) / "results.json", results)
+  if jax.process_index() == 0:
+    print(report.run(workdir), flush=True)
+
+
+def show_report(workdirs):
+  """Prints one table for several runs and draws their curves in one plot, in the first workdir.
+
+  Raises:
+    UserError: a workdir without results.
+  """
+  print(report.compare(workdirs), flush=True)
+
+
+def _options(section):
+  """A config section without its name, as keyword arguments."""
+  return {key: value for key, value in section.to_dict().items() if key != "name"}
+
+
+def _mesh(config):
+  mesh = sharding.make_mesh()
+  sharding.check_batch("config.batch_size", config.batch_size, mesh)
+  sharding.check_batch("config.evaluation.batch_size", config.evaluation.batch_size, mesh)
+  return mesh
+
+
+def _load(config):
+  options = config.dataset
+  return data.load(options.name, data_dir=options.data_dir, cache_dir=options.cache_dir,
+                   train_split=options.train_split, test_split=options.test_split,
+                   validation_fraction=options.validation_fraction)
+
+
+def _model(config, dataset):
+  return models.create(config.model.name, num_classes=dataset.num_classes,
+                       image_shape=dataset.image_shape, **_options(config.model))
+
+
+def _selected_variables(config, workdir, model, dataset, mesh):
+  """The weights that a workdir's own config selects, as {"params", "batch_stats"}, and their step."""
+  shapes = jax.eval_shape(lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, *dataset.image_shape)), train=False))
+  shapes = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+  abstract = shapes | {"ema": shapes if config.ema_decay else {}}
+  abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), abstract)
+  parts, step = checkpoints.load_model(workdir, config.evaluation.checkpoint, abstract)
+  return parts["ema"] if config.evaluation.use_ema else {
+      name: parts[name] for name in ("params", "batch_stats")}, step
+
+
+def _initial_variables(config, model, dataset, mesh):
+  """The weights of `config.init_from`; None if the run starts from random ones."""
+  if not config.init_from:
+    return None
+  source = workdir_lib.read_config(config.init_from)
+  if source.model.name != config.model.name:
+    raise UserError(f"config.init_from {config.init_from} has the model {source.model.name!r}, this "
+                    f"run has {config.model.name!r}; they must be the same")
+  try:
+    return _selected_variables(source, config.init_from, model, dataset, mesh)[0]
+  except UserError as error:
+    raise UserError(f"config.init_from: {error}") from error
+
+
+def _say(text):
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -1,0 +1,217 @@
+"""The training loop: from a config and a data set to trained, checkpointed weights."""
+
+import contextlib
+import signal
+import time
+
+import jax
+import numpy as np
+
+from sprout_jax import sharding
+from sprout_jax.data import order
+from sprout_jax.errors import UserError
+from sprout_jax.progress import Progress
+from sprout_jax.training import checkpoints as checkpoints_lib
+from sprout_jax.training import metrics as metrics_lib
+from sprout_jax.training import optimizers
+from sprout_jax.training import parallel
+from sprout_jax.training import state as state_lib
+from sprout_jax.training import step as step_lib
+
+
+class TrainingDiverged(RuntimeError):
+  """The loss or the gradient is not finite. The message names the step and what is kept."""
+
+
+def steps_per_epoch(config, dataset):
+  """Whole minibatches in the training set.
+
+  Raises:
+    UserError: there is not even one.
+  """
+  count = len(dataset.train.labels) // config.batch_size
+  if not count:
+    raise UserError(f"config.batch_size is {config.batch_size}, more than the {len(dataset.train.labels)} "
+                    "training images; set a smaller --config.batch_size")
+  return count
+
+
+def prepare(config, dataset, model, method, mesh):
+  """Returns the recipe and the abstract state (shapes, types, shardings); compiles nothing."""
+  recipe = state_lib.make_recipe(config, model, method, dataset.num_classes,
+                                 steps_per_epoch(config, dataset))
+  shapes = jax.eval_shape(lambda: state_lib.create(recipe, dataset.image_shape))
+  abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), shapes)
+  return recipe, abstract
+
+
+def train(config, workdir, dataset, model, method, mesh, *, validate, initial_variables=None):
+  """Trains until the config's last epoch, or until SIGTERM or Ctrl-C.
+
+  Continues from the newest undamaged checkpoint of the workdir, if there is one, with the same
+  bits as a run that was never interrupted.
+
+  Args:
+    config: the validated config.
+    workdir: the claimed workdir.
+    dataset: a `data.Dataset`.
+    model: the Flax module.
+    method: the `methods.Method`.
+    mesh: the mesh of devices.
+    validate: variables -> accuracy on the validation split, or None where there is none.
+    initial_variables: {"params", "batch_stats"} to start from; None: random.
+
+  Returns:
+    Whether the run is complete; False after a signal (everything is saved then).
+
+  Raises:
+    TrainingDiverged: a value turned NaN or infinite.
+  """
+  recipe, abstract = prepare(config, dataset, model, method, mesh)
+  per_epoch = steps_per_epoch(config, dataset)
+  last_step = config.num_epochs * per_epoch
+  with contextlib.ExitStack() as stack:
+    checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint.keep)
+    stack.callback(checkpoints.close)
+    state = checkpoints.restore_latest(abstract)
+    if state is None:
+      state = jax.jit(lambda: state_lib.create(recipe, dataset.image_shape),
+                      out_shardings=sharding.replicated(mesh))()
+      if initial_variables is not None:
+        state = state_lib.start_from(state, initial_variables)
+    done = int(state.step)
+    if done >= last_step:
+      return True
+    should_stop = stack.enter_context(signals())
+    log = stack.enter_context(contextlib.closing(
+        Log(config, workdir, done, last_step, per_epoch, recipe)))
+    images, labels = sharding.put((dataset.train.images, dataset.train.labels),
+                                  sharding.replicated(mesh))
+
+    def step_fn(*args, **kwargs):
+      return step_lib.train_step(recipe, *args, **kwargs)
+
+    run_steps = parallel.compile_steps(step_fn, mesh, config.parallelism, config.log_every)
+    while done < last_step:
+      end = next_stop(config, done, per_epoch, last_step)
+      indices = order.batch_indices(config.seed, done, end - done, len(dataset.train.labels),
+                                    config.batch_size)
+      state, history = run_steps(state, images, labels, indices)
+      log.add(history, done, end)  # reads the call before this one
+      done = end
+      stopping = should_stop()
+      if is_epoch_save(config, done, per_epoch, last_step):
+        log.flush()  # nothing is saved after a value that is not finite
+        accuracy = validate(state.variables(config.evaluation.use_ema))
+        if accuracy is not None:
+          log.validation(done, accuracy)
+        checkpoints.save(state, accuracy)
+      elif stopping or is_step_save(config, done):
+        log.flush()
+        checkpoints.save(state, wait=stopping)
+      if stopping and done < last_step:
+        return False
+    return True
+
+
+def is_epoch_save(config, done, per_epoch, last_step):
+  return done == last_step or done % (config.checkpoint.every_epochs * per_epoch) == 0
+
+
+def is_step_save(config, done):
+  return bool(config.checkpoint.every_steps) and done % config.checkpoint.every_steps == 0
+
+
+def next_stop(config, done, per_epoch, last_step):
+  """Where the compiled call that starts after `done` steps ends: at a record or a checkpoint."""
+  periods = (config.log_every, config.checkpoint.every_epochs * per_epoch,
+             config.checkpoint.every_steps or last_step)
+  return min(last_step, *((done // period + 1) * period for period in periods))
+
+
+@contextlib.contextmanager
+def signals():
+  """Yields a function that tells whether SIGTERM or Ctrl-C came; a second Ctrl-C ends at once.
+
+  With several processes, they agree: one that is told to stop stops all at the same step.
+  """
+  received = []
+
+  def handler(signum, frame):
+    received.append(signum)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  def should_stop():
+    if jax.process_count() == 1:
+      return bool(received)
+    from jax.experimental import multihost_utils
+    return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
+
+  previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield should_stop
+  finally:
+    for number, old in previous.items():
+      signal.signal(number, old)
+
+
+class Log:
+  """Reads each call's metrics after the next call was dispatched; shows, writes and checks them."""
+
+  def __init__(self, config, workdir, done, last_step, per_epoch, recipe):
+    self._config, self._per_epoch = config, per_epoch
+    factor = recipe.method.steps_per_batch
+    shape = optimizers.schedule(config.optimizer, per_epoch * factor, config.num_epochs)
+    self._learning_rate = lambda step: float(
+        config.optimizer.learning_rate * shape(step * factor // config.optimizer.accumulate_steps))
+    self._pending, self._read_at = None, time.monotonic()
+    is_first = jax.process_index() == 0
+    self._files = metrics_lib.MetricsLog(workdir, done) if is_first else None
+    self._progress = Progress(last_step, done, "steps", "training", enabled=is_first)
+
+  def add(self, history, start, end):
+    """Takes the metrics of the call of steps start + 1 ... end; reads those of the call before."""
+    self.flush()
+    self._pending = history, start, end
+
+  def flush(self):
+    """Reads what was dispatched.
+
+    Raises:
+      TrainingDiverged: a value is not finite.
+    """
+    if self._pending is None:
+      return
+    (history, start, end), self._pending = self._pending, None
+    history = {name: np.asarray(values)[:end - start] for name, values in history.items()}
+    loss, accuracy, grad_norm = (history.pop(name) for name in ("loss", "accuracy", "grad_norm"))
+    seconds, self._read_at = time.monotonic() - self._read_at, time.monotonic()
+    is_finite = np.isfinite(loss) & np.isfinite(grad_norm)
+    if not is_finite.all():
+      bad = int(np.argmin(is_finite))
+      raise TrainingDiverged(
+          f"loss {loss[bad]} and gradient norm {grad_norm[bad]} at step {start + bad + 1} (of steps "
+          f"{start + 1} to {end}). The last good checkpoint is kept. Try a smaller "
+          "--config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
+          "--workdir, since the config changes)")
+    speed = (end - start) * self._config.batch_size / seconds
+    if self._files:
+      self._files.write(end, "train", {
+          "epoch": end / self._per_epoch, "loss": float(loss.mean()),
+          "accuracy": float(accuracy.mean()), "grad_norm": float(grad_norm.mean()),
+          "learning_rate": self._learning_rate(end - 1), "images_per_second": speed,
+          "seconds": seconds, **{name: values[-1].tolist() for name, values in history.items()}})
+    self._progress.update(end, f"epoch {end / self._per_epoch:.1f}  loss {loss.mean():.4f}  "
+                          f"accuracy {accuracy.mean():.4f}  {speed:,.0f} images/s")
+
+  def validation(self, step, accuracy):
+    """Records the accuracy on the validation split; validation time is not training time."""
+    if self._files:
+      self._files.write(step, "validation", {"epoch": step / self._per_epoch, "accuracy": accuracy})
+    self._read_at = time.monotonic()
+
+  def close(self):
+    self._progress.close()
+    if self._files:
+      self._files.close()

@@ -1,0 +1,109 @@
+"""The training state: everything that one step reads and writes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sprout_jax.errors import UserError
+from sprout_jax.training import optimizers
+
+
+@flax.struct.dataclass
+class TrainState:
+  """A pytree; replicated over all devices.
+
+  Attributes:
+    step: int32 scalar, minibatches done; with the seed it determines all randomness to come.
+    params: the model's parameters.
+    batch_stats: the model's running batch statistics; {} without batch norm.
+    opt_state: state of the model's Optax optimizer.
+    adversary: what the method learns against the model (SPROUT: {"beta": [classes]}); {} if nothing.
+    adversary_opt_state: state of its Optax optimizer.
+    ema: moving averages of "params" and "batch_stats"; {} if config.ema_decay is 0.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  adversary: Any
+  adversary_opt_state: Any
+  ema: Any
+
+  def variables(self, use_ema=False):
+    """What `model.apply` takes; optionally the moving average."""
+    return self.ema if use_ema else {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """The parts of a step that do not change from step to step; all hashable or closed over.
+
+  Attributes:
+    model: the Flax module.
+    method: the `methods.Method`.
+    optimizer, adversary_optimizer: Optax transformations.
+    seed, ema_decay, crop_padding, flip: as in the config.
+    num_classes: number of classes.
+  """
+
+  model: Any
+  method: Any
+  optimizer: Any
+  adversary_optimizer: Any
+  num_classes: int
+  seed: int
+  ema_decay: float
+  crop_padding: int
+  flip: bool
+
+
+def make_recipe(config, model, method, num_classes, steps_per_epoch):
+  """Puts the parts together; the learning-rate schedules need the steps per epoch."""
+  if method.steps_per_batch > 1 and config.optimizer.accumulate_steps > 1:
+    raise UserError(f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, but "
+                    f"the method takes {method.steps_per_batch} steps per minibatch; one of the two "
+                    "must be 1")
+  shape = functools.partial(optimizers.schedule, config.optimizer, num_epochs=config.num_epochs)
+  return Recipe(
+      model=model,
+      method=method,
+      optimizer=optimizers.model_optimizer(
+          config.optimizer, shape(steps_per_epoch * method.steps_per_batch)),
+      adversary_optimizer=optimizers.adversary_optimizer(
+          config.optimizer, method.adversary.optimizer, shape(steps_per_epoch)),
+      num_classes=num_classes, seed=config.seed, ema_decay=config.ema_decay,
+      crop_padding=config.dataset.crop_padding, flip=config.dataset.flip)
+
+
+def create(recipe, image_shape):
+  """Initialises the state from the recipe's seed; to be called under jit.
+
+  Args:
+    recipe: a `Recipe`.
+    image_shape: (height, width, channels).
+  """
+  key_model, key_adversary = jax.random.split(jax.random.fold_in(jax.random.key(recipe.seed), 0))
+  images = jnp.zeros((1, *image_shape))
+  variables = recipe.model.init(key_model, images, train=False)
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
+  adversary = recipe.method.adversary.init(key_adversary, recipe.num_classes)
+  return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=recipe.optimizer.init(params),
+      adversary=adversary,
+      adversary_opt_state=recipe.adversary_optimizer.init(adversary),
+      ema={"params": params, "batch_stats": batch_stats} if recipe.ema_decay else {})
+
+
+def start_from(state, variables):
+  """The state with its weights and batch statistics replaced by those of a trained model."""
+  return state.replace(
+      params=variables["params"], batch_stats=variables["batch_stats"],
+      ema=jax.tree.map(jnp.copy, variables) if state.ema else {})
