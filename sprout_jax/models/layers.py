@@ -1,0 +1,182 @@
+"""Layers that the models share: the classifier around them, convolution, norm, pooling, one block.
+
+Initialisation, everywhere: convolution kernels are normal with variance 2 / (kernel^2 * features),
+He et al. (2015) by fan-out; dense kernels are LeCun normal (Flax's default); norm scales are one;
+every bias is zero. Parameters and batch statistics are float32 whatever the compute dtype.
+"""
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+}
+HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Classifier(nn.Module):
+  """Base of every model: normalisation, then the model's `features`, then one dense layer.
+
+      logits = dense(features((images - mean) / std))
+
+  Normalisation lives in here so that an attack's epsilon keeps its unit, that of the pixels.
+  Normalisation and the dense layer are float32 also when `dtype` is bfloat16: logits rounded to
+  eight bits tie, and ties mislead margins and attacks. (The first convolution still rounds its
+  input to about 1/256 of its size: measure robustness at 1/255 in float32, and on GPU and TPU,
+  where XLA rounds float32 products too, under `jax.default_matmul_precision("highest")`.)
+
+  Attributes:
+    num_classes: number of logits.
+    activation: a key of ACTIVATIONS.
+    dtype: what convolutions, norms and activations compute in.
+    mean, std: per channel, or one number for all of them, in units of the pixels.
+
+  A subclass defines `features(x, train) -> [batch, features]` and states its image sizes: height
+  and width are at least `smallest` and multiples of `multiple`.
+  """
+  num_classes: int
+  activation: str = "relu"
+  dtype: Any = jnp.float32
+  mean: tuple = (0.0,)
+  std: tuple = (1.0,)
+
+  # Facts of a class, not fields: Flax makes a field of whatever is annotated.
+  smallest = 1
+  multiple = 1
+
+  @nn.compact
+  def __call__(self, images, train):
+    """Float images in [0, 1], [batch, height, width, channels] -> float32 logits.
+
+    Args:
+      images: raises TypeError unless they are floating point (bytes: divide by 255 first).
+      train: False uses the running statistics; True the batch's, and updates the running ones:
+        models with batch norm then need `mutable=["batch_stats"]` (drop the update if unwanted).
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+      raise TypeError(f"images are {images.dtype}; models take floats in [0, 1]: divide by 255")
+    mean, std = (jnp.array(s, jnp.float32).reshape(1, 1, 1, -1) for s in (self.mean, self.std))
+    x = self.features((images.astype(jnp.float32) - mean) / std, train)
+    return nn.Dense(self.num_classes, dtype=jnp.float32, name="dense")(x)
+
+  def features(self, x, train):
+    raise NotImplementedError
+
+  def act(self, x):
+    return ACTIVATIONS[self.activation](x)
+
+
+def convolve(images, kernel, strides, padding, patches):
+  """Two-dimensional cross-correlation.
+
+      out[b, i, j, f] = sum_{u, v, c} padded[b, i strides + u, j strides + v, c] kernel[u, v, c, f]
+
+  Args:
+    images: [batch, height, width, channels].
+    kernel: [rows, columns, channels, features].
+    strides: in both directions.
+    padding: zeros on all four sides. Explicit: with stride 2, "SAME" is not what PyTorch does.
+    patches: False is XLA's convolution, True one matmul over patches (rows * columns times the
+      images' memory). Same result up to rounding.
+
+  Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
+  """
+  if not patches:
+    return lax.conv_general_dilated(images, kernel, (strides, strides), [(padding, padding)] * 2,
+                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  rows, columns, channels, features = kernel.shape
+  images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  batch, height, width, _ = images.shape
+  height, width = (height - rows) // strides + 1, (width - columns) // strides + 1
+  shifted = [images[:, u:u + (height - 1) * strides + 1:strides,
+                    v:v + (width - 1) * strides + 1:strides]
+             for u in range(rows) for v in range(columns)]
+  x = shifted[0] if len(shifted) == 1 else jnp.concatenate(shifted, axis=-1)
+  x = x.reshape(batch * height * width, rows * columns * channels)
+  return (x @ kernel.reshape(-1, features)).reshape(batch, height, width, features)
+
+
+class Conv(nn.Module):
+  """Square convolution with explicit padding; see `convolve`.
+
+  On a CPU it is a matmul over patches. XLA's CPU convolution, inside a `while` or `scan`, ran a
+  small CNN's training step about 30 times slower than outside (29 against 817 images/s on two
+  cores), and training and attacks are loops; the matmul reaches 1,980 images/s inside the loop.
+  Elsewhere it is XLA's own. The backend is asked for at trace time.
+  """
+  features: int
+  kernel_size: int
+  strides: int = 1
+  padding: int = 0
+  use_bias: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param("kernel", HE_FAN_OUT, shape, jnp.float32)
+    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding,
+                 patches=jax.default_backend() == "cpu")
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+      x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return x
+
+
+def norm(train, dtype, name):
+  """Batch norm with PyTorch's constants (its momentum 0.1 is 0.9 here), statistics in float32.
+
+  No axis name: the mean is over the global batch under jit, over a device's own under pmap. The
+  running variance is that of the batch, divided by n where PyTorch divides by n - 1.
+  """
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
+                      name=name)
+
+
+def max_pool(x):
+  """2x2 maxima, stride 2. By reshape: the gradient of XLA's pooling is a slow scatter on a CPU.
+
+  [batch, height, width, channels] -> [batch, height / 2, width / 2, channels]; both must be even.
+  """
+  batch, height, width, channels = x.shape
+  return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+def average_pool(x, size):
+  """Averages of equal windows, down to a size x size map; 1 is global average pooling.
+
+  [batch, height, width, channels] -> [batch, size, size, channels]; `size` divides both. Sums in
+  float32, as NumPy-style means of bfloat16 do in JAX.
+  """
+  batch, height, width, channels = x.shape
+  return x.reshape(batch, size, height // size, size, width // size, channels).mean((2, 4))
+
+
+class PreActBlock(nn.Module):
+  """Two 3x3 convolutions, each after norm and activation, He et al. (2016b), figure 4(e).
+
+      a = act(norm1(x));  out = conv2(act(norm2(conv1(a)))) + (x, or shortcut(a))
+
+  The shortcut is a 1x1 convolution of `a` wherever width or resolution changes, the identity
+  elsewhere. [batch, height, width, channels] -> [batch, height / strides, ..., features].
+  """
+  features: int
+  strides: int
+  activation: str
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, train):
+    act, conv = ACTIVATIONS[self.activation], partial(Conv, dtype=self.dtype)
+    a = act(norm(train, self.dtype, "norm1")(x))
+    if self.strides != 1 or x.shape[-1] != self.features:
+      x = conv(self.features, 1, self.strides, name="shortcut")(a)
+    a = conv(self.features, 3, self.strides, 1, name="conv1")(a)
+    return x + conv(self.features, 3, 1, 1, name="conv2")(act(norm(train, self.dtype, "norm2")(a)))

@@ -1,0 +1,24 @@
+"""A small network: minutes on a CPU, and the one of the attacks' reference results."""
+from sprout_jax.models.layers import Classifier, Conv, average_pool
+
+
+class SmallCNN(Classifier):
+  """Three 3x3 convolutions (32, 64, 128; strides 1, 2, 2; padding 1; bias), no batch norm.
+
+  An activation after each; then averages down to a 2x2 map, flattened to 512 features in the order
+  (row, column, channel). PyTorch flattens (channel, row, column), so its dense weight w [classes,
+  512] becomes this kernel by
+
+      w.reshape(classes, 128, 2, 2).transpose(2, 3, 1, 0).reshape(512, classes)
+
+  and its convolution weights [output, input, height, width] by transpose(2, 3, 1, 0).
+  """
+  smallest = 8
+  multiple = 8  # a quarter of it must be even, for the 2x2 map
+
+  def features(self, x, train):
+    del train  # nothing here depends on it
+    for i, (width, strides) in enumerate(((32, 1), (64, 2), (128, 2)), start=1):
+      x = Conv(width, 3, strides, 1, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
+      x = self.act(x)
+    return average_pool(x, 2).reshape(len(x), -1)

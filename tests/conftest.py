@@ -1,0 +1,12 @@
+"""Strict settings: 8 virtual CPU devices; rank promotion raises; warnings are errors (pyproject)."""
+
+import os
+
+FLAG = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402: after the flags that it reads
+
+jax.config.update("jax_numpy_rank_promotion", "raise")

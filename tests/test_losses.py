@@ -1,0 +1,49 @@
+"""losses: against NumPy, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from sprout_jax import losses
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 300.0, -300.0]], np.float32)
+
+
+def test_soft_cross_entropy_and_its_gradient():
+  labels = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]], np.float32)
+  expected = -(labels * scipy.special.log_softmax(LOGITS, axis=-1)).sum(-1)
+  np.testing.assert_allclose(losses.soft_cross_entropy(LOGITS, labels), expected, rtol=1e-6)
+  gradient = jax.grad(lambda z: losses.soft_cross_entropy(z, labels).sum())(jnp.asarray(LOGITS))
+  np.testing.assert_allclose(gradient, scipy.special.softmax(LOGITS, axis=-1) - labels, atol=1e-6)
+
+
+def test_cross_entropy_is_the_soft_one_of_one_hot_labels():
+  labels = jnp.array([2, 0])
+  np.testing.assert_allclose(losses.cross_entropy(LOGITS, labels),
+                             losses.soft_cross_entropy(LOGITS, jax.nn.one_hot(labels, 3)), rtol=1e-6)
+
+
+def test_margin_by_hand():
+  np.testing.assert_allclose(losses.margin(LOGITS, jnp.array([0, 2])), [-1.5, 600.0])
+  gradient = jax.grad(lambda z: losses.margin(z, jnp.array([0, 2])).sum())(jnp.asarray(LOGITS))
+  np.testing.assert_array_equal(gradient, [[-1, 0, 1], [0, 1, -1]])
+
+
+def test_kl_divergence_equals_scipy_and_is_zero_on_the_diagonal():
+  p, q = (scipy.special.softmax(z, axis=-1) for z in (LOGITS[:1], LOGITS[:1, ::-1]))
+  np.testing.assert_allclose(losses.kl_divergence(jnp.asarray(LOGITS[:1, ::-1]), LOGITS[:1]),
+                             scipy.special.rel_entr(p, q).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(losses.kl_divergence(LOGITS, LOGITS), 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: losses.soft_cross_entropy(LOGITS, LOGITS[:1]),
+    lambda: losses.cross_entropy(LOGITS, jnp.array([0.0, 1.0])),
+    lambda: losses.margin(LOGITS[0], jnp.array([0])),
+    lambda: losses.kl_divergence(LOGITS, LOGITS[:, :2]),
+])
+def test_wrong_shapes_and_types_are_errors(call):
+  with pytest.raises(AssertionError):
+    call()
