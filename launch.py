@@ -12,6 +12,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
@@ -44,14 +45,28 @@ def main(argv):
     run.show_report(WORKDIR.value.split(","))
 
 
+def parse_flags(argv):
+  """Parses the command line; a wrong flag or config key is one message, without a traceback."""
+  try:
+    rest = flags.FLAGS(argv)
+    if CONFIG.value is not None:
+      CONFIG.value.to_dict()  # a file that is not there shows here, not before
+    return rest
+  except (UserError, flags.Error, AttributeError, KeyError, OSError, TypeError) as error:
+    message = str(error.args[0] if error.args else error).strip()
+    if "Traceback (most recent call last)" in message:  # of an error inside the config file
+      message = message.splitlines()[-1].removeprefix("sprout_jax.errors.UserError: ")
+    sys.exit(f"error: {message}")
+
+
 def run_reporting_errors(argv):
-  """Runs main; what the user can mend is one message and exit status 2, without a traceback."""
+  """Runs main; what the user can mend is one message and exit status 1, without a traceback."""
   try:
     main(argv)
-  except UserError as error:
+  except (UserError, TrainingDiverged) as error:
     sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
   logging.set_verbosity(logging.WARNING)
-  app.run(run_reporting_errors)
+  app.run(run_reporting_errors, flags_parser=parse_flags)

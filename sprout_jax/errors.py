@@ -1,14 +1,18 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that are meant for the user: one message, no traceback."""
 
 
 class UserError(ValueError):
   """Wrong input. The message says what was wrong, what was expected, and what to type next."""
 
 
+class TrainingDiverged(RuntimeError):
+  """The loss or the gradient is not finite. The message names the step and what is kept."""
+
+
 def check_choice(what, value, choices):
   """Raises UserError, listing the choices, unless `value` is one of them."""
   if value not in choices:
-    raise UserError(f"{what} is {value!r}; choose one of: {', '.join(sorted(choices))}")
+    raise UserError(f"{what} is {value!r}; choose one of: {', '.join(map(str, sorted(choices)))}")
 
 
 def check_range(what, value, low, high, *, unit=""):

@@ -5,6 +5,7 @@ workdir, devices, data, model) is checked; the workdir is claimed; the loop trai
 weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
 """
 
+import os
 import pathlib
 import time
 
@@ -36,9 +37,10 @@ def train(config, workdir):
 
   Raises:
     UserError: wrong input, before anything is compiled or written.
-    loop.TrainingDiverged: the loss turned NaN or infinite.
+    TrainingDiverged: the loss turned NaN or infinite.
   """
   configuration.validate(config)
+  _cache_compilations()
   method = methods.create(config.method.name, _options(config.method))
   workdir_lib.check_owner(workdir, config)
   mesh = _mesh(config)
@@ -78,6 +80,7 @@ def evaluate(workdir, config=None):
     workdir_lib.check_owner(workdir, config)
   config = config or stored
   configuration.validate(config)
+  _cache_compilations()
   mesh = _mesh(config)
   dataset = _load(config)
   _evaluate(config, workdir, dataset, _model(config, dataset), mesh)
@@ -130,6 +133,16 @@ def show_report(workdirs):
     UserError: a workdir without results.
   """
   print(report.compare(workdirs), flush=True)
+
+
+def _cache_compilations():
+  """Keeps compiled programs in the user's cache folder, unless JAX's own settings say otherwise.
+
+  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "sprout_jax" / "xla"))
 
 
 def _options(section):

@@ -10,3 +10,5 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402: after the flags that it reads
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The suite's time is compilation: without LLVM's expensive passes it takes half as long.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -37,10 +37,22 @@ def map_batches(fn, arrays, batch_size, mesh, on_batch=lambda done: None):
   return np.concatenate(results)
 
 
+def predict_fn(model, variables):
+  """Returns images -> logits in evaluation mode, in full float32 precision.
+
+  GPUs and TPUs round the factors of a float32 product by default; an attack that finds its gradient
+  in that noise would flatter the model.
+  """
+  def predict(images):
+    with jax.default_matmul_precision("highest"):
+      return model.apply(variables, images, train=False)
+  return predict
+
+
 def correct_fn(model, mesh):
   """Compiles (variables, images, labels) -> [batch] bool, whether the largest logit is the label's."""
   def correct(variables, images, labels):
-    logits = model.apply(variables, images, train=False)
+    logits = predict_fn(model, variables)(images)
     return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
   return jax.jit(correct, out_shardings=sharding.replicated(mesh))
 

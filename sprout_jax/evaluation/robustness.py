@@ -53,8 +53,7 @@ def pgd_fn(model, spec, mesh):
   The radius is an argument of the compiled program: one compilation serves the whole grid.
   """
   def attack(variables, epsilon, images, labels, indices):
-    def predict(x):
-      return model.apply(variables, x, train=False)
+    predict = accuracy.predict_fn(model, variables)
     adversarial = attacks.pgd(
         jax.random.key(spec.seed), predict, images, labels, epsilon=epsilon,
         step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm, loss=spec.loss,

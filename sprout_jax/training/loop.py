@@ -9,6 +9,7 @@ import numpy as np
 
 from sprout_jax import sharding
 from sprout_jax.data import order
+from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 from sprout_jax.progress import Progress
 from sprout_jax.training import checkpoints as checkpoints_lib
@@ -17,10 +18,6 @@ from sprout_jax.training import optimizers
 from sprout_jax.training import parallel
 from sprout_jax.training import state as state_lib
 from sprout_jax.training import step as step_lib
-
-
-class TrainingDiverged(RuntimeError):
-  """The loss or the gradient is not finite. The message names the step and what is kept."""
 
 
 def steps_per_epoch(config, dataset):

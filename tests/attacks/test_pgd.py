@@ -31,9 +31,11 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
   labels = np.asarray(predict(images)).argmax(-1)
   difference = weights[:, 0] - weights[:, 1]
   distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(difference, dual)
+  attack = jax.jit(lambda epsilon: attacks.pgd(
+      KEY, predict, images, labels, epsilon=epsilon, num_steps=10, step_size=epsilon / 2, norm=norm,
+      loss=loss))
   for epsilon in np.quantile(distance, [0.1, 0.5, 0.9]):
-    adversarial = attacks.pgd(KEY, predict, images, labels, epsilon=epsilon, num_steps=10,
-                              step_size=epsilon / 2, norm=norm, loss=loss)
+    adversarial = attack(epsilon)
     robust = np.asarray(predict(adversarial)).argmax(-1) == labels
     undecided = np.abs(distance - epsilon) < 1e-5
     np.testing.assert_array_equal(robust[~undecided], (distance > epsilon)[~undecided])

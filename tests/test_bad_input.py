@@ -1,0 +1,145 @@
+"""Each wrong input gets one clear error, and the workdir's earlier results stay untouched."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import cifar10
+from configs import default
+from configs import digits
+from sprout_jax import configuration
+from sprout_jax import data
+from sprout_jax import run
+from sprout_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"method.name": "sprut"}, "config.method.name is 'sprut'; choose one of: natural, sprout"),
+    ({"model.name": "vgg17"}, "vgg16"),
+    ({"model.name": "vgg16"}, "small_cnn"),  # digits are too small for it; what does fit is listed
+    ({"model.activation": "relo"}, "gelu, relu, silu, softplus"),
+    ({"model.dtype": "float8"}, "bfloat16, float32"),
+    ({"model.std": (0.0,)}, "std"),
+    ({"method.concentration": "patent"}, "algorithm1, paper, released"),
+    ({"method.alpha": 1.01}, "config.method.alpha is 1.01; it must be a number from 0 to 1"),
+    ({"method.noise_stddev": -0.1}, "noise_stddev"),
+    ({"method.beta.learning_rate": -1.0}, "beta.learning_rate"),
+    ({"parallelism": "gspmd"}, "jit, pmap"),
+    ({"batch_size": 12}, "config.batch_size is 12, which 8 devices don't divide; set e.g. "
+                         "--config.batch_size=8"),
+    ({"batch_size": 4096}, "more than the 1347 training images"),
+    ({"evaluation.batch_size": 30}, "--config.evaluation.batch_size=24"),
+    ({"optimizer.learning_rate": 0.0}, "learning_rate"),
+    ({"optimizer.learning_rate": -0.1}, "learning_rate"),
+    ({"optimizer.learning_rate": float("nan")}, "learning_rate"),
+    ({"optimizer.name": "sdg"}, "adamw, sgd"),
+    ({"optimizer.schedule": "step"}, "constant, cosine, piecewise"),
+    ({"optimizer.schedule": "piecewise"}, "needs boundaries"),
+    ({"optimizer.boundaries": (3.0,)}, "boundaries"),
+    ({"evaluation.epsilons": (0.0, 8.0)}, r"pixels are in \[0, 1\]"),
+    ({"evaluation.epsilons": (0.1, 0.05)}, "ascend"),
+    ({"evaluation.norm": "l1"}, "l2, linf"),
+    ({"evaluation.use_ema": True}, "ema_decay=0.999"),
+    ({"evaluation.step_size": -0.1}, "step_size"),
+    ({"ema_decay": 1.0}, "ema_decay"),
+    ({"num_epochs": 0}, "num_epochs"),
+    ({"dataset.validation_fraction": 1.0}, "validation_fraction"),
+    ({"dataset.name": "cifar11"}, "cifar10"),
+    ({"dataset.train_split": "training"}, "train"),
+    ({"init_from": "/nowhere"}, "/nowhere"),
+])
+def test_wrong_config_is_one_error_and_writes_nothing(tmp_path, changes, message):
+  config = digits.get_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message):
+    run.train(config, tmp_path / "workdir")
+  assert not (tmp_path / "workdir").exists()
+
+
+def test_data_that_is_not_there_names_the_command(tmp_path, monkeypatch):
+  """Without a network; the address of the proxy leads nowhere."""
+  for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+  config = cifar10.get_config("model=small_cnn")
+  config.dataset.data_dir, config.dataset.cache_dir = str(tmp_path / "data"), str(tmp_path / "cache")
+  with pytest.raises(UserError, match="python -m sprout_jax.data.prepare cifar10 --data_dir"):
+    run.train(config, tmp_path / "workdir")
+
+
+def with_test_split(**changes):
+  dataset = data.load("digits")
+  return dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, **changes))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: with_test_split(labels=np.full(300, 10, np.int32)), r"labels range from 10 to 10"),
+    (lambda: with_test_split(images=np.full((300, 8, 8, 1), 16, np.float32)), r"in \[0, 1\]"),
+    (lambda: with_test_split(images=np.zeros((300, 8, 8), np.float32)), "shape"),
+])
+def test_wrong_data_are_an_error(make, message):
+  with pytest.raises(UserError, match=message):
+    data.check(make())
+
+
+@pytest.mark.parametrize("get, message", [
+    (lambda: digits.get_config("metod=sprout"), "metod=sprout.*model.*method.*variant"),
+    (lambda: digits.get_config("method=fast"), "natural, sprout"),
+    (lambda: digits.get_config("variant=patent"), "algorithm1, paper, released"),
+    (lambda: cifar10.get_config("epochs=0"), "at least 1"),
+    (lambda: digits.get_config("sprout"), "NAME=VALUE"),
+])
+def test_wrong_config_arguments(get, message):
+  with pytest.raises(UserError, match=message):
+    get()
+
+
+def test_misspelt_keys_are_errors():
+  config = default.get_config()
+  with pytest.raises(AttributeError, match="Did you mean .learning_rate"):
+    config.optimizer.learningrate = 0.1
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  from sprout_jax import workdir
+  config = digits.get_config()
+  workdir.claim(tmp_path, config)
+  before = (tmp_path / "config.json").read_bytes()
+  config.optimizer.learning_rate = 0.2
+  config.evaluation.num_steps = 50  # free to differ
+  with pytest.raises(UserError, match="optimizer.learning_rate: 0.05 there, 0.2 here") as error:
+    run.train(config, tmp_path)
+  assert "num_steps" not in str(error.value)
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_config_survives_its_file():
+  config = cifar10.get_config()
+  again = configuration.loads(configuration.dumps(config))
+  assert configuration.flatten(again) == configuration.flatten(config)
+  assert configuration.differences(config, again) == []
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--config", "configs/digits.py"], "--workdir is missing"),
+    (["--workdir", "x"], "--config is missing"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"], "method"),
+    (["--config", "configs/digits.py:method=sprut", "--workdir", "x"], "natural, sprout"),
+    (["--config", "configs/digit.py", "--workdir", "x"], "configs/digit.py"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--config.num_epochs=ten"], "num_epochs"),
+    (["--mode", "evaluate", "--workdir", "nothing_here"], "train there first"),
+    (["--mode", "report", "--workdir", "nothing_here"], "nothing_here has no results.json"),
+    (["--mode", "test", "--workdir", "x"], "train|evaluate|report"),
+])
+def test_the_command_line_says_it_without_a_traceback(tmp_path, arguments, message):
+  done = subprocess.run([sys.executable, ROOT / "launch.py", *(
+      str(ROOT / a) if a.startswith("configs/") else a for a in arguments)], cwd=tmp_path,
+                        capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""})
+  assert done.returncode != 0 and message in done.stderr, done.stderr
+  assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()

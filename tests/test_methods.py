@@ -1,0 +1,153 @@
+"""methods: one contract table over every method and variant; sampled against closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from sprout_jax import losses
+from sprout_jax import methods
+from sprout_jax import vicinity
+from sprout_jax.errors import UserError
+
+KEY = jax.random.key(11)
+TABLE = [("natural", "paper"), *(("sprout", variant) for variant in default.SPROUT_VARIANTS)]
+
+
+def options(method, variant="paper", **changes):
+  values = default.get_config(method, variant).method.to_dict()
+  del values["name"]
+  return values | changes
+
+
+def batch(size=6, classes=4):
+  rng = np.random.default_rng(0)
+  return (jnp.asarray(rng.random((size, 2, 2, 1)), jnp.float32),
+          jax.nn.one_hot(rng.integers(classes, size=size), classes))
+
+
+def test_every_method_is_in_the_contract_table():
+  assert {name for name, _ in TABLE} == set(methods.METHODS) == set(default.METHOD_OPTIONS)
+
+
+@pytest.mark.parametrize("name, variant", TABLE)
+def test_contract(name, variant):
+  """Soft labels sum to 1, images keep their shape, deterministic by key, finite gradients."""
+  method = methods.create(name, options(name, variant))
+  images, labels = batch()
+  adversary = method.adversary.init(KEY, 4)
+  vicinities = [method.vicinity, method.adversary.vicinity or method.vicinity]
+  for draw in vicinities:
+    x, y = jax.jit(draw)(KEY, images, labels, adversary)
+    assert x.shape == images.shape and y.shape == labels.shape
+    np.testing.assert_allclose(y.sum(-1), 1, atol=1e-5)
+    again = draw(KEY, images, labels, adversary)
+    np.testing.assert_allclose(again[0], x, atol=1e-6)
+    np.testing.assert_allclose(again[1], y, atol=1e-5)
+
+    def loss(adversary, weights, draw=draw):
+      x, y = draw(KEY, images, labels, adversary)
+      return jnp.mean(method.loss(x.reshape(6, -1) @ weights, y))
+
+    for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(adversary, jnp.eye(4))):
+      assert jnp.isfinite(leaf).all()
+  for leaf in jax.tree.leaves(method.adversary.project(jax.tree.map(lambda a: a - 100, adversary))):
+    assert (leaf > 0).all()
+
+
+@pytest.mark.parametrize("label_draws", [1, 2])
+@pytest.mark.parametrize("concentration", methods.CONCENTRATIONS)
+def test_average_of_sampled_gradients_is_the_closed_form(concentration, label_draws):
+  """Cross-entropy is linear in the label: E grad(sampled) = grad(mean), for theta and for beta."""
+  common = dict(concentration=concentration, label_draws=label_draws, noise_stddev=0.0, mixup_alpha=0)
+  sampled, mean = (methods.create("sprout", options("sprout", draw=draw, **common))
+                   for draw in ("sample", "mean"))
+  images, labels = batch()
+  # beta = 1: concentrations down to alpha = 0.01, where draws are nearly one-hot.
+  beta, weights = jnp.array([1.0, 2.0, 0.5, 1.5]), jnp.asarray(
+      np.random.default_rng(1).normal(size=(4, 4)), jnp.float32)
+
+  def gradient(method, key):
+    def loss(beta, weights):
+      x, y = method.vicinity(key, images, labels, {"beta": beta})
+      return jnp.mean(method.loss(x.reshape(6, -1) @ weights, y))
+    return jnp.concatenate([g.ravel() for g in jax.grad(loss, (0, 1))(beta, weights)])
+
+  draws = np.asarray(jax.jit(jax.vmap(lambda key: gradient(sampled, key)))(
+      jax.random.split(KEY, 20_000)))
+  exact = np.asarray(gradient(mean, KEY))
+  error = draws.std(0) / np.sqrt(len(draws))
+  np.testing.assert_array_less(np.abs(draws.mean(0) - exact), 5 * error + 1e-6)
+  assert (error[:4] < 0.5 * np.abs(exact[:4]).max()).all()  # beta's gradient is resolved
+
+
+def test_two_draws_differ_from_one_but_have_the_same_mean():
+  images, labels = batch()
+  adversary = {"beta": jnp.array([1.0, 2.0, 0.5, 1.5])}
+  one, two = (methods.create("sprout", options("sprout", "released", label_draws=n, mixup_alpha=2.0,
+                                               draw="mean")) for n in (1, 2))
+  np.testing.assert_allclose(one.vicinity(KEY, images, labels, adversary)[1],
+                             two.vicinity(KEY, images, labels, adversary)[1], atol=1e-6)
+  # Of one class only, so that the partner does not matter: at lambda near 1/2, mixing two
+  # independent draws halves the variance.
+  labels = jnp.broadcast_to(labels[:1], labels.shape)
+  keys, spread = jax.random.split(KEY, 500), []
+  for n in (1, 2):
+    method = methods.create("sprout", options("sprout", "released", label_draws=n, mixup_alpha=100.0))
+    draws = jax.jit(jax.vmap(lambda key, m=method: m.vicinity(key, images, labels, adversary)[1]))(keys)
+    spread.append(np.asarray(draws).var(0).mean())
+  assert 0.4 < spread[1] / spread[0] < 0.6
+
+
+def test_sprout_is_its_ingredients():
+  """x~ and y~ by composition of the pure functions, with the mean label."""
+  images, labels = batch()
+  method = methods.create("sprout", options("sprout", draw="mean", noise_stddev=0.0, mixup_alpha=0.2))
+  x, y = method.vicinity(KEY, images, labels, {"beta": jnp.full(4, 2.0)})
+  # x is linear in the unknown weight: recover it, then predict y.
+  weight, partners = vicinity.mixup_pairs(jax.random.split(KEY, 4)[1], 6, 0.2)
+  np.testing.assert_allclose(x, weight * images + (1 - weight) * images[partners], atol=1e-6)
+  mixed = np.asarray(weight * labels + (1 - weight) * labels[partners])
+  np.testing.assert_allclose(y, (0.99 * mixed + 0.02) / 1.07, atol=1e-6)
+
+
+@pytest.mark.parametrize("concentration, expected", [
+    ("paper", [0.99 + 0.02, 0.02]), ("algorithm1", [0.01 + 1.98, 1.98]), ("released", [12.0, 2.0])])
+def test_concentration_weights(concentration, expected):
+  weights = methods.CONCENTRATIONS[concentration](0.01)
+  got = vicinity.dirichlet_concentration(jnp.array([[1.0, 0.0]]), jnp.array([2.0, 2.0]), *weights)
+  np.testing.assert_allclose(got, [expected], rtol=1e-6)
+
+
+def test_limits_are_natural_training():
+  images, labels = batch()
+  natural = methods.create("natural", {})
+  for draw in methods.DRAWS:
+    sprout = methods.create("sprout", options("sprout", draw=draw, noise_stddev=0.0, mixup_alpha=0,
+                                              alpha=0.0))
+    x, y = sprout.vicinity(KEY, images, labels, {"beta": jnp.ones(4)})
+    expected_x, expected_y = natural.vicinity(KEY, images, labels, {})
+    np.testing.assert_array_equal(x, expected_x)
+    np.testing.assert_allclose(y, expected_y, atol=1e-6)
+    np.testing.assert_allclose(sprout.loss(x.reshape(6, -1), y),
+                               losses.soft_cross_entropy(images.reshape(6, -1), labels), atol=1e-5)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(alpha=1.5), "alpha"), (dict(alpha=-0.1), "alpha"), (dict(noise_stddev=-1.0), "noise_stddev"),
+    (dict(noise_stddev=float("nan")), "noise_stddev"), (dict(mixup_alpha=-0.2), "mixup_alpha"),
+    (dict(concentration="papper"), "algorithm1, paper, released"), (dict(draw="median"), "mean, sample"),
+    (dict(label_draws=3), "1, 2"), (dict(beta_batch="dirty"), "clean, same"),
+    (dict(concentration="released", alpha=0.01), "has no alpha"),
+])
+def test_wrong_options_are_errors(changes, message):
+  with pytest.raises(UserError, match=message):
+    methods.create("sprout", options("sprout", **changes))
+
+
+def test_unknown_method_and_foreign_options_are_errors():
+  with pytest.raises(UserError, match="natural, sprout"):
+    methods.create("sprut", {})
+  with pytest.raises(UserError, match="configs/digits.py:method=natural"):
+    methods.create("natural", options("sprout"))
