@@ -16,6 +16,7 @@ from sprout_jax import configuration
 from sprout_jax import data
 from sprout_jax import methods
 from sprout_jax import models
+from sprout_jax import records
 from sprout_jax import report
 from sprout_jax import sharding
 from sprout_jax import workdir as workdir_lib
@@ -26,7 +27,6 @@ from sprout_jax.evaluation import statistics
 from sprout_jax.progress import Progress
 from sprout_jax.training import checkpoints
 from sprout_jax.training import loop
-from sprout_jax.training import metrics
 
 
 def train(config, workdir):
@@ -91,7 +91,7 @@ def _evaluate(config, workdir, dataset, model, mesh):
   start, options = time.monotonic(), config.evaluation
   variables, step = _selected_variables(config, workdir, model, dataset, mesh)
   digest = checkpoints.sha256(variables)
-  earlier = report.read_results(workdir)
+  earlier = records.read_results(workdir)
   if not (earlier and earlier["parameters_sha256"] == digest
           and configuration.flatten(earlier["config"]) == configuration.flatten(config)):
     correct = accuracy.correct_fn(model, mesh)
@@ -106,7 +106,7 @@ def _evaluate(config, workdir, dataset, model, mesh):
     attacks = robustness.pgd_curve(model, variables, split, on_split, spec, options.epsilons,
                                    options.batch_size, mesh, progress.update)
     progress.close()
-    records = metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
+    history = records.read_metrics(workdir)
     results = {
         "clean": statistics.proportion(clean.sum(), len(clean)),
         "attacks": attacks,
@@ -118,7 +118,7 @@ def _evaluate(config, workdir, dataset, model, mesh):
                     "provenance": dataset.provenance},
         "checkpoint": {"which": options.checkpoint, "step": step,
                        "weights": "ema" if options.use_ema else "raw"},
-        "training": {"seconds": sum(record.get("seconds", 0) for record in records)},
+        "training": {"seconds": sum(record.get("seconds", 0) for record in history)},
     }
     if jax.process_index() == 0:
       workdir_lib.write_json(pathlib.Path(workdir) / "results.json", results)

@@ -1,17 +1,11 @@
 """Reports: reads result files only, draws tables and plots."""
 
-import json
 import pathlib
 
 from sprout_jax.errors import UserError
+from sprout_jax.records import read_results
 from sprout_jax.report import plots
 from sprout_jax.report import tables
-
-
-def read_results(workdir):
-  """A workdir's results.json, or None if there is none (yet)."""
-  path = pathlib.Path(workdir) / "results.json"
-  return json.loads(path.read_text()) if path.exists() else None
 
 
 def run(workdir):
@@ -22,7 +16,7 @@ def run(workdir):
   (workdir / "results.txt").write_text(table + "\n")
   (workdir / "plots").mkdir(exist_ok=True)
   written = [plots.robustness({_label(results): results}, workdir / "plots" / "robustness.png"),
-             *plots.training(workdir / "metrics.jsonl", workdir / "plots")]
+             *plots.training(workdir, workdir / "plots")]
   return "\n".join([table, "", *(f"wrote {path}" for path in (
       workdir / "results.json", workdir / "results.txt", *written))])
 

@@ -4,7 +4,7 @@ readers can tell apart."""
 import matplotlib
 import numpy as np
 
-from sprout_jax.training import metrics
+from sprout_jax.records import read_metrics
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -49,17 +49,17 @@ def robustness(results, path):
   return _save(fig, path)
 
 
-def training(metrics_path, folder):
+def training(workdir, folder):
   """Training curves, and one curve per entry of what the method learned (SPROUT: beta).
 
   Args:
-    metrics_path: a metrics.jsonl.
+    workdir: a run's folder, with metrics.jsonl.
     folder: where the PNGs go.
 
   Returns:
     The paths that were written.
   """
-  records = metrics.read(metrics_path)
+  records = read_metrics(workdir)
   train = [record for record in records if record["split"] == "train"]
   validation = [record for record in records if record["split"] == "validation"]
   fig, axes = _figure()

@@ -6,6 +6,8 @@ import pathlib
 
 import tensorboardX
 
+from sprout_jax import records
+
 
 class MetricsLog:
   """Writes records to `workdir`/metrics.jsonl and `workdir`/tensorboard.
@@ -17,7 +19,7 @@ class MetricsLog:
   def __init__(self, workdir, first_step):
     """Opens the files; records of steps > `first_step` are dropped."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    kept = [record for record in read(path) if record["step"] <= first_step]
+    kept = [record for record in records.read_metrics(workdir) if record["step"] <= first_step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(temporary, path)
@@ -37,15 +39,3 @@ class MetricsLog:
   def close(self):
     self._file.close()
     self._events.close()
-
-
-def read(path):
-  """Records of a metrics.jsonl; a last line that was cut by a kill is ignored."""
-  records = []
-  if pathlib.Path(path).exists():
-    for line in pathlib.Path(path).read_text().splitlines():
-      try:
-        records.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-  return records

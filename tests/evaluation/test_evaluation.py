@@ -1,0 +1,116 @@
+"""evaluation: padding and devices do not matter; counts and intervals by hand; PGD's closed form."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sprout_jax import sharding
+from sprout_jax.data import Split
+from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation import robustness
+from sprout_jax.evaluation import statistics
+
+SPEC = robustness.PgdSpec(norm="linf", num_steps=10, step_size=0.02, num_restarts=1,
+                          loss="cross_entropy", seed=0)
+
+
+class Linear(nn.Module):
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Dense(2)((images - 0.5).reshape(len(images), -1))
+
+
+def linear_problem(count=37):
+  rng = np.random.default_rng(0)
+  images = rng.uniform(0.4, 0.6, (count, 3, 3, 1)).astype(np.float32)
+  kernel = rng.normal(size=(9, 2)).astype(np.float32)
+  variables = {"params": {"Dense_0": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}
+  labels = rng.integers(2, size=count).astype(np.int32)
+  scores = (images.reshape(count, 9) - 0.5) @ (kernel[:, 0] - kernel[:, 1])
+  margin = np.where(labels == 0, scores, -scores)
+  return Split(images, labels), variables, margin, np.abs(kernel[:, 0] - kernel[:, 1]).sum()
+
+
+def meshes():
+  return [sharding.make_mesh(jax.devices()[:count]) for count in (1, 8)]
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 64])
+def test_accuracy_with_padding_on_one_and_eight_devices(batch_size):
+  split, variables, margin, _ = linear_problem()
+  for mesh in meshes():
+    correct = accuracy.evaluate(accuracy.correct_fn(Linear(), mesh), variables, split, batch_size, mesh)
+    np.testing.assert_array_equal(correct, margin > 0)
+
+
+def test_bytes_and_floats_are_the_same_images():
+  split, variables, _, _ = linear_problem()
+  levels = np.round(split.images * 255).astype(np.uint8)
+  mesh = meshes()[0]
+  correct = accuracy.correct_fn(Linear(), mesh)
+  np.testing.assert_array_equal(
+      accuracy.evaluate(correct, variables, Split(levels, split.labels), 8, mesh),
+      accuracy.evaluate(correct, variables, Split(levels.astype(np.float32) / 255, split.labels), 8,
+                        mesh))
+
+
+def test_not_finite_logits_are_not_correct():
+  split, variables, _, _ = linear_problem()
+  variables = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+  mesh = meshes()[0]
+  assert not accuracy.evaluate(accuracy.correct_fn(Linear(), mesh), variables, split, 8, mesh).any()
+
+
+def test_robustness_curve_of_a_linear_model_is_the_closed_form():
+  """x is robust iff its margin exceeds epsilon |w|_1; misclassified images are never robust."""
+  split, variables, margin, norm = linear_problem()
+  epsilons = (0.0, 0.01, 0.02, 0.05, 0.2)
+  for mesh in meshes():
+    entries = robustness.pgd_curve(Linear(), variables, split, margin > 0, SPEC, epsilons, 16, mesh)
+    for entry in entries:
+      assert entry["accuracy"] == np.mean(margin > max(entry["epsilon"] * norm, 0))
+      assert entry["count"] == 37 and entry["steps"] == 10 and entry["norm"] == "linf"
+  assert entries[0]["accuracy"] > entries[2]["accuracy"] > entries[4]["accuracy"] == 0
+
+
+def test_a_model_that_is_always_wrong_needs_no_attack():
+  split, variables, margin, _ = linear_problem()
+  entries = robustness.pgd_curve(Linear(), variables, split, np.zeros(37, bool), SPEC, (0.1,), 16,
+                                 meshes()[0])
+  assert entries[0]["accuracy"] == 0
+
+
+def test_an_attack_that_leaves_its_threat_model_is_an_error(monkeypatch):
+  split, variables, margin, _ = linear_problem()
+  monkeypatch.setattr(robustness.attacks, "pgd",
+                      lambda key, predict, images, labels, *, epsilon, **kwargs: images + epsilon + 0.01)
+  with pytest.raises(RuntimeError, match="exceeded its threat model by 0.01"):
+    robustness.pgd_curve(Linear(), variables, split, margin > 0, SPEC, (0.1,), 16, meshes()[0])
+
+
+def test_selection_is_fixed_and_without_repetition():
+  split = Split(np.arange(100, dtype=np.float32).reshape(100, 1, 1, 1), np.arange(100, dtype=np.int32))
+  one, two = robustness.select(split, 30), robustness.select(split, 30)
+  np.testing.assert_array_equal(one.labels, two.labels)
+  assert len(set(one.labels)) == 30 and (one.images.ravel() == one.labels).all()
+  assert robustness.select(split, 0) is split and robustness.select(split, 100) is split
+
+
+def test_wilson_interval_by_its_formula():
+  n, k, z = 300, 291, 1.959963984540054
+  p = k / n
+  center = (p + z * z / (2 * n)) / (1 + z * z / n)
+  half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+  entry = statistics.proportion(k, n)
+  assert entry["accuracy"] == 0.97 and entry["count"] == 300
+  np.testing.assert_allclose(entry["interval"], [center - half, center + half], rtol=1e-9)
+
+
+def test_products_are_in_full_precision():
+  """TF32 and bfloat16 products would make gradients that flatter a model (seen in the program)."""
+  split, variables, _, _ = linear_problem()
+  program = jax.jit(accuracy.predict_fn(Linear(), variables)).lower(
+      jnp.asarray(split.images)).as_text()
+  assert "HIGHEST" in program

@@ -1,0 +1,63 @@
+"""report: from files alone; what the tables say and which plots there are."""
+
+import json
+
+import pytest
+
+from sprout_jax import report
+from sprout_jax.errors import UserError
+
+
+def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True):
+  interval = [accuracy - 0.1, accuracy + 0.1]
+  attack = {"name": "pgd-20", "norm": "linf", "steps": 20, "step_size": 0.007, "restarts": restarts,
+            "loss": "margin", "seed": 3, "count": 1000, "accuracy": accuracy, "interval": interval}
+  folder.mkdir()
+  (folder / "results.json").write_text(json.dumps({
+      "clean": {"accuracy": 0.9, "count": 10000, "interval": [0.89, 0.91]},
+      "attacks": [attack | {"epsilon": 0.0}, attack | {"epsilon": 0.03}],
+      "config": {"method": {"name": method}, "model": {"name": "vgg16"}, "dataset": {"name": "cifar10"}},
+      "dataset": {"name": "cifar10", "provenance": "pixels may differ from the official set"},
+      "checkpoint": {"which": "best", "step": 7, "weights": "ema"},
+      "training": {"seconds": 61.0}, "versions": {"devices": "1 x cpu"}}))
+  beta = {"beta": [0.5, 0.7]} if with_beta else {}
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (
+      {"step": 1, "split": "train", "epoch": 0.5, "loss": 2.0, "accuracy": 0.3, **beta},
+      {"step": 2, "split": "train", "epoch": 1.0, "loss": 1.0, "accuracy": 0.4, **beta},
+      {"step": 2, "split": "validation", "epoch": 1.0, "accuracy": 0.35})))
+  return folder
+
+
+def test_the_table_of_a_run_names_attack_data_and_intervals(tmp_path):
+  text = report.run(write_run(tmp_path / "a"))
+  for part in ("clean", "90.0 % [89.0, 91.0]   10000", "epsilon 0.03", "50.0 % [40.0, 60.0]    1000",
+               "PGD-20 Linf, margin loss, 20 steps of 0.007, 1 random start(s), seed 3",
+               "pixels may differ", "best checkpoint (step 7), ema", "upper bound"):
+    assert part in text, text
+  for name in ("robustness", "training", "beta"):
+    assert (tmp_path / "a" / "plots" / f"{name}.png").stat().st_size > 5000
+
+
+def test_without_beta_there_is_no_plot_of_it(tmp_path):
+  assert "beta.png" not in report.run(write_run(tmp_path / "a", with_beta=False))
+  assert not (tmp_path / "a" / "plots" / "beta.png").exists()
+
+
+def test_comparison_of_runs(tmp_path):
+  one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b", "natural", 0.2)
+  text = report.compare([one, two])
+  rows = [line.split() for line in text.splitlines()]
+  assert ["sprout,", "vgg16,", "cifar10", "(a)", "90.0", "%", "50.0", "%", "50.0", "%"] in rows
+  assert ["natural,", "vgg16,", "cifar10", "(b)", "90.0", "%", "20.0", "%", "20.0", "%"] in rows
+  assert "CAUTION" not in text
+  assert (one / "plots" / "comparison.png").exists()
+
+
+def test_comparison_of_different_attacks_says_so(tmp_path):
+  text = report.compare([write_run(tmp_path / "a"), write_run(tmp_path / "b", restarts=5)])
+  assert "CAUTION: the runs were attacked differently" in text
+
+
+def test_a_run_without_results_is_an_error(tmp_path):
+  with pytest.raises(UserError, match="--mode evaluate"):
+    report.compare([tmp_path])
