@@ -116,8 +116,9 @@ def _evaluate(config, workdir, dataset, model, mesh):
         "wall_seconds": time.monotonic() - start,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
                     "provenance": dataset.provenance},
-        "checkpoint": {"which": options.checkpoint, "step": step,
-                       "weights": "ema" if options.use_ema else "raw"},
+        # Without a validation split there is no best: it is the last.
+        "checkpoint": {"which": options.checkpoint if len(dataset.validation.labels) else "last",
+                       "step": step, "weights": "ema" if options.use_ema else "raw"},
         "training": {"seconds": sum(record.get("seconds", 0) for record in history)},
     }
     if jax.process_index() == 0:

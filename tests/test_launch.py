@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,6 +132,19 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_skipped(environment, uninterr
   assert (workdir / "damaged_checkpoints" / str(steps[-1])).is_dir()
   assert results(workdir)["parameters_sha256"] == results(uninterrupted[0])["parameters_sha256"]
   assert records(workdir) == records(uninterrupted[0])
+
+
+def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, tmp_path):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  processes = [start(environment, tmp_path / "run", f"--coordinator=127.0.0.1:{port}",
+                     "--num_processes=2", f"--process_id={number}") for number in range(2)]
+  (code, out, err), (other_code, other_out, _) = (finish(process) for process in processes)
+  assert code == other_code == 0, err
+  assert "2 device(s)" in out and "clean" in out and "clean" not in other_out
+  for one, two in zip(results(tmp_path / "run")["attacks"], results(uninterrupted[0])["attacks"]):
+    assert abs(one["accuracy"] - two["accuracy"]) <= 2 / 300  # sums in another order
 
 
 def test_diverging_training_stops_and_keeps_the_last_checkpoint(environment, tmp_path):

@@ -70,8 +70,9 @@ def training(workdir, folder):
   right = axes.twinx()
   right.plot([r["epoch"] for r in train], [100 * r["accuracy"] for r in train], color=COLOURS[1],
              alpha=0.5, label="training, on the vicinity")
-  right.plot([r["epoch"] for r in validation], [100 * r["accuracy"] for r in validation], ".-",
-             color=COLOURS[1], label="validation")
+  if validation:
+    right.plot([r["epoch"] for r in validation], [100 * r["accuracy"] for r in validation], ".-",
+               color=COLOURS[1], label="validation")
   right.set_ylabel("accuracy (%)", color=COLOURS[1])
   right.set_ylim(0, 100)
   right.legend(fontsize="small", loc="center right")
