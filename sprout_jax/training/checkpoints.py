@@ -154,6 +154,10 @@ def load_model(workdir, which, abstract_model):
     try:
       return checkpoints.load(step, {"model": abstract_model})["model"], step
     except Exception as error:
+      if step == checkpoints.steps()[-1]:
+        advice = ("run the training command again: it moves the damaged checkpoint away and repeats "
+                  "what is missing")
+      else:
+        advice = "evaluate the last one instead: --config.evaluation.checkpoint=last"
       raise UserError(f"checkpoint {checkpoints.directory / str(step)} is damaged "
-                      f"({str(error)[:200]}); run the training command again: it skips the damaged "
-                      "checkpoint and repeats what is missing") from error
+                      f"({str(error)[:200]}); {advice}") from error

@@ -113,6 +113,15 @@ def test_evaluation_of_a_damaged_or_missing_checkpoint_is_one_error(tmp_path):
     checkpoints_lib.load_model(tmp_path, "best", model)
 
 
+def test_a_damaged_best_checkpoint_is_not_replaced_by_another(tmp_path):
+  saved(tmp_path, [0.9, 0.1])
+  cut(tmp_path / "checkpoints" / "1")
+  model = {name: getattr(abstract(), name) for name in MODEL}
+  with pytest.raises(UserError, match="evaluation.checkpoint=last"):
+    checkpoints_lib.load_model(tmp_path, "best", model)
+  assert checkpoints_lib.load_model(tmp_path, "last", model)[1] == 2
+
+
 def test_digest_sees_every_bit_and_name():
   tree = {"a": jnp.arange(3.0), "b": {"c": jnp.zeros((2, 2))}}
   digests = {checkpoints_lib.sha256(t) for t in (
