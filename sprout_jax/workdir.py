@@ -18,16 +18,17 @@ import platform
 
 import jax
 
+import sprout_jax
 from sprout_jax import configuration
 from sprout_jax.errors import UserError
 
-PACKAGES = ("sprout_jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy",
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy",
             "ml_collections", "tensorflow-datasets")
 
 
 def versions():
   """Versions of the packages, Python, and the device's kind."""
-  found = {"python": platform.python_version()}
+  found = {"sprout_jax": sprout_jax.__version__, "python": platform.python_version()}
   for package in PACKAGES:
     try:
       found[package] = importlib.metadata.version(package)
