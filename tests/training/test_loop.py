@@ -1,0 +1,89 @@
+"""The loop: where calls end, and that cutting a run into calls does not change it."""
+
+import contextlib
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from sprout_jax import data
+from sprout_jax import methods
+from sprout_jax import models
+from sprout_jax import sharding
+from sprout_jax.data import order
+from sprout_jax.errors import TrainingDiverged
+from sprout_jax.errors import UserError
+from sprout_jax.training import checkpoints
+from sprout_jax.training import loop
+from sprout_jax.training import parallel
+from sprout_jax.training import state as state_lib
+from sprout_jax.training import step as step_lib
+
+
+def setting(**overrides):
+  config = digits.get_config("method=natural")
+  config.update_from_flattened_dict({
+      "num_epochs": 2, "batch_size": 256, "log_every": 2, "checkpoint.every_epochs": 1,
+      "optimizer.warmup_epochs": 0.0} | overrides)
+  dataset = data.load("digits")
+  model = models.create("small_cnn", num_classes=10, image_shape=(8, 8, 1))
+  return config, dataset, model, methods.create("natural", {}), sharding.make_mesh(jax.devices()[:1])
+
+
+def test_calls_end_at_records_and_checkpoints():
+  config = setting(log_every=7)[0]
+  config.checkpoint.every_steps = 10
+  ends, done = [], 0
+  while done < 42:
+    done = loop.next_stop(config, done, per_epoch=21, last_step=42)
+    ends.append(done)
+  assert ends == [7, 10, 14, 20, 21, 28, 30, 35, 40, 42]
+  assert loop.next_stop(config, 15, 21, 42) == 20  # a resumed run joins the same cuts
+
+
+def test_the_loop_trains_on_the_order_of_the_whole_run(tmp_path):
+  """Five steps an epoch in calls of two and one = all ten steps in one call."""
+  config, dataset, model, method, mesh = setting()
+  seen = []
+
+  def validate(variables):
+    seen.append(jax.tree.map(np.asarray, variables))
+    return 0.1 * len(seen)
+
+  assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate)
+  recipe, abstract = loop.prepare(config, dataset, model, method, mesh)
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path, 3)) as saved:
+    assert saved.steps() == [5, 10] and saved.best_step() == 10
+    state = saved.restore_latest(abstract)
+  run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", 10)
+  start = jax.jit(functools.partial(state_lib.create, recipe, dataset.image_shape),
+                  out_shardings=sharding.replicated(mesh))()
+  images, labels = sharding.put((dataset.train.images, dataset.train.labels),
+                                sharding.replicated(mesh))
+  whole, _ = run(start, images, labels, order.batch_indices(0, 0, 10, len(labels), 256))
+  chex.assert_trees_all_close(state, whole, atol=1e-6)
+  assert len(seen) == 2
+  chex.assert_trees_all_equal(seen[1]["params"], jax.tree.map(np.asarray, state.params))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+  config, dataset, model, method, mesh = setting(num_epochs=1)
+  for validate in (lambda variables: None, lambda variables: pytest.fail("trained again")):
+    assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate)
+
+
+def test_divergence_names_the_step_and_saves_nothing_after_it(tmp_path):
+  config, dataset, model, method, mesh = setting(**{"optimizer.learning_rate": 1000.0})
+  with pytest.raises(TrainingDiverged, match=r"at step \d+ \(of steps \d to \d"):
+    loop.train(config, tmp_path, dataset, model, method, mesh, validate=lambda variables: None)
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
+    assert saved.steps() == []
+
+
+def test_a_batch_larger_than_the_training_set_is_an_error():
+  config, dataset, *_ = setting(batch_size=2048)
+  with pytest.raises(UserError, match="more than the 1347 training images"):
+    loop.steps_per_epoch(config, dataset)
