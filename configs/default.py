@@ -24,7 +24,9 @@ def get_config(method="sprout", variant="paper"):
   config.batch_size = 64  # examples of one step, over all devices together
   config.parallelism = "jit"  # "jit": over a mesh, batch norm sees the whole batch; "pmap": per device
   config.log_every = 50  # steps between records in metrics.jsonl
-  config.ema_decay = 0.0  # of the moving average of weights and batch statistics, per step; 0 = off
+  # Of the moving average of weights and batch statistics, per step; 0 = off. Where there is one, the
+  # best checkpoint is the one whose average is best on the validation split.
+  config.ema_decay = 0.0
   # A workdir whose selected weights (as chosen by its own evaluation.checkpoint and .use_ema) this
   # run starts from; "" = random.
   config.init_from = ""
@@ -95,7 +97,7 @@ def _sprout(variant):
   method.noise_stddev = 0.1  # of the Gaussian noise, in pixel units
   method.mixup_alpha = 0.2  # parameter of mixup's Beta distribution; 0 = no mixup
   method.concentration = "paper"  # "paper" | "algorithm1" | "released"
-  # Share of beta in the concentration; None = 0.01; "released" has none.
+  # Weight of beta in the concentration ("algorithm1": of the label); None = 0.01; "released" has none.
   method.alpha = config_dict.placeholder(float)
   method.draw = "sample"  # of the labels: "sample" | "mean" (closed form)
   method.label_draws = 1  # 1: one Dirichlet of the mixed label; 2: one per partner, then mixed

@@ -57,13 +57,14 @@ def validate(config):
       ("optimizer.learning_rate", 0, 1000), ("optimizer.momentum", 0, 0.9999),
       ("optimizer.weight_decay", 0, 1), ("optimizer.gradient_clip", 0, inf),
       ("optimizer.decay_factor", 0, 1), ("optimizer.accumulate_steps", 1, inf),
-      ("optimizer.warmup_epochs", 0, config.num_epochs),
       ("checkpoint.every_epochs", 1, inf), ("checkpoint.every_steps", 0, inf),
       ("checkpoint.keep", 1, inf),
       ("evaluation.num_examples", 0, inf), ("evaluation.batch_size", 1, inf),
-      ("evaluation.num_steps", 0, inf), ("evaluation.step_size", 0, inf),
+      ("evaluation.num_steps", 0, inf), ("evaluation.step_size", 1e-6, inf),
       ("evaluation.num_restarts", 1, inf), ("evaluation.seed", 0, 2**32 - 1)):
     check_range(f"config.{key}", _get(config, key), low, high)
+  check_range("config.optimizer.warmup_epochs", config.optimizer.warmup_epochs, 0, config.num_epochs,
+              unit="(config.num_epochs)")
   for key, choices in (
       ("optimizer.name", optimizers.OPTIMIZERS), ("optimizer.schedule", optimizers.SCHEDULES),
       ("evaluation.checkpoint", ("best", "last")), ("evaluation.norm", attacks.NORMS),
@@ -71,6 +72,8 @@ def validate(config):
     check_choice(f"config.{key}", _get(config, key), choices)
   if not config.optimizer.learning_rate:
     raise UserError("config.optimizer.learning_rate is 0; nothing would be learned")
+  if not config.evaluation.epsilons:
+    raise UserError("config.evaluation.epsilons is empty; give radii, e.g. (0.0, 0.03)")
   largest = 1 if config.evaluation.norm == "linf" else inf
   for epsilon in config.evaluation.epsilons:
     check_range("config.evaluation.epsilons: an entry", epsilon, 0, largest,
@@ -115,11 +118,30 @@ def dumps(config):
 
 
 def loads(text):
-  """The config from JSON text."""
-  return ml_collections.ConfigDict(json.loads(text)).lock()
+  """The config from JSON text; its lists are tuples again."""
+  def tuples(value):
+    if isinstance(value, dict):
+      return {key: tuples(entry) for key, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+  return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
 
 
-def nearest(name, choices):
-  """A hint for a misspelt name: " Did you mean ...?" or ""."""
-  matches = difflib.get_close_matches(name, choices, n=1)
-  return f" Did you mean {matches[0]!r}?" if matches else ""
+def unknown_key(config, dotted):
+  """The message for a key that a config does not have: what there is, and the nearest.
+
+  Args:
+    config: the config.
+    dotted: "optimizer.lr".
+
+  Returns:
+    The message, or None if the config has the key.
+  """
+  where = "config"
+  for name in dotted.split("."):
+    choices = sorted(config) if isinstance(config, ml_collections.ConfigDict) else []
+    if name not in choices:
+      nearest = difflib.get_close_matches(name, choices, n=1)
+      hint = f" did you mean {nearest[0]!r}?" if nearest else ""
+      return f"{where} has no key {name!r};{hint} It has: {', '.join(choices) or 'nothing below it'}"
+    config, where = config[name], f"{where}.{name}"
+  return None

@@ -1,6 +1,9 @@
 """The exceptions that are meant for the user: one message, no traceback."""
 
 
+import math
+
+
 class UserError(ValueError):
   """Wrong input. The message says what was wrong, what was expected, and what to type next."""
 
@@ -17,5 +20,7 @@ def check_choice(what, value, choices):
 
 def check_range(what, value, low, high, *, unit=""):
   """Raises UserError unless `value` is a finite number with low <= value <= high."""
-  if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-    raise UserError(f"{what} is {value!r}; it must be a number from {low} to {high}{unit and ' ' + unit}")
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not (is_number and math.isfinite(value) and low <= value <= high):
+    span = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+    raise UserError(f"{what} is {value!r}; it must be a number {span}{unit and ' ' + unit}")

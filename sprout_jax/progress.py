@@ -11,13 +11,13 @@ class Progress:
   """A progress bar on a terminal, plain lines elsewhere (at most one in `seconds_per_line`)."""
 
   def __init__(self, total, initial, unit, description, seconds_per_line=10.0, enabled=True):
-    self._total, self._initial, self._unit, self._description = total, initial, unit, description
+    self._total, self._unit, self._description, self._first = total, unit, description, None
     self._start = self._last_line = time.monotonic()
     self._seconds_per_line, self._enabled = seconds_per_line, enabled
     self._bar = None
     if enabled and sys.stderr.isatty():
-      self._bar = tqdm.tqdm(total=total, initial=initial, unit=unit, desc=description,
-                            dynamic_ncols=True)
+      self._bar = tqdm.tqdm(total=total, initial=initial, unit=unit, desc=description, ncols=100,
+                            bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {remaining}")
 
   def update(self, done, text):
     """Shows that `done` of the total are done, with a text of current values."""
@@ -25,10 +25,13 @@ class Progress:
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(done - self._bar.n)
     now = time.monotonic()
+    if self._first is None:  # compilation is no measure of what is left
+      self._first, self._start = done, now
     is_due = done == self._total or now - self._last_line >= self._seconds_per_line
     if self._enabled and self._bar is None and is_due:
       self._last_line = now
-      left = (now - self._start) / max(1, done - self._initial) * (self._total - done)
+      speed = (done - self._first) / max(now - self._start, 1e-9)
+      left = (self._total - done) / speed if speed else (0 if done == self._total else math.inf)
       print(f"{self._description} {done}/{self._total} {self._unit}  {text}  "
             f"left {format_seconds(left)}", file=sys.stderr, flush=True)
 

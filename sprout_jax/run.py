@@ -40,6 +40,7 @@ def train(config, workdir):
     TrainingDiverged: the loss turned NaN or infinite.
   """
   configuration.validate(config)
+  models.check_name(config.model.name)
   _cache_compilations()
   method = methods.create(config.method.name, _options(config.method))
   workdir_lib.check_owner(workdir, config)
@@ -65,7 +66,7 @@ def train(config, workdir):
   if not finished:
     _say("Stopped by a signal; everything is saved. The same command continues.")
     return False
-  _evaluate(config, workdir, dataset, model, mesh)
+  _evaluate(config, workdir, dataset, model, mesh, reuse=True)
   return True
 
 
@@ -83,16 +84,18 @@ def evaluate(workdir, config=None):
   _cache_compilations()
   mesh = _mesh(config)
   dataset = _load(config)
-  _evaluate(config, workdir, dataset, _model(config, dataset), mesh)
+  _evaluate(config, workdir, dataset, _model(config, dataset), mesh, reuse=False)
 
 
-def _evaluate(config, workdir, dataset, model, mesh):
-  """Evaluates the selected checkpoint, unless results.json has just that already; reports."""
+def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
+  """Evaluates the selected checkpoint and reports; may reuse a results.json of the very same."""
   start, options = time.monotonic(), config.evaluation
   variables, step = _selected_variables(config, workdir, model, dataset, mesh)
   digest = checkpoints.sha256(variables)
-  earlier = records.read_results(workdir)
+  earlier = records.read_results(workdir) if reuse else None
   if not (earlier and earlier["parameters_sha256"] == digest
+          and earlier["versions"] == workdir_lib.versions()
+          and earlier["dataset"]["fingerprint"] == dataset.fingerprint
           and configuration.flatten(earlier["config"]) == configuration.flatten(config)):
     correct = accuracy.correct_fn(model, mesh)
     clean = accuracy.evaluate(correct, variables, dataset.test, options.batch_size, mesh)
@@ -107,6 +110,7 @@ def _evaluate(config, workdir, dataset, model, mesh):
                                    options.batch_size, mesh, progress.update)
     progress.close()
     history = records.read_metrics(workdir)
+    validated = any(record["split"] == "validation" for record in history)
     results = {
         "clean": statistics.proportion(clean.sum(), len(clean)),
         "attacks": attacks,
@@ -116,13 +120,17 @@ def _evaluate(config, workdir, dataset, model, mesh):
         "wall_seconds": time.monotonic() - start,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
                     "provenance": dataset.provenance},
-        # Without a validation split there is no best: it is the last.
-        "checkpoint": {"which": options.checkpoint if len(dataset.validation.labels) else "last",
-                       "step": step, "weights": "ema" if options.use_ema else "raw"},
-        "training": {"seconds": sum(record.get("seconds", 0) for record in history)},
+        "checkpoint": {"which": options.checkpoint if validated else "last", "step": step, "weights": "ema" if options.use_ema else "raw"},
+        "training": {"seconds": sum(record.get("seconds", 0) for record in history),
+                     "steps": max((record["step"] for record in history), default=step),
+                     "planned_steps": config.num_epochs * loop.steps_per_epoch(config, dataset)},
     }
     if jax.process_index() == 0:
-      workdir_lib.write_json(pathlib.Path(workdir) / "results.json", results)
+      path = pathlib.Path(workdir) / "results.json"
+      if path.exists():
+        path.replace(path.with_name("results_previous.json"))
+        _say("the earlier results.json is now results_previous.json")
+      workdir_lib.write_json(path, results)
   if jax.process_index() == 0:
     print(report.run(workdir), flush=True)
 
@@ -184,17 +192,23 @@ def _selected_variables(config, workdir, model, dataset, mesh):
 
 
 def _initial_variables(config, model, dataset, mesh):
-  """The weights of `config.init_from`; None if the run starts from random ones."""
+  """A function that loads the weights of `config.init_from`; None for a random start."""
   if not config.init_from:
     return None
   source = workdir_lib.read_config(config.init_from)
-  if source.model.name != config.model.name:
-    raise UserError(f"config.init_from {config.init_from} has the model {source.model.name!r}, this "
-                    f"run has {config.model.name!r}; they must be the same")
-  try:
-    return _selected_variables(source, config.init_from, model, dataset, mesh)[0]
-  except UserError as error:
-    raise UserError(f"config.init_from: {error}") from error
+  here, there = (configuration.flatten(c.model) for c in (config, source))
+  if here != there:
+    raise UserError(f"config.init_from {config.init_from} has another model: " + "; ".join(
+        f"model.{key} is {there[key]!r} there, {here[key]!r} here"
+        for key in here if here[key] != there[key]))
+
+  def load():
+    try:
+      return _selected_variables(source, config.init_from, model, dataset, mesh)[0]
+    except UserError as error:
+      raise UserError(f"config.init_from {config.init_from} cannot be loaded into this run's model; "
+                      f"do its classes and image size differ? ({error})") from error
+  return load
 
 
 def _say(text):

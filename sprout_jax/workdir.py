@@ -56,7 +56,10 @@ def read_config(workdir):
   if not path.exists():
     raise UserError(f"{workdir} is no workdir of a run (it has no config.json); train there first: "
                     f"python launch.py --config CONFIG --workdir {workdir}")
-  return configuration.loads(path.read_text())
+  try:
+    return configuration.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is damaged ({error}); choose another --workdir") from error
 
 
 def check_owner(workdir, config):
@@ -75,6 +78,9 @@ def claim(workdir, config):
   """Makes the workdir this config's: writes config.json and versions.json (process 0)."""
   if jax.process_index() == 0:
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config.to_dict())
-    write_json(workdir / "versions.json", versions())
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_json(workdir / "config.json", config.to_dict())
+      write_json(workdir / "versions.json", versions())
+    except OSError as error:
+      raise UserError(f"--workdir {workdir} cannot be written ({error}); name another folder") from error

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"method.name": "sprut"}, "config.method.name is 'sprut'; choose one of: natural, sprout"),
+    ({"method.name": "sprut"}, "config.method.name is 'sprut'; choose one of: "),
     ({"model.name": "vgg17"}, "vgg16"),
     ({"model.name": "vgg16"}, "small_cnn"),  # digits are too small for it; what does fit is listed
     ({"model.activation": "relo"}, "gelu, relu, silu, softplus"),
@@ -45,6 +45,8 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"optimizer.boundaries": (3.0,)}, "boundaries"),
     ({"evaluation.epsilons": (0.0, 8.0)}, r"pixels are in \[0, 1\]"),
     ({"evaluation.epsilons": (0.1, 0.05)}, "ascend"),
+    ({"evaluation.epsilons": ()}, "empty"),
+    ({"evaluation.step_size": float("inf")}, "step_size"),
     ({"evaluation.norm": "l1"}, "l2, linf"),
     ({"evaluation.use_ema": True}, "ema_decay=0.999"),
     ({"evaluation.step_size": -0.1}, "step_size"),
@@ -90,7 +92,7 @@ def test_wrong_data_are_an_error(make, message):
 
 @pytest.mark.parametrize("get, message", [
     (lambda: digits.get_config("metod=sprout"), "metod=sprout.*model.*method.*variant"),
-    (lambda: digits.get_config("method=fast"), "natural, sprout"),
+    (lambda: digits.get_config("method=fats"), "method is 'fats'; choose one of: "),
     (lambda: digits.get_config("variant=patent"), "algorithm1, paper, released"),
     (lambda: cifar10.get_config("epochs=0"), "at least 1"),
     (lambda: digits.get_config("sprout"), "NAME=VALUE"),
@@ -119,6 +121,15 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_start_from_another_model_is_an_error(tmp_path):
+  from sprout_jax import workdir
+  workdir.claim(tmp_path / "source", digits.get_config("method=natural"))
+  config = digits.get_config()
+  config.init_from, config.model.activation = str(tmp_path / "source"), "gelu"
+  with pytest.raises(UserError, match="model.activation is 'relu' there, 'gelu' here"):
+    run.train(config, tmp_path / "workdir")
+
+
 def test_config_survives_its_file():
   config = cifar10.get_config()
   again = configuration.loads(configuration.dumps(config))
@@ -129,9 +140,15 @@ def test_config_survives_its_file():
 @pytest.mark.parametrize("arguments, message", [
     (["--config", "configs/digits.py"], "--workdir is missing"),
     (["--workdir", "x"], "--config is missing"),
-    (["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"], "method"),
-    (["--config", "configs/digits.py:method=sprut", "--workdir", "x"], "natural, sprout"),
-    (["--config", "configs/digit.py", "--workdir", "x"], "configs/digit.py"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"],
+     "config has no key 'metod'; did you mean 'method'? It has: batch_size, checkpoint,"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--config.optimizer.lr=1"],
+     "config.optimizer has no key 'lr'; It has: accumulate_steps"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--coordinator=host:1"], "--num_processes"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--num_processes=2"], "--coordinator"),
+    (["--config", "configs/digits.py:method=sprut", "--workdir", "x"], "choose one of: "),
+    (["--config", "configs/digit.py", "--workdir", "x"], "there is no config file"),
+    (["--config", "configs/digits.py", "--workdir", "/proc/x"], "cannot be written"),
     (["--config", "configs/digits.py", "--workdir", "x", "--config.num_epochs=ten"], "num_epochs"),
     (["--mode", "evaluate", "--workdir", "nothing_here"], "train there first"),
     (["--mode", "report", "--workdir", "nothing_here"], "nothing_here has no results.json"),

@@ -32,7 +32,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
   bar.update(10, "loss 0.5")
   bar.close()
   text = terminal.getvalue()
-  assert "training: 100%" in text and "10/10" in text and "loss 0.5" in text and "\r" in text
+  assert "training 10/10 |" in text and "left 00:00" in text and "loss 0.5" in text and "\r" in text
 
 
 def test_other_processes_are_silent(capsys):

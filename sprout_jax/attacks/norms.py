@@ -23,8 +23,11 @@ def _l2(values):
 
 
 def _unit_l2(values):
-  # An all-zero gradient stays zero instead of becoming NaN.
-  return values / jnp.maximum(_l2(values), jnp.finfo(values.dtype).tiny)
+  # Squares of a confident model's gradients underflow: scale them first. An all-zero gradient stays
+  # zero instead of becoming NaN.
+  tiny = jnp.finfo(values.dtype).tiny
+  values = values / jnp.maximum(jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True), tiny)
+  return values / jnp.maximum(_l2(values), tiny)
 
 
 def _linf_start(key, images, epsilon):

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from sprout_jax import losses
 from sprout_jax.attacks import norms
 
-LOSSES = {"cross_entropy": losses.cross_entropy, "margin": losses.margin}
+# The log odds are a monotone function of the cross-entropy: the same steps and the same best
+# iterate, but a gradient that does not vanish on confident models.
+LOSSES = {"cross_entropy": losses.log_odds, "margin": losses.margin}
 
 
 def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="linf",

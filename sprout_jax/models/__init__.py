@@ -85,6 +85,11 @@ def create(name, *, num_classes, image_shape, activation="relu", dtype="float32"
   return model
 
 
+def check_name(name):
+  """Raises UserError, listing the choices, unless `create` knows the name; needs no data."""
+  _factory(name)
+
+
 def _factory(name):
   if not str(name).startswith("wrn"):
     check_choice("model", name, [*MODELS, "wrn_DEPTH_WIDTH"])

@@ -15,7 +15,7 @@ def run(workdir):
   table = tables.run(results)
   (workdir / "results.txt").write_text(table + "\n")
   (workdir / "plots").mkdir(exist_ok=True)
-  written = [plots.robustness({_label(results): results}, workdir / "plots" / "robustness.png"),
+  written = [plots.robustness({tables.label(results): results}, workdir / "plots" / "robustness.png"),
              *plots.training(workdir, workdir / "plots")]
   return "\n".join([table, "", *(f"wrote {path}" for path in (
       workdir / "results.json", workdir / "results.txt", *written))])
@@ -28,18 +28,13 @@ def compare(workdirs):
     UserError: a workdir has no results.json.
   """
   results = {}
-  for workdir in workdirs:
+  for workdir in dict.fromkeys(workdirs):
     found = read_results(workdir)
     if found is None:
       raise UserError(f"{workdir} has no results.json; finish it with: python launch.py --mode "
                       f"evaluate --workdir {workdir}")
-    results[f"{_label(found)} ({pathlib.Path(workdir).name})"] = found
+    results[f"{tables.label(found)} ({workdir})"] = found
   folder = pathlib.Path(workdirs[0]) / "plots"
   folder.mkdir(exist_ok=True)
   path = plots.robustness(results, folder / "comparison.png")
   return f"{tables.comparison(results)}\n\nwrote {path}"
-
-
-def _label(results):
-  config = results["config"]
-  return f"{config['method']['name']}, {config['model']['name']}, {config['dataset']['name']}"

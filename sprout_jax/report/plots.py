@@ -32,6 +32,7 @@ def robustness(results, path):
     path: the PNG to write.
   """
   fig, axes = _figure()
+  names = set()
   for number, (label, found) in enumerate(results.items()):
     attacks = found["attacks"]
     if attacks:
@@ -42,10 +43,12 @@ def robustness(results, path):
                 color=colour, label=label)
       axes.fill_between(epsilon, low, high, color=colour, alpha=0.2, linewidth=0)
       name = {"linf": "Linf", "l2": "L2"}[attacks[0]["norm"]]
-      axes.set_xlabel(f"epsilon ({name}, pixels in [0, 1])")
-      axes.set_ylabel(f"accuracy under {attacks[0]['name'].upper()} (%)")
+      names.add(f"{attacks[0]['name'].upper()} {name}")
+  axes.set_xlabel("epsilon (pixels in [0, 1])")
+  axes.set_ylabel(f"accuracy under {' / '.join(sorted(names)) or 'attack'} (%)")
   axes.set_ylim(0, 100)
-  axes.legend(fontsize="small")
+  if results:
+    axes.legend(fontsize="small")
   return _save(fig, path)
 
 
@@ -61,6 +64,9 @@ def training(workdir, folder):
   """
   records = read_metrics(workdir)
   train = [record for record in records if record["split"] == "train"]
+  # A record of a few steps before a checkpoint is no average to plot.
+  longest = max((record["steps"] for record in train), default=0)
+  train = [record for record in train if 2 * record["steps"] >= longest]
   validation = [record for record in records if record["split"] == "validation"]
   fig, axes = _figure()
   axes.plot([r["epoch"] for r in train], [r["loss"] for r in train], color=COLOURS[0])
@@ -75,19 +81,18 @@ def training(workdir, folder):
                color=COLOURS[1], label="validation")
   right.set_ylabel("accuracy (%)", color=COLOURS[1])
   right.set_ylim(0, 100)
-  right.legend(fontsize="small", loc="center right")
+  fig.legend(fontsize="small", loc="outside upper right", ncols=2)
   written = [_save(fig, folder / "training.png")]
   if train and "beta" in train[-1]:
     fig, axes = _figure()
     beta = np.array([record["beta"] for record in train])
     few = beta.shape[1] <= 20
     for label in range(beta.shape[1]):
-      axes.plot([r["epoch"] for r in train], beta[:, label], linewidth=1,
-                color=matplotlib.colormaps["viridis"](label / max(1, beta.shape[1] - 1)),
-                label=str(label) if few else None)
+      axes.plot([r["epoch"] for r in train], beta[:, label], linewidth=1, label=str(label),
+                color=COLOURS[label % 7], linestyle=("-", "--", ":")[label // 7 % 3])
     axes.set_xlabel("epoch")
     axes.set_ylabel("beta (concentration per class)")
     if few:
-      axes.legend(fontsize="x-small", ncols=2, title="class")
+      fig.legend(fontsize="x-small", title="class", loc="outside right upper")
     written.append(_save(fig, folder / "beta.png"))
   return written

@@ -1,6 +1,14 @@
 """Tables as plain text, from result files."""
 
 
+def label(results):
+  """What was trained: method (with SPROUT's variant), model, data set, seed."""
+  config, method = results["config"], results["config"]["method"]
+  variant = [str(method[key]) for key in ("concentration", "draw") if key in method]
+  return (" ".join([method["name"], *variant]) + f", {config['model']['name']}, "
+          f"{config['dataset']['name']}, seed {config['seed']}")
+
+
 def percent(entry):
   """{"accuracy", "interval"} -> "97.3 % [94.8, 98.6]"."""
   low, high = entry["interval"]
@@ -25,11 +33,15 @@ def run(results):
   rows += [(f"epsilon {entry['epsilon']:g}", percent(entry), str(entry["count"]))
            for entry in attacks]
   lines = [
-      f"{config['method']['name']} | {config['model']['name']} | {results['dataset']['name']}",
+      label(results),
       f"data: {results['dataset']['provenance']}",
       f"weights: {checkpoint['which']} checkpoint (step {checkpoint['step']}), {checkpoint['weights']}; "
-      f"trained in {results['training']['seconds']:.0f} s on {results['versions']['devices']}",
+      f"training took {results['training']['seconds']:.0f} s; evaluated on "
+      f"{results['versions']['devices']}, computing in {config['model']['dtype']}",
   ]
+  training = results["training"]
+  if training["steps"] < training["planned_steps"]:
+    lines.append(f"TRAINING IS INCOMPLETE: step {training['steps']} of {training['planned_steps']}")
   if attacks:
     lines.append(f"attack: {attack_spec(attacks[0])}")
   lines += ["", *_align([("", "accuracy [95 % interval]", "images"), *rows])]
@@ -44,7 +56,9 @@ def comparison(results):
   Args:
     results: {label: content of results.json}.
   """
-  specs = {attack_spec(entry) for found in results.values() for entry in found["attacks"]}
+  specs = {f"{attack_spec(entry)}, {entry['count']} images"
+           for found in results.values() for entry in found["attacks"]}
+  data = {found["dataset"]["fingerprint"] for found in results.values()}
   shared = set.intersection(*({entry["epsilon"] for entry in found["attacks"]}
                               for found in results.values()))
   header = ("run", "clean", *(f"{epsilon:g}" for epsilon in sorted(shared)))
@@ -54,6 +68,8 @@ def comparison(results):
     rows.append((label, percent(found["clean"]).split("[")[0],
                  *(percent(by_epsilon[epsilon]).split("[")[0] for epsilon in sorted(shared))))
   lines = _align(rows)
+  if len(data) > 1:
+    lines += ["", "CAUTION: the runs have different data; the rows do not compare."]
   if len(specs) > 1:
     lines += ["", "CAUTION: the runs were attacked differently; the columns do not compare."]
   lines += ["", *(f"attack: {spec}" for spec in sorted(specs))]

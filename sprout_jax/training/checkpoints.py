@@ -104,21 +104,33 @@ class Checkpoints:
 
     Args:
       abstract_state: a TrainState of jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+      UserError: there are checkpoints, but none can be read. Nothing is moved then.
     """
-    while steps := self.steps():
+    damaged = []
+    for step in reversed(self.steps()):
       try:
-        parts = self.load(steps[-1], split_state(abstract_state))
-        return type(abstract_state)(**parts["model"], **parts["training"])
+        parts = self.load(step, split_state(abstract_state))
       except Exception as error:  # Orbax raises many types; whatever it is, the file is unusable.
-        self._move_away(steps[-1], error)
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        damaged.append((step, reason[0][:200]))
+        continue
+      # Only now is it sure that it was the file, not the disk or the library, that failed.
+      for number, reason in damaged:
+        self._move_away(number, reason)
+      return type(abstract_state)(**parts["model"], **parts["training"])
+    if damaged:
+      raise UserError(f"none of the checkpoints in {self.directory} can be read: " + "; ".join(
+          f"{step} ({reason})" for step, reason in damaged) + ". Mend the cause (a disk? another "
+          "version of a library?), or start again in another --workdir")
     return None
 
-  def _move_away(self, step, error):
+  def _move_away(self, step, reason):
     self.close()
     target = self.directory.parent / "damaged_checkpoints" / str(step)
-    reason = str(error).strip().splitlines() or [type(error).__name__]
     logging.warning("Checkpoint %d is damaged (%s); moved to %s. The one before it is used.",
-                    step, reason[0][:200], target)
+                    step, reason, target)
     if jax.process_index() == 0:
       shutil.rmtree(target, ignore_errors=True)
       target.parent.mkdir(exist_ok=True)
@@ -158,6 +170,8 @@ def load_model(workdir, which, abstract_model):
         advice = ("run the training command again: it moves the damaged checkpoint away and repeats "
                   "what is missing")
       else:
-        advice = "evaluate the last one instead: --config.evaluation.checkpoint=last"
+        advice = (f"evaluate the last one instead: python launch.py --mode evaluate --workdir "
+                  f"{workdir} --config configs/stored.py:{workdir} "
+                  "--config.evaluation.checkpoint=last")
       raise UserError(f"checkpoint {checkpoints.directory / str(step)} is damaged "
                       f"({str(error)[:200]}); {advice}") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import time
 
 import jax
@@ -35,6 +36,7 @@ def steps_per_epoch(config, dataset):
 
 def prepare(config, dataset, model, method, mesh):
   """Returns the recipe and the abstract state (shapes, types, shardings); compiles nothing."""
+  parallel.check(config.parallelism)
   recipe = state_lib.make_recipe(config, model, method, dataset.num_classes,
                                  steps_per_epoch(config, dataset))
   shapes = jax.eval_shape(lambda: state_lib.create(recipe, dataset.image_shape))
@@ -56,8 +58,10 @@ def train(config, workdir, dataset, model, method, mesh, *, validate, initial_va
     model: the Flax module.
     method: the `methods.Method`.
     mesh: the mesh of devices.
-    validate: variables -> accuracy on the validation split, or None where there is none.
-    initial_variables: {"params", "batch_stats"} to start from; None: random.
+    validate: variables -> accuracy on the validation split, or None where there is none. It gets the
+      moving average of the weights where the config has one.
+    initial_variables: function that loads {"params", "batch_stats"} to start from, called only if
+      the workdir has no checkpoint yet; None: random.
 
   Returns:
     Whether the run is complete; False after a signal (everything is saved then).
@@ -76,10 +80,13 @@ def train(config, workdir, dataset, model, method, mesh, *, validate, initial_va
       state = jax.jit(lambda: state_lib.create(recipe, dataset.image_shape),
                       out_shardings=sharding.replicated(mesh))()
       if initial_variables is not None:
-        state = state_lib.start_from(state, initial_variables)
+        state = state_lib.start_from(state, initial_variables())
     done = int(state.step)
     if done >= last_step:
       return True
+    if jax.process_index() == 0:
+      print(f"continuing after step {done} of {last_step}" if done else
+            "compiling the training step", file=sys.stderr, flush=True)
     should_stop = stack.enter_context(signals())
     log = stack.enter_context(contextlib.closing(
         Log(config, workdir, done, last_step, per_epoch, recipe)))
@@ -100,14 +107,14 @@ def train(config, workdir, dataset, model, method, mesh, *, validate, initial_va
       stopping = should_stop()
       if is_epoch_save(config, done, per_epoch, last_step):
         log.flush()  # nothing is saved after a value that is not finite
-        accuracy = validate(state.variables(config.evaluation.use_ema))
+        accuracy = validate(state.variables(use_ema=bool(config.ema_decay)))
         if accuracy is not None:
           log.validation(done, accuracy)
         checkpoints.save(state, accuracy)
       elif stopping or is_step_save(config, done):
         log.flush()
         checkpoints.save(state, wait=stopping)
-      if stopping and done < last_step:
+      if stopping:
         return False
     return True
 
@@ -137,7 +144,7 @@ def signals():
 
   def handler(signum, frame):
     received.append(signum)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
   def should_stop():
     if jax.process_count() == 1:
@@ -185,17 +192,19 @@ class Log:
     loss, accuracy, grad_norm = (history.pop(name) for name in ("loss", "accuracy", "grad_norm"))
     seconds, self._read_at = time.monotonic() - self._read_at, time.monotonic()
     is_finite = np.isfinite(loss) & np.isfinite(grad_norm)
+    for values in history.values():
+      is_finite &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not is_finite.all():
       bad = int(np.argmin(is_finite))
       raise TrainingDiverged(
           f"loss {loss[bad]} and gradient norm {grad_norm[bad]} at step {start + bad + 1} (of steps "
-          f"{start + 1} to {end}). The last good checkpoint is kept. Try a smaller "
+          f"{start + 1} to {end}). The last good checkpoint, if there was one, is kept. Try a smaller "
           "--config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
           "--workdir, since the config changes)")
     speed = (end - start) * self._config.batch_size / seconds
     if self._files:
       self._files.write(end, "train", {
-          "epoch": end / self._per_epoch, "loss": float(loss.mean()),
+          "epoch": end / self._per_epoch, "steps": end - start, "loss": float(loss.mean()),
           "accuracy": float(accuracy.mean()), "grad_norm": float(grad_norm.mean()),
           "learning_rate": self._learning_rate(end - 1), "images_per_second": speed,
           "seconds": seconds, **{name: values[-1].tolist() for name, values in history.items()}})

@@ -3,7 +3,6 @@
 import optax
 
 from sprout_jax.errors import UserError
-from sprout_jax.errors import check_range
 
 # Each maps (config.optimizer, steps per epoch, total steps) to step -> share of the peak rate.
 SCHEDULES = {
@@ -33,8 +32,10 @@ def check_schedule(config, num_epochs):
     raise UserError(f"config.optimizer.schedule is {config.schedule!r} and .boundaries "
                     f"{tuple(config.boundaries)}; 'piecewise' needs boundaries (in epochs), the "
                     "others have none")
-  for boundary in config.boundaries:
-    check_range("config.optimizer.boundaries: an entry", boundary, 0, num_epochs, unit="epochs")
+  boundaries = list(config.boundaries)
+  if boundaries != sorted(set(boundaries)) or any(not 0 < b < num_epochs for b in boundaries):
+    raise UserError(f"config.optimizer.boundaries is {tuple(boundaries)}; they must ascend and lie "
+                    f"between 0 and the last epoch, {num_epochs}")
 
 
 def schedule(config, steps_per_epoch, num_epochs):

@@ -65,10 +65,13 @@ def _jit(run, mesh):
   return jax.jit(run, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
-def _pmap(run, mesh):
-  if jax.process_count() > 1:
+def check(parallelism):
+  """Raises UserError where a parallelism cannot run."""
+  if parallelism == "pmap" and jax.process_count() > 1:
     raise UserError("config.parallelism 'pmap' runs in one process; use --config.parallelism=jit")
 
+
+def _pmap(run, mesh):
   def shard(x):
     size = x.shape[0] // mesh.size
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(sharding.AXIS) * size, size)

@@ -42,6 +42,24 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
     assert 0 < robust.mean() < 1
 
 
+@pytest.mark.parametrize("norm, dual", [("linf", 1), ("l2", 2)])
+def test_confident_models_are_not_flattered(norm, dual):
+  """The closed form holds as well when the logits are multiplied by 400 (margins of 100 and more)."""
+  weights, predict = linear_model()
+  images = interior_images()
+  labels = np.asarray(predict(images)).argmax(-1)
+  difference = weights[:, 0] - weights[:, 1]
+  distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(difference, dual)
+  epsilon = np.quantile(distance, 0.9)
+  scaled = lambda images: 400 * predict(images)
+  assert np.ptp(np.asarray(scaled(images)), axis=-1).max() > 60
+  adversarial = attacks.pgd(KEY, scaled, images, labels, epsilon=epsilon, num_steps=10,
+                            step_size=epsilon / 2, norm=norm)
+  robust = np.asarray(predict(adversarial)).argmax(-1) == labels
+  undecided = np.abs(distance - epsilon) < 1e-5
+  np.testing.assert_array_equal(robust[~undecided], (distance > epsilon)[~undecided])
+
+
 @pytest.mark.parametrize("norm", attacks.NORMS)
 def test_stays_in_the_ball_and_the_box_and_uses_both(norm):
   _, predict = linear_model(classes=5)

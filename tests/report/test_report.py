@@ -8,22 +8,24 @@ from sprout_jax import report
 from sprout_jax.errors import UserError
 
 
-def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True):
+def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True, fingerprint="f",
+              steps=9):
   interval = [accuracy - 0.1, accuracy + 0.1]
   attack = {"name": "pgd-20", "norm": "linf", "steps": 20, "step_size": 0.007, "restarts": restarts,
             "loss": "margin", "seed": 3, "count": 1000, "accuracy": accuracy, "interval": interval}
-  folder.mkdir()
+  folder.mkdir(parents=True)
   (folder / "results.json").write_text(json.dumps({
       "clean": {"accuracy": 0.9, "count": 10000, "interval": [0.89, 0.91]},
       "attacks": [attack | {"epsilon": 0.0}, attack | {"epsilon": 0.03}],
-      "config": {"method": {"name": method}, "model": {"name": "vgg16"}, "dataset": {"name": "cifar10"}},
-      "dataset": {"name": "cifar10", "provenance": "pixels may differ from the official set"},
+      "config": {"seed": 5, "method": {"name": method}, "model": {"name": "vgg16", "dtype": "bfloat16"},
+                 "dataset": {"name": "cifar10"}},
+      "dataset": {"name": "cifar10", "fingerprint": fingerprint, "provenance": "pixels may differ from the official set"},
       "checkpoint": {"which": "best", "step": 7, "weights": "ema"},
-      "training": {"seconds": 61.0}, "versions": {"devices": "1 x cpu"}}))
+      "training": {"seconds": 61.0, "steps": steps, "planned_steps": 9}, "versions": {"devices": "1 x cpu"}}))
   beta = {"beta": [0.5, 0.7]} if with_beta else {}
   (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (
-      {"step": 1, "split": "train", "epoch": 0.5, "loss": 2.0, "accuracy": 0.3, **beta},
-      {"step": 2, "split": "train", "epoch": 1.0, "loss": 1.0, "accuracy": 0.4, **beta},
+      {"step": 1, "split": "train", "steps": 1, "epoch": 0.5, "loss": 2.0, "accuracy": 0.3, **beta},
+      {"step": 2, "split": "train", "steps": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.4, **beta},
       {"step": 2, "split": "validation", "epoch": 1.0, "accuracy": 0.35})))
   return folder
 
@@ -32,7 +34,7 @@ def test_the_table_of_a_run_names_attack_data_and_intervals(tmp_path):
   text = report.run(write_run(tmp_path / "a"))
   for part in ("clean", "90.0 % [89.0, 91.0]   10000", "epsilon 0.03", "50.0 % [40.0, 60.0]    1000",
                "PGD-20 Linf, margin loss, 20 steps of 0.007, 1 random start(s), seed 3",
-               "pixels may differ", "best checkpoint (step 7), ema", "upper bound"):
+               "pixels may differ", "best checkpoint (step 7), ema", "computing in bfloat16", "upper bound"):
     assert part in text, text
   for name in ("robustness", "training", "beta"):
     assert (tmp_path / "a" / "plots" / f"{name}.png").stat().st_size > 5000
@@ -47,8 +49,8 @@ def test_comparison_of_runs(tmp_path):
   one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b", "natural", 0.2)
   text = report.compare([one, two])
   rows = [line.split() for line in text.splitlines()]
-  assert ["sprout,", "vgg16,", "cifar10", "(a)", "90.0", "%", "50.0", "%", "50.0", "%"] in rows
-  assert ["natural,", "vgg16,", "cifar10", "(b)", "90.0", "%", "20.0", "%", "20.0", "%"] in rows
+  assert ["sprout,", "vgg16,", "cifar10,", "seed", "5", f"({one})", "90.0", "%", "50.0", "%", "50.0", "%"] in rows
+  assert ["natural,", "vgg16,", "cifar10,", "seed", "5", f"({two})", "90.0", "%", "20.0", "%", "20.0", "%"] in rows
   assert "CAUTION" not in text
   assert (one / "plots" / "comparison.png").exists()
 
@@ -56,6 +58,23 @@ def test_comparison_of_runs(tmp_path):
 def test_comparison_of_different_attacks_says_so(tmp_path):
   text = report.compare([write_run(tmp_path / "a"), write_run(tmp_path / "b", restarts=5)])
   assert "CAUTION: the runs were attacked differently" in text
+
+
+def test_seeds_in_folders_of_the_same_name_are_all_there(tmp_path):
+  folders = [write_run(tmp_path / seed / "run") for seed in ("0", "1")]
+  text = report.compare(folders)
+  assert all(f"({folder})" in text for folder in folders)
+
+
+def test_comparison_on_different_data_says_so(tmp_path):
+  text = report.compare([write_run(tmp_path / "a"), write_run(tmp_path / "b", fingerprint="g")])
+  assert "CAUTION: the runs have different data" in text
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+  text = report.run(write_run(tmp_path / "a", steps=4))
+  assert "TRAINING IS INCOMPLETE: step 4 of 9" in text
+  assert "INCOMPLETE" not in report.run(write_run(tmp_path / "b"))
 
 
 def test_a_run_without_results_is_an_error(tmp_path):

@@ -103,6 +103,20 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, damage
   assert (tmp_path / "damaged_checkpoints" / "2").is_dir()
 
 
+def test_where_nothing_can_be_read_nothing_is_moved(tmp_path, monkeypatch):
+  saved(tmp_path, [None, None])
+
+  def fail(self, step, abstract):
+    raise OSError("stale file handle")
+
+  monkeypatch.setattr(checkpoints_lib.Checkpoints, "load", fail)
+  with pytest.raises(UserError, match=r"none of the checkpoints .* 2 \(stale file handle\)"):
+    restored(tmp_path)
+  assert not (tmp_path / "damaged_checkpoints").exists()
+  monkeypatch.undo()
+  chex.assert_trees_all_equal(restored(tmp_path)[0], state(2))
+
+
 def test_evaluation_of_a_damaged_or_missing_checkpoint_is_one_error(tmp_path):
   model = {name: getattr(abstract(), name) for name in MODEL}
   with pytest.raises(UserError, match="train there first"):

@@ -82,13 +82,13 @@ def test_accumulation_applies_the_mean_of_k():
 
 def test_the_adversarys_rate_follows_the_schedule():
   optimizer = optimizers.adversary_optimizer(
-      optimizer_config(), dict(learning_rate=2.0, momentum=0.0, weight_decay=0.0),
+      optimizer_config(), dict(learning_rate=2.0, momentum=0.5, weight_decay=0.0),
       lambda count: jnp.where(count < 1, 1.0, 0.1))
-  np.testing.assert_allclose(run(optimizer, [1.0, 1.0], 0.0), [-2, -2.2], rtol=1e-6)
+  np.testing.assert_allclose(run(optimizer, [1.0, 1.0], 0.0), [-2, -2 - 0.2 * 1.5], rtol=1e-6)
 
 
 def test_senseless_boundaries_are_errors():
   with pytest.raises(UserError, match="needs boundaries"):
     optimizers.check_schedule(optimizer_config(schedule="piecewise"), 10)
-  with pytest.raises(UserError, match="from 0 to 10 epochs"):
+  with pytest.raises(UserError, match="between 0 and the last epoch, 10"):
     optimizers.check_schedule(optimizer_config(schedule="piecewise", boundaries=(11.0,)), 10)

@@ -176,6 +176,45 @@ def test_several_steps_per_batch_and_the_clean_batch_of_the_released_variant():
   np.testing.assert_allclose(after.adversary["beta"], 1 + 0.01 * (d_beta - 5e-4), rtol=1e-5)
 
 
+def test_the_schedule_counts_minibatches_whatever_the_steps_per_batch():
+  """released takes three model steps a minibatch; both rates fall with the share of the run."""
+  config = make_config({"optimizer.schedule": "cosine", "num_epochs": 1, "optimizer.momentum": 0.0,
+                        "optimizer.weight_decay": 0.0, "optimizer.learning_rate": 1.0,
+                        "method.beta.momentum": 0.0, "method.beta.weight_decay": 0.0,
+                        "method.beta.learning_rate": 1.0}, variant="released")
+  method = methods.create("sprout", {k: v for k, v in config.method.to_dict().items() if k != "name"})
+  recipe = state_lib.make_recipe(config, Linear(), method, 10, steps_per_epoch=80)
+  for optimizer, calls_per_batch in ((recipe.optimizer, 3), (recipe.adversary_optimizer, 1)):
+    state, rates = optimizer.init(jnp.float32(0)), []
+    for _ in range(80 * calls_per_batch):
+      update, state = optimizer.update(jnp.float32(1), state, jnp.float32(0))
+      rates.append(-float(update))
+    share = np.arange(80 * calls_per_batch) / (80 * calls_per_batch)
+    np.testing.assert_allclose(rates, (1 + np.cos(np.pi * share)) / 2, atol=1e-5)
+
+
+def test_every_step_of_a_minibatch_has_fresh_draws():
+  """With a rate of (almost) zero, the running mean of noisy inputs tells the passes apart."""
+  config = make_config({"method.noise_stddev": 0.5, "method.mixup_alpha": 0.0, "ema_decay": 0.9,
+                        "optimizer.learning_rate": 1e-12}, variant="released")
+  recipe, before, after, _ = run_steps(config, Linear(True), num_steps=1)
+  rows = order.batch_indices(0, 0, 1, 1347, 16)[0]
+  images = data.load("digits").train.images[rows]
+  # The same keys as the step's: step + 1, then augmentation, model steps, adversary.
+  key = jax.random.fold_in(jax.random.key(0), 1)
+  keys = jax.random.split(jax.random.split(key, 3)[1], 3)
+  passes = [np.asarray(recipe.method.vicinity(k, images, jnp.eye(16, 10),
+                                              before.adversary)[0]).reshape(16, 64) for k in keys]
+  passes.append(images.reshape(16, 64))  # beta's pass: the clean batch, and the norm sees it too
+  mean, variance, ema = np.zeros(64), np.ones(64), np.zeros(64)
+  for number, x in enumerate(passes):
+    mean, variance = 0.9 * mean + 0.1 * x.mean(0), 0.9 * variance + 0.1 * x.var(0)
+    ema = 0.9 * ema + 0.1 * mean if number < 3 else ema
+  np.testing.assert_allclose(after.batch_stats["BatchNorm_0"]["mean"], mean, atol=1e-5)
+  np.testing.assert_allclose(after.batch_stats["BatchNorm_0"]["var"], variance, atol=1e-5)
+  np.testing.assert_allclose(after.ema["batch_stats"]["BatchNorm_0"]["mean"], ema, atol=1e-5)
+
+
 def test_the_seed_and_the_step_determine_the_randomness():
   config = make_config({})
   one, two = (run_steps(config, Linear())[2] for _ in range(2))
