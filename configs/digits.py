@@ -3,6 +3,9 @@
     python launch.py --config configs/digits.py --workdir runs/digits
     python launch.py --config configs/digits.py:method=natural --workdir runs/digits_natural
 
+Reached on 2 CPU cores, 3 seeds (benchmarks/results/digits_*), half a minute each: SPROUT 98.2 %
+clean and 77.8 % under PGD-20 at epsilon 0.1; natural 97.9 % and 58.2 %.
+
 Arguments: method (natural | sprout), variant of SPROUT (paper | algorithm1 | released), model.
 """
 
