@@ -2,6 +2,10 @@
 
     python launch.py --config configs/cifar10.py:model=vgg16,method=sprout --workdir DIR
 
+Measured so far (benchmarks/results/cifar10_*; JPEG re-encoded images, not pixel-exact; one seed): the
+small CNN after 15 epochs at rate 0.05, natural 64.4 % clean and 1.5 % under PGD-20 at epsilon 0.03,
+SPROUT 55.4 % and 5.3 %. The 200-epoch runs of the paper: not measured.
+
 Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method (natural | sprout),
 variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps its proportions).
 
