@@ -48,7 +48,7 @@ def train(config, workdir):
   dataset = _load(config)
   model = _model(config, dataset)
   loop.prepare(config, dataset, model, method, mesh)  # shapes only: finds what does not fit
-  initial = _initial_variables(config, model, dataset, mesh)
+  initial = _initial_variables(config, workdir, model, dataset, mesh)
   workdir_lib.claim(workdir, config)
   correct = accuracy.correct_fn(model, mesh)
 
@@ -191,9 +191,12 @@ def _selected_variables(config, workdir, model, dataset, mesh):
       name: parts[name] for name in ("params", "batch_stats")}, step
 
 
-def _initial_variables(config, model, dataset, mesh):
-  """A function that loads the weights of `config.init_from`; None for a random start."""
-  if not config.init_from:
+def _initial_variables(config, workdir, model, dataset, mesh):
+  """A function that loads the weights of `config.init_from`; None for a random start.
+
+  A run that has checkpoints of its own no longer needs the one it started from.
+  """
+  if not config.init_from or any((pathlib.Path(workdir) / "checkpoints").glob("[0-9]*")):
     return None
   source = workdir_lib.read_config(config.init_from)
   here, there = (configuration.flatten(c.model) for c in (config, source))

@@ -168,6 +168,12 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert code == 0, err
   assert abs(results(sprout)["clean"]["accuracy"] - first["clean"]["accuracy"]) < 0.01
 
+  moved = natural.rename(tmp_path / "moved")  # the finished run no longer needs it
+  code, _, err = finish(start(environment, sprout, f"--config.init_from={natural}",
+                              "--config.optimizer.learning_rate=1e-9"))
+  assert code == 0, err
+  moved.rename(natural)
+
   code, _, err = finish(start(environment, natural, "--mode=evaluate", config=None))
   assert code == 0, err
   assert results(natural)["parameters_sha256"] == first["parameters_sha256"]

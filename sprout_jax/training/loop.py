@@ -116,7 +116,7 @@ def train(config, workdir, dataset, model, method, mesh, *, validate, initial_va
         checkpoints.save(state, wait=stopping)
       if stopping:
         return False
-    return True
+    return not should_stop()  # a signal during the last validation counts as well
 
 
 def is_epoch_save(config, done, per_epoch, last_step):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import signal
 
 import chex
 import jax
@@ -73,6 +74,18 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
   config, dataset, model, method, mesh = setting(num_epochs=1)
   for validate in (lambda variables: None, lambda variables: pytest.fail("trained again")):
     assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate)
+
+
+def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path):
+  config, dataset, model, method, mesh = setting(num_epochs=1)
+
+  def validate(variables):
+    signal.raise_signal(signal.SIGTERM)
+
+  assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate) is False
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are put back
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
+    assert saved.steps() == [5]
 
 
 def test_divergence_names_the_step_and_saves_nothing_after_it(tmp_path):
