@@ -196,7 +196,9 @@ def _initial_variables(config, workdir, model, dataset, mesh):
 
   A run that has checkpoints of its own no longer needs the one it started from.
   """
-  if not config.init_from or any((pathlib.Path(workdir) / "checkpoints").glob("[0-9]*")):
+  own = (pathlib.Path(workdir) / "checkpoints").glob("*")
+  is_gone = not pathlib.Path(config.init_from, "config.json").exists()
+  if not config.init_from or (is_gone and any(path.name.isdigit() for path in own)):
     return None
   source = workdir_lib.read_config(config.init_from)
   here, there = (configuration.flatten(c.model) for c in (config, source))
