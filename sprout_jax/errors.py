@@ -1,6 +1,5 @@
 """The exceptions that are meant for the user: one message, no traceback."""
 
-
 import math
 
 

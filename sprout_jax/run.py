@@ -100,7 +100,8 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
     correct = accuracy.correct_fn(model, mesh)
     clean = accuracy.evaluate(correct, variables, dataset.test, options.batch_size, mesh)
     split = robustness.select(dataset.test, options.num_examples)
-    on_split = accuracy.evaluate(correct, variables, split, options.batch_size, mesh)
+    on_split = clean if split is dataset.test else accuracy.evaluate(
+        correct, variables, split, options.batch_size, mesh)
     spec = robustness.PgdSpec(norm=options.norm, num_steps=options.num_steps,
                               step_size=options.step_size, num_restarts=options.num_restarts,
                               loss=options.loss, seed=options.seed)
@@ -120,7 +121,8 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
         "wall_seconds": time.monotonic() - start,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
                     "provenance": dataset.provenance},
-        "checkpoint": {"which": options.checkpoint if validated else "last", "step": step, "weights": "ema" if options.use_ema else "raw"},
+        "checkpoint": {"which": options.checkpoint if validated else "last", "step": step,
+                       "weights": "ema" if options.use_ema else "raw"},
         "training": {"seconds": sum(record.get("seconds", 0) for record in history),
                      "steps": max((record["step"] for record in history), default=step),
                      "planned_steps": config.num_epochs * loop.steps_per_epoch(config, dataset)},

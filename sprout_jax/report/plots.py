@@ -5,6 +5,7 @@ import matplotlib
 import numpy as np
 
 from sprout_jax.records import read_metrics
+from sprout_jax.report.tables import NORMS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -42,12 +43,11 @@ def robustness(results, path):
       axes.plot(epsilon, [100 * entry["accuracy"] for entry in attacks], "o-", markersize=3,
                 color=colour, label=label)
       axes.fill_between(epsilon, low, high, color=colour, alpha=0.2, linewidth=0)
-      name = {"linf": "Linf", "l2": "L2"}[attacks[0]["norm"]]
-      names.add(f"{attacks[0]['name'].upper()} {name}")
+      names.add(f"{attacks[0]['name'].upper()} {NORMS[attacks[0]['norm']]}")
   axes.set_xlabel("epsilon (pixels in [0, 1])")
   axes.set_ylabel(f"accuracy under {' / '.join(sorted(names)) or 'attack'} (%)")
   axes.set_ylim(0, 100)
-  if results:
+  if names:
     axes.legend(fontsize="small")
   return _save(fig, path)
 

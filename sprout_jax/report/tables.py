@@ -1,6 +1,9 @@
 """Tables as plain text, from result files."""
 
 
+NORMS = {"linf": "Linf", "l2": "L2"}  # as they are written for a reader
+
+
 def label(results):
   """What was trained: method (with SPROUT's variant), model, data set, seed."""
   config, method = results["config"], results["config"]["method"]
@@ -17,12 +20,8 @@ def percent(entry):
 
 def attack_spec(entry):
   """Everything that defines an attack but its radius."""
-  return (f"{entry['name'].upper()} {_norm(entry)}, {entry['loss']} loss, {entry['steps']} steps of "
+  return (f"{entry['name'].upper()} {NORMS[entry['norm']]}, {entry['loss']} loss, {entry['steps']} steps of "
           f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}")
-
-
-def _norm(entry):
-  return {"linf": "Linf", "l2": "L2"}[entry["norm"]]
 
 
 def run(results):
