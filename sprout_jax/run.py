@@ -5,7 +5,6 @@ workdir, devices, data, model) is checked; the workdir is claimed; the loop trai
 weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
 """
 
-import os
 import pathlib
 import time
 
@@ -20,6 +19,7 @@ from sprout_jax import records
 from sprout_jax import report
 from sprout_jax import sharding
 from sprout_jax import workdir as workdir_lib
+from sprout_jax.data import array_cache
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import accuracy
 from sprout_jax.evaluation import robustness
@@ -152,8 +152,7 @@ def _cache_compilations():
   JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "sprout_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(array_cache.directory() / "xla"))
 
 
 def _options(section):
