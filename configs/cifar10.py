@@ -6,8 +6,9 @@ Measured so far (benchmarks/results/cifar10_*; JPEG re-encoded images, not pixel
 small CNN after 15 epochs at rate 0.05, natural 64.4 % clean and 1.5 % under PGD-20 at epsilon 0.03,
 SPROUT 55.4 % and 5.3 %. The 200-epoch runs of the paper: not measured.
 
-Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method (natural | sprout),
-variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps its proportions).
+Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method and penalty (rows of
+configs/methods.py), variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps its
+proportions).
 
 As in SPROUT's released code: SGD with rate 0.01, momentum 0.9 and weight decay 5e-4, batches of
 128, 80 + 60 + 40 + 20 epochs with the rate divided by 10 between them, random crop (padding 4) and
@@ -22,8 +23,8 @@ from sprout_jax.configuration import positive_integer
 
 def get_config(arguments=""):
   arguments = parse_arguments(arguments, model="vgg16", method="sprout", variant="paper",
-                              epochs="200")
-  config = default.get_config(arguments["method"], arguments["variant"])
+                              penalty="none", epochs="200")
+  config = default.get_config(arguments["method"], arguments["variant"], arguments["penalty"])
   config.model.name = arguments["model"]
   config.num_epochs = positive_integer("epochs", arguments["epochs"])
   config.batch_size = 128

@@ -6,17 +6,17 @@
 
 A config holds values only. The keys are locked: a misspelt one raises and names the nearest.
 Change a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean.
-Values are checked, before anything is compiled, in `sprout_jax.configuration`.
+Values are checked, before anything is compiled, in `sprout_jax.configuration`. The keys of the
+methods and penalties, with their meaning, are in `configs/methods.py`.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
-from sprout_jax.errors import check_choice
+from configs import methods
 
 
-def get_config(method="sprout", variant="paper"):
-  """The default values; `method` and `variant` select the keys below `config.method`."""
+def get_config(method="sprout", variant="paper", penalty="none"):
+  """The default values; the arguments select the keys below `config.method` and `config.penalty`."""
   config = ml_collections.ConfigDict()
 
   config.seed = 0  # of initialisation, order of the examples and every random draw
@@ -27,6 +27,9 @@ def get_config(method="sprout", variant="paper"):
   # Of the moving average of weights and batch statistics, per step; 0 = off. Where there is one, the
   # best checkpoint is the one whose average is best on the validation split.
   config.ema_decay = 0.0
+  # Adversarial weight perturbation: relative size of the weights' perturbation against the loss whose
+  # gradient is then taken (Wu et al. 2020: 5e-3); costs one more gradient; 0 = off.
+  config.awp_gamma = 0.0
   # A workdir whose selected weights (as chosen by its own evaluation.checkpoint and .use_ema) this
   # run starts from; "" = random.
   config.init_from = ""
@@ -66,6 +69,12 @@ def get_config(method="sprout", variant="paper"):
   config.checkpoint.every_steps = 0  # save (without validation) also within an epoch; 0 = never
   config.checkpoint.keep = 3  # the last few; the best on the validation split is kept as well
 
+  # What selects the best checkpoint: accuracy on the validation split under PGD (one uniform start).
+  config.validation = ml_collections.ConfigDict()
+  config.validation.epsilon = 0.0  # radius in Linf, pixel units; 0 = clean accuracy
+  config.validation.step_size = 2 / 255  # in pixel units
+  config.validation.num_steps = 10
+
   config.evaluation = ml_collections.ConfigDict()
   config.evaluation.checkpoint = "best"  # "best" on the validation split (without one: last) | "last"
   config.evaluation.use_ema = False  # evaluate the moving average of the weights
@@ -80,50 +89,6 @@ def get_config(method="sprout", variant="paper"):
   config.evaluation.loss = "cross_entropy"  # "cross_entropy" | "margin"
   config.evaluation.seed = 0  # of the random starts
 
-  check_choice("method", method, METHOD_OPTIONS)
-  config.method = METHOD_OPTIONS[method](variant)
-  config.method.name = method
+  config.method = methods.build(methods.METHOD_OPTIONS, "method", method, variant)
+  config.penalty = methods.build(methods.PENALTY_OPTIONS, "penalty", penalty)
   return config.lock()
-
-
-def _natural(variant):
-  check_choice("variant", variant, ("paper",))
-  return ml_collections.ConfigDict()
-
-
-def _sprout(variant):
-  """SPROUT's options; "released" differs from Algorithm 1 as its code does."""
-  method = ml_collections.ConfigDict()
-  method.noise_stddev = 0.1  # of the Gaussian noise, in pixel units
-  method.mixup_alpha = 0.2  # parameter of mixup's Beta distribution; 0 = no mixup
-  method.concentration = "paper"  # "paper" | "algorithm1" | "released"
-  # Weight of beta in the concentration ("algorithm1": of the label); None = 0.01; "released" has none.
-  method.alpha = config_dict.placeholder(float)
-  method.draw = "sample"  # of the labels: "sample" | "mean" (closed form)
-  method.label_draws = 1  # 1: one Dirichlet of the mixed label; 2: one per partner, then mixed
-  method.steps_per_batch = 1  # model updates per minibatch
-  method.beta_batch = "same"  # what beta ascends on: the model's batch ("same") or the "clean" one
-  method.beta = ml_collections.ConfigDict()
-  method.beta.init = "uniform"  # "uniform" on (0, 1) | "ones"
-  method.beta.minimum = 1e-3  # beta is projected on [minimum, infinity) after every update
-  method.beta.learning_rate = 0.01  # peak; follows the model's schedule
-  method.beta.momentum = 0.9
-  method.beta.weight_decay = 0.0
-  check_choice("variant", variant, SPROUT_VARIANTS)
-  method.update(SPROUT_VARIANTS[variant])
-  return method
-
-
-SPROUT_VARIANTS = {
-    "paper": {},
-    "algorithm1": {"concentration": "algorithm1"},
-    "released": {
-        "concentration": "released",
-        "label_draws": 2,
-        "steps_per_batch": 3,
-        "beta_batch": "clean",
-        "beta": {"init": "ones", "weight_decay": 5e-4},
-    },
-}
-
-METHOD_OPTIONS = {"natural": _natural, "sprout": _sprout}

@@ -6,16 +6,22 @@
 Reached on 2 CPU cores, 3 seeds (benchmarks/results/digits_*), half a minute each: SPROUT 98.2 %
 clean and 77.8 % under PGD-20 at epsilon 0.1; natural 97.9 % and 58.2 %.
 
-Arguments: method (natural | sprout), variant of SPROUT (paper | algorithm1 | released), model.
+Arguments: method and penalty (rows of configs/methods.py), variant of SPROUT (paper | algorithm1 |
+released), model. Attacks in training have a radius of 0.1.
 """
 
 from configs import default
+from configs import methods
 from sprout_jax.configuration import parse_arguments
 
 
 def get_config(arguments=""):
-  arguments = parse_arguments(arguments, model="small_cnn", method="sprout", variant="paper")
-  config = default.get_config(arguments["method"], arguments["variant"])
+  arguments = parse_arguments(arguments, model="small_cnn", method="sprout", variant="paper",
+                              penalty="none")
+  config = default.get_config(arguments["method"], arguments["variant"], arguments["penalty"])
+  methods.set_radius(config, 0.1)
+  if "h" in config.penalty:
+    config.penalty.h = 0.8  # the L2 norm of a sign vector of size 0.1 on 8x8 pixels
   config.model.name = arguments["model"]
   config.num_epochs = 60
   config.batch_size = 64

@@ -53,6 +53,8 @@ def validate(config):
   for key, low, high in (
       ("seed", 0, 2**32 - 1), ("num_epochs", 1, inf), ("batch_size", 1, inf), ("log_every", 1, inf),
       ("ema_decay", 0, 0.999999),
+      ("awp_gamma", 0, 1), ("validation.epsilon", 0, 1), ("validation.step_size", 1e-6, inf),
+      ("validation.num_steps", 1, inf),
       ("dataset.validation_fraction", 0, 0.9), ("dataset.crop_padding", 0, 1000),
       ("optimizer.learning_rate", 0, 1000), ("optimizer.momentum", 0, 0.9999),
       ("optimizer.weight_decay", 0, 1), ("optimizer.gradient_clip", 0, inf),
@@ -82,6 +84,9 @@ def validate(config):
     raise UserError(f"config.evaluation.epsilons is {tuple(config.evaluation.epsilons)}; the radii "
                     "must be different and ascend")
   optimizers.check_schedule(config.optimizer, config.num_epochs)
+  if config.validation.epsilon and not config.dataset.validation_fraction:
+    raise UserError("config.validation.epsilon needs images to validate on: set e.g. "
+                    "--config.dataset.validation_fraction=0.1 (it is 0)")
   if config.evaluation.use_ema and not config.ema_decay:
     raise UserError("config.evaluation.use_ema needs an average to use: set e.g. "
                     "--config.ema_decay=0.999 (it is 0 = off)")
@@ -89,6 +94,9 @@ def validate(config):
 
 def _get(config, dotted):
   for name in dotted.split("."):
+    if name not in config:
+      raise UserError(f"config.{dotted} is absent: an earlier version of this program wrote the config; "
+                      "use that version, or train again")
     config = config[name]
   return config
 

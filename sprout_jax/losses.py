@@ -1,4 +1,4 @@
-"""What is minimised or attacked: per-example losses, as pure functions.
+"""What is minimised or attacked: per-example losses and penalties, as pure functions.
 
 `logits` are float [batch, classes]; soft `labels` are float [batch, classes], hard ones int
 [batch]. Every function returns [batch]: the caller takes the mean. Nothing of the package is
@@ -119,3 +119,70 @@ def kl_divergence(logits, target_logits):
   chex.assert_equal_shape([logits, target_logits])
   return optax.losses.kl_divergence_with_log_targets(
       jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(target_logits, axis=-1))
+
+
+# For the norm of a ball, the dual norm of the gradient: by how much a small ball raises the loss.
+DUAL_NORMS = {
+    "linf": lambda gradient: jnp.sum(jnp.abs(gradient), axis=(1, 2, 3)),
+    "l2": lambda gradient: _l2(gradient),
+}
+
+
+def input_gradient_norm(loss, images, norm="linf"):
+  """Dual norm of the input gradient: |grad_x loss(x)|_1 for the norm Linf, |.|_2 for L2.
+
+  Times epsilon it is, to first order, what the worst perturbation of that size adds to the loss.
+  Differentiable with respect to whatever `loss` closes over (double back-propagation; Drucker, Le
+  Cun, "Improving Generalization Performance Using Double Backpropagation", IEEE TNN 1992).
+
+  Args:
+    loss: function images -> [batch], one value per example.
+    images: float array [batch, height, width, channels].
+    norm: a key of `DUAL_NORMS`.
+
+  Returns:
+    Float array [batch], in loss per pixel unit. Where a model mixes its batch (batch norm in
+    training mode), the gradient is that of the sum of the batch's losses.
+
+  Raises:
+    KeyError: unknown norm.
+    AssertionError: images of a wrong rank or dtype.
+  """
+  return DUAL_NORMS[norm](_input_gradient(loss, images))
+
+
+def curvature(loss, images, h, squared=True):
+  """Change of the input gradient along its own sign: |g(x + h z) - g(x)|^2, g = grad_x loss.
+
+  z = sign(g(x)) / |sign(g(x))|_2, through which no gradient flows. On a quadratic with Hessian H
+  this is h^2 |H z|^2. (CURE: Moosavi-Dezfooli et al., "Robustness via Curvature Regularization, and
+  Vice Versa", CVPR 2019.)
+
+  Args:
+    loss: function images -> [batch], one value per example.
+    images: float array [batch, height, width, channels].
+    h: length of the finite difference, an L2 norm in pixel units.
+    squared: whether to square the norm.
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    AssertionError: images of a wrong rank or dtype.
+  """
+  gradient = _input_gradient(loss, images)
+  direction = jnp.sign(jax.lax.stop_gradient(gradient))
+  size = _l2(direction)[:, None, None, None]
+  difference = _input_gradient(loss, images + h * direction / size) - gradient
+  return jnp.sum(difference ** 2, axis=(1, 2, 3)) if squared else _l2(difference)
+
+
+def _l2(values):
+  """L2 norm per example; the gradient is 0, not NaN, where the values are."""
+  return optax.safe_norm(values.reshape(len(values), -1), 1e-30, axis=-1)
+
+
+def _input_gradient(loss, images):
+  chex.assert_rank(images, 4)
+  chex.assert_type(images, float)
+  return jax.grad(lambda x: jnp.sum(loss(x)))(images)

@@ -43,31 +43,46 @@ def train(config, workdir):
   models.check_name(config.model.name)
   _cache_compilations()
   method = methods.create(config.method.name, _options(config.method))
+  penalty = methods.create_penalty(config.penalty.name, _options(config.penalty))
   workdir_lib.check_owner(workdir, config)
   mesh = _mesh(config)
   dataset = _load(config)
   model = _model(config, dataset)
-  loop.prepare(config, dataset, model, method, mesh)  # shapes only: finds what does not fit
+  loop.prepare(config, dataset, model, method, penalty, mesh)  # shapes only: finds what does not fit
   initial = _initial_variables(config, workdir, model, dataset, mesh)
   workdir_lib.claim(workdir, config)
-  correct = accuracy.correct_fn(model, mesh)
-
-  def validate(variables):
-    if not len(dataset.validation.labels):
-      return None
-    return float(accuracy.evaluate(correct, variables, dataset.validation,
-                                   config.evaluation.batch_size, mesh).mean())
-
-  _say(f"{config.method.name} | {config.model.name} | {dataset.name}: "
+  names = [config.method.name] + [config.penalty.name] * (penalty is not None)
+  _say(f"{' + '.join(names)} | {config.model.name} | {dataset.name}: "
        f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
        f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}")
-  finished = loop.train(config, workdir, dataset, model, method, mesh, validate=validate,
+  finished = loop.train(config, workdir, dataset, model, method, penalty, mesh,
+                        validate=_validation(config, dataset.validation, model, mesh),
                         initial_variables=initial)
   if not finished:
     _say("Stopped by a signal; everything is saved. The same command continues.")
     return False
   _evaluate(config, workdir, dataset, model, mesh, reuse=True)
   return True
+
+
+def _validation(config, split, model, mesh):
+  """variables -> accuracy on the validation split as `config.validation` says; None without one."""
+  options, batch_size = config.validation, config.evaluation.batch_size
+  correct = accuracy.correct_fn(model, mesh)
+  spec = robustness.PgdSpec(norm="linf", num_steps=options.num_steps, step_size=options.step_size,
+                            num_restarts=1, loss="cross_entropy", seed=config.seed)
+  attack = robustness.pgd_fn(model, spec, mesh)
+
+  def validate(variables):
+    if not len(split.labels):
+      return None
+    clean = accuracy.evaluate(correct, variables, split, batch_size, mesh)
+    if not options.epsilon:
+      return float(clean.mean())
+    robust, = robustness.pgd_curve(attack, variables, split, clean, spec, [options.epsilon],
+                                   batch_size, mesh)
+    return robust["accuracy"]
+  return validate
 
 
 def evaluate(workdir, config=None):
@@ -107,8 +122,9 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
                               loss=options.loss, seed=options.seed)
     progress = Progress(int(on_split.sum()) * len(options.epsilons), 0, "images",
                         f"pgd-{spec.num_steps}", enabled=jax.process_index() == 0)
-    attacks = robustness.pgd_curve(model, variables, split, on_split, spec, options.epsilons,
-                                   options.batch_size, mesh, progress.update)
+    attacks = robustness.pgd_curve(
+        robustness.pgd_fn(model, spec, mesh), variables, split, on_split, spec, options.epsilons,
+        options.batch_size, mesh, progress.update)
     progress.close()
     history = records.read_metrics(workdir)
     validated = any(record["split"] == "validation" for record in history)

@@ -10,6 +10,7 @@ Linf and L2, `sprout_jax.losses` the fourth. Nothing else of the package is impo
 
 from sprout_jax.attacks.norms import NORMS
 from sprout_jax.attacks.pgd import LOSSES
+from sprout_jax.attacks.pgd import STARTS
 from sprout_jax.attacks.pgd import pgd
 
-__all__ = ["LOSSES", "NORMS", "pgd"]
+__all__ = ["LOSSES", "NORMS", "STARTS", "pgd"]

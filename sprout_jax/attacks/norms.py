@@ -31,18 +31,18 @@ def _unit_l2(values):
 
 
 def _linf_start(key, images, epsilon):
-  return per_example(epsilon, images) * _draw(key, jax.random.uniform, images, minval=-1, maxval=1)
+  return per_example(epsilon, images) * draw(key, jax.random.uniform, images, minval=-1, maxval=1)
 
 
 def _l2_start(key, images, epsilon):
   """Uniform in the ball: a Gaussian direction with radius epsilon * u^(1 / dimension)."""
   key_direction, key_radius = jnp.unstack(jax.vmap(jax.random.split)(key), axis=1)
-  direction = _unit_l2(_draw(key_direction, jax.random.normal, images))
-  radius = _draw(key_radius, jax.random.uniform, images[:, :1, :1, :1])
+  direction = _unit_l2(draw(key_direction, jax.random.normal, images))
+  radius = draw(key_radius, jax.random.uniform, images[:, :1, :1, :1])
   return per_example(epsilon, images) * radius ** (1 / images[0].size) * direction
 
 
-def _draw(keys, sampler, like, **kwargs):
+def draw(keys, sampler, like, **kwargs):
   """One draw per example, each with its own key: independent of the rest of the batch."""
   return jax.vmap(lambda key: sampler(key, like.shape[1:], like.dtype, **kwargs))(keys)
 

@@ -65,7 +65,7 @@ def pgd_fn(model, spec, mesh):
   return jax.jit(attack, out_shardings=sharding.replicated(mesh))
 
 
-def pgd_curve(model, variables, split, clean_correct, spec, epsilons, batch_size, mesh,
+def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_size, mesh,
               on_progress=lambda done, text: None):
   """Accuracy under PGD for every radius of a grid.
 
@@ -73,7 +73,8 @@ def pgd_curve(model, variables, split, clean_correct, spec, epsilons, batch_size
   position in `split` only.
 
   Args:
-    model, variables: the Flax module and its variables.
+    attack: from `pgd_fn`.
+    variables: of its model.
     split: the images, from `select`.
     clean_correct: host array [n] bool, which of them are classified correctly.
     spec: a `PgdSpec`.
@@ -88,7 +89,6 @@ def pgd_curve(model, variables, split, clean_correct, spec, epsilons, batch_size
   Raises:
     RuntimeError: a perturbation left the ball or the box: the numbers would be worth nothing.
   """
-  attack = pgd_fn(model, spec, mesh)
   rows = np.flatnonzero(clean_correct)
   arrays = split.images[rows], split.labels[rows], rows.astype(np.int32)
   entries = []

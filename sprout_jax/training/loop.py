@@ -34,10 +34,10 @@ def steps_per_epoch(config, dataset):
   return count
 
 
-def prepare(config, dataset, model, method, mesh):
+def prepare(config, dataset, model, method, penalty, mesh):
   """Returns the recipe and the abstract state (shapes, types, shardings); compiles nothing."""
   parallel.check(config.parallelism)
-  recipe = state_lib.make_recipe(config, model, method, dataset.num_classes,
+  recipe = state_lib.make_recipe(config, model, method, penalty, dataset.num_classes,
                                  steps_per_epoch(config, dataset))
   shapes = jax.eval_shape(lambda: state_lib.create(recipe, dataset.image_shape))
   abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
@@ -45,7 +45,8 @@ def prepare(config, dataset, model, method, mesh):
   return recipe, abstract
 
 
-def train(config, workdir, dataset, model, method, mesh, *, validate, initial_variables=None):
+def train(config, workdir, dataset, model, method, penalty, mesh, *, validate,
+          initial_variables=None):
   """Trains until the config's last epoch, or until SIGTERM or Ctrl-C.
 
   Continues from the newest undamaged checkpoint of the workdir, if there is one, with the same
@@ -56,10 +57,11 @@ def train(config, workdir, dataset, model, method, mesh, *, validate, initial_va
     workdir: the claimed workdir.
     dataset: a `data.Dataset`.
     model: the Flax module.
-    method: the `methods.Method`.
+    method, penalty: from `methods.create` and `methods.create_penalty`.
     mesh: the mesh of devices.
-    validate: variables -> accuracy on the validation split, or None where there is none. It gets the
-      moving average of the weights where the config has one.
+    validate: variables -> the accuracy on the validation split, clean or under attack, that selects
+      the best checkpoint; None where there is no such split. It gets the moving average of the
+      weights where the config has one.
     initial_variables: function that loads {"params", "batch_stats"} to start from, called only if
       the workdir has no checkpoint yet; None: random.
 
@@ -69,7 +71,7 @@ def train(config, workdir, dataset, model, method, mesh, *, validate, initial_va
   Raises:
     TrainingDiverged: a value turned NaN or infinite.
   """
-  recipe, abstract = prepare(config, dataset, model, method, mesh)
+  recipe, abstract = prepare(config, dataset, model, method, penalty, mesh)
   per_epoch = steps_per_epoch(config, dataset)
   last_step = config.num_epochs * per_epoch
   with contextlib.ExitStack() as stack:

@@ -69,14 +69,9 @@ def model_optimizer(config, shape):
   return _accumulate(optax.chain(*chain), config)
 
 
-def adversary_optimizer(config, options, shape):
-  """The optimizer of what a method learns against the model; it is fed *negated* gradients.
-
-  `options` has learning_rate, momentum and weight_decay; `shape` and accumulation are the model's.
-  """
-  sgd = _sgd(lambda count: options["learning_rate"] * shape(count), options["momentum"], False,
-             options["weight_decay"])
-  return _accumulate(sgd, config)
+def adversary_optimizer(config, factory, shape):
+  """The optimizer of what a method learns against the model; accumulation is the model's."""
+  return _accumulate(factory(shape), config)
 
 
 def _accumulate(optimizer, config):

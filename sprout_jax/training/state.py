@@ -46,38 +46,44 @@ class Recipe:
   Attributes:
     model: the Flax module.
     method: the `methods.Method`.
+    penalty: None, or (network, x, y) -> [batch], added to the method's loss.
     optimizer, adversary_optimizer: Optax transformations.
-    seed, ema_decay, crop_padding, flip: as in the config.
     num_classes: number of classes.
+    batch_size, seed, ema_decay, awp_gamma, crop_padding, flip: as in the config.
   """
 
   model: Any
   method: Any
+  penalty: Any
   optimizer: Any
   adversary_optimizer: Any
   num_classes: int
+  batch_size: int
   seed: int
   ema_decay: float
+  awp_gamma: float
   crop_padding: int
   flip: bool
 
 
-def make_recipe(config, model, method, num_classes, steps_per_epoch):
+def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
   """Puts the parts together; the learning-rate schedules need the steps per epoch."""
   if method.steps_per_batch > 1 and config.optimizer.accumulate_steps > 1:
     raise UserError(f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, but "
                     f"the method takes {method.steps_per_batch} steps per minibatch; one of the two "
                     "must be 1")
   shape = functools.partial(optimizers.schedule, config.optimizer, num_epochs=config.num_epochs)
+  ascents_per_batch = method.steps_per_batch if method.adversary.vicinity is None else 1
   return Recipe(
       model=model,
       method=method,
+      penalty=penalty,
       optimizer=optimizers.model_optimizer(
           config.optimizer, shape(steps_per_epoch * method.steps_per_batch)),
       adversary_optimizer=optimizers.adversary_optimizer(
-          config.optimizer, method.adversary.optimizer, shape(steps_per_epoch)),
-      num_classes=num_classes, seed=config.seed, ema_decay=config.ema_decay,
-      crop_padding=config.dataset.crop_padding, flip=config.dataset.flip)
+          config.optimizer, method.adversary.optimizer, shape(steps_per_epoch * ascents_per_batch)),
+      num_classes=num_classes, batch_size=config.batch_size, seed=config.seed,
+      ema_decay=config.ema_decay, awp_gamma=config.awp_gamma, crop_padding=config.dataset.crop_padding, flip=config.dataset.flip)
 
 
 def create(recipe, image_shape):
@@ -91,7 +97,8 @@ def create(recipe, image_shape):
   images = jnp.zeros((1, *image_shape))
   variables = recipe.model.init(key_model, images, train=False)
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
-  adversary = recipe.method.adversary.init(key_adversary, recipe.num_classes)
+  adversary = recipe.method.adversary.init(
+      key_adversary, recipe.num_classes, (recipe.batch_size, *image_shape))
   return TrainState(
       step=jnp.int32(0),
       params=params,

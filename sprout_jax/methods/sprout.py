@@ -1,69 +1,15 @@
-"""Robust-training methods: METHODS, the paper's Table 1 as code.
-
-A method minimises the mean of `loss(logits(x~), y~)` over draws (x~, y~) of its `vicinity` of each
-example, and may learn something of its own against the model (SPROUT: beta). It is data for
-`training.step`, which knows no method by name. To add one: write a function that takes its options
-as keyword arguments and returns a `Method`, give it a row in `METHODS`, and its options a row in
-`configs/default.py`.
-"""
-
-import dataclasses
-import inspect
-from typing import Any, Callable
+"""SPROUT: noise, mixup, and Dirichlet labels whose concentration is learned against the model."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sprout_jax import losses
 from sprout_jax import vicinity
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
-
-
-@dataclasses.dataclass(frozen=True)
-class Adversary:
-  """What a method learns by gradient *ascent* on the loss that the model descends.
-
-  Attributes:
-    init: (key, num_classes) -> its parameters, a dictionary of arrays; {} where nothing is learned.
-    project: parameters -> the nearest admissible parameters, applied after every update.
-    vicinity: the vicinity whose loss it ascends, after the model's steps on the same minibatch and
-      with a pass of its own; None: the very loss and batch of the model's (last) step.
-    optimizer: learning_rate, momentum and weight_decay of its own SGD. The learning rate follows
-      the same schedule as the model's, relative to its peak.
-  """
-
-  init: Callable[..., dict] = lambda key, num_classes: {}
-  project: Callable[[dict], dict] = lambda parameters: parameters
-  vicinity: Callable | None = None
-  optimizer: dict[str, Any] = dataclasses.field(
-      default_factory=lambda: dict(learning_rate=0.0, momentum=0.0, weight_decay=0.0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """A vicinity and a loss.
-
-  Attributes:
-    vicinity: (key, images, labels, adversary's parameters) -> images, labels; differentiable in
-      the adversary's parameters.
-    loss: (logits, labels) -> [batch].
-    steps_per_batch: model updates per minibatch, each with fresh draws of the vicinity.
-    adversary: what is learned against the model.
-  """
-
-  vicinity: Callable
-  loss: Callable = losses.soft_cross_entropy
-  steps_per_batch: int = 1
-  adversary: Adversary = Adversary()
-
-
-def natural():
-  """Empirical risk minimisation: x~ = x, y~ = y."""
-  return Method(vicinity=lambda key, images, labels, adversary: (images, labels))
-
+from sprout_jax.methods.method import Adversary
+from sprout_jax.methods.method import Method
 
 # (label_weight, beta_weight) of `vicinity.dirichlet_concentration` as a function of alpha.
 CONCENTRATIONS = {
@@ -103,8 +49,9 @@ def sprout(*, noise_stddev, mixup_alpha, concentration, alpha, draw, label_draws
       concentration is the same for all classes, as it is here.
     steps_per_batch: model steps per minibatch, each with fresh noise, pairs and labels (Algorithm
       1: 1, released code: 3).
-    beta_batch: "same": beta ascends on the batch and draws of the model's last step (Algorithm 1);
-      "clean": on the noiseless, unmixed batch, with a forward pass of its own (released code).
+    beta_batch: "same": beta ascends with each step of the model, on its batch and draws (Algorithm
+      1); "clean": once per minibatch, on the noiseless, unmixed batch, with a forward pass of its
+      own (released code).
     beta: dict with `init` (a key of `BETA_INITS`), `minimum` (beta is projected on [minimum, inf)
       after every update; > 0), `learning_rate`, `momentum`, `weight_decay`.
 
@@ -159,29 +106,12 @@ def sprout(*, noise_stddev, mixup_alpha, concentration, alpha, draw, label_draws
       vicinity=mixed_vicinity,
       steps_per_batch=steps_per_batch,
       adversary=Adversary(
-          init=lambda key, num_classes: project({"beta": BETA_INITS[beta["init"]](key, num_classes)}),
+          init=lambda key, num_classes, batch_shape: project(
+              {"beta": BETA_INITS[beta["init"]](key, num_classes)}),
           project=project,
           vicinity=clean_vicinity if beta_batch == "clean" else None,
-          optimizer={name: beta[name] for name in ("learning_rate", "momentum", "weight_decay")}))
-
-
-METHODS = {
-    "natural": natural,
-    "sprout": sprout,
-}
-
-
-def create(name, options):
-  """Builds a method from its name and a dictionary of options.
-
-  Raises:
-    UserError: unknown method (the choices are listed), or options that it does not take or misses.
-  """
-  check_choice("config.method.name", name, METHODS)
-  expected = set(inspect.signature(METHODS[name]).parameters)
-  if expected != set(options):
-    raise UserError(
-        f"method {name!r} takes the options {sorted(expected)}, not {sorted(options)}; choose the "
-        f"method with the config file's argument, which brings its options along: "
-        f"--config configs/digits.py:method={name}")
-  return METHODS[name](**options)
+          # The decay is part of the gradient, as in PyTorch's SGD and the released code.
+          optimizer=lambda schedule: optax.chain(
+              optax.add_decayed_weights(beta["weight_decay"]),
+              optax.sgd(lambda count: beta["learning_rate"] * schedule(count),
+                        beta["momentum"] or None))))

@@ -1,0 +1,174 @@
+"""Methods that attack the model while it trains; the attacks are those of `sprout_jax.attacks`.
+
+All start from the clean minibatch; radii and step sizes are in pixel units (images in [0, 1]). To
+attack another vicinity: `dataclasses.replace(sprout(...), attack=pgd(...).attack, loss=...)`.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sprout_jax import attacks
+from sprout_jax import losses
+from sprout_jax.errors import check_choice
+from sprout_jax.errors import check_range
+from sprout_jax.methods.method import BATCH_NORM
+from sprout_jax.methods.method import Adversary
+from sprout_jax.methods.method import Method
+from sprout_jax.methods.vicinal import natural
+
+
+def pgd(*, epsilon, step_size, num_steps, norm, start, batch_norm):
+  """Adversarial training: x~ = PGD(x), y~ = y.
+
+  (Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.) It
+  trains on the attack's last iterate.
+
+  Args:
+    epsilon, step_size, num_steps, norm, start: as in `attacks.pgd`.
+    batch_norm: of the attack's passes, a key of `BATCH_NORM`.
+  """
+  _check_ball(epsilon, norm)
+  check_range("config.method.step_size", step_size, 0, 10)
+  check_range("config.method.num_steps", num_steps, 1, 1000)
+  check_choice("config.method.start", start, attacks.STARTS)
+  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
+
+  def attack(key, indices, network, x, y):
+    return attacks.pgd(key, network.predict(batch_norm), x, y, epsilon=epsilon, step_size=step_size,
+                       num_steps=num_steps, norm=norm, start=start, keep="last", indices=indices,
+                       loss=losses.soft_cross_entropy)
+
+  return Method(natural().vicinity, attack, _loss_of_attacked)
+
+
+def fast(*, epsilon, step_size, batch_norm):
+  """Fast adversarial training: one sign step from a uniform random start.
+
+  x~ = clip(x + P(u + step_size sign(grad))), u ~ U(-epsilon, epsilon). (Wong, Rice, Kolter, "Fast
+  is better than free: Revisiting adversarial training", ICLR 2020.) A step_size far above 1.25
+  epsilon, or many epochs, can end in catastrophic overfitting: robust against this step only.
+  """
+  return pgd(epsilon=epsilon, step_size=step_size, num_steps=1, norm="linf", start="uniform",
+             batch_norm=batch_norm)
+
+
+def free(*, epsilon, replays):
+  """Free adversarial training: the gradient of each step also moves the perturbation.
+
+  Every minibatch is trained on `replays` times, at x~ = clip(x + delta); after each step, delta <-
+  P(delta + epsilon sign(grad_delta)). delta is kept from one minibatch to the next. (Shafahi et
+  al., "Adversarial Training for Free!", NeurIPS 2019, who divide the epochs by `replays`.)
+  """
+  _check_ball(epsilon, "linf")
+  check_range("config.method.replays", replays, 1, 100)
+
+  def draw(key, images, labels, adversary):
+    return jnp.clip(images + adversary["perturbation"], 0, 1), labels
+
+  def project(adversary):
+    return jax.tree.map(lambda delta: jnp.clip(delta, -epsilon, epsilon), adversary)
+
+  return Method(
+      vicinity=draw,
+      steps_per_batch=replays,
+      adversary=Adversary(
+          init=lambda key, num_classes, batch_shape: {"perturbation": jnp.zeros(batch_shape)},
+          project=project,
+          # Fed negated gradients, so that this ascends; the schedule is the model's alone.
+          optimizer=lambda schedule: optax.chain(optax.scale_by_sign(), optax.scale(-epsilon)),
+          summary=lambda adversary: {"perturbation": jnp.mean(jnp.abs(adversary["perturbation"]))}))
+
+
+def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
+  """TRADES: CE(f(x), y) + beta max_x~ KL(f(x) || f(x~)).
+
+  The inner maximum by PGD on the divergence itself. (Zhang et al., "Theoretically Principled
+  Trade-off between Robustness and Accuracy", ICML 2019.) Gradients flow through both arguments of
+  the divergence; the running statistics follow the clean and the attacked pass in equal parts.
+
+  Args:
+    epsilon, step_size, num_steps, start: as in `attacks.pgd`, in Linf; the divergence has no
+      gradient at the clean image, so that "clean" would not move.
+    beta: weight of the divergence, >= 0.
+    batch_norm: of the attack's passes, a key of `BATCH_NORM`.
+  """
+  _check_ball(epsilon, "linf")
+  check_range("config.method.step_size", step_size, 0, 10)
+  check_range("config.method.num_steps", num_steps, 1, 1000)
+  check_range("config.method.beta", beta, 0, 1000)
+  check_choice("config.method.start", start, [name for name in attacks.STARTS if name != "clean"])
+  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
+
+  def attack(key, indices, network, x, y):
+    predict = network.predict(batch_norm)
+    return attacks.pgd(key, predict, x, predict(x), epsilon=epsilon, step_size=step_size,
+                       num_steps=num_steps, start=start, keep="last", indices=indices,
+                       loss=losses.kl_divergence)
+
+  def loss(network, x, y, adversarial):
+    clean_logits, clean_stats = network.apply(x, True)
+    logits, batch_stats = network.apply(adversarial, True)
+    batch_stats = jax.tree.map(lambda a, b: (a + b) / 2, clean_stats, batch_stats)
+    values = losses.soft_cross_entropy(clean_logits, y)
+    return values + beta * losses.kl_divergence(logits, clean_logits), (logits, batch_stats)
+
+  return Method(natural().vicinity, attack, loss)
+
+
+def bilateral(*, epsilon, step_size, num_steps, alpha, batch_norm):
+  """Bilateral adversarial training: images and labels are perturbed.
+
+  x~ = PGD towards the most confusing class t = argmax_{k != y} f(x)_k, from a uniform random start.
+  y~_y = 1 - alpha; the other classes share alpha in proportion to v_k - min_j v_j + gamma, where
+  v_k = -log softmax(f(x))_k is the loss's gradient with respect to the label and gamma = 0.01: the
+  less likely a wrong class, the more weight. (Wang, Zhang, "Bilateral Adversarial Training: Towards
+  Fast Training of More Robust Models Against Adversarial Attacks", ICCV 2019.)
+
+  Args:
+    epsilon, step_size, num_steps: as in `attacks.pgd`, in Linf; the paper has one step, or two.
+    alpha: what the true class loses, in [0, 1] (the paper's epsilon_y).
+    batch_norm: of the attack's passes, a key of `BATCH_NORM`.
+  """
+  _check_ball(epsilon, "linf")
+  check_range("config.method.step_size", step_size, 0, 10)
+  check_range("config.method.num_steps", num_steps, 1, 1000)
+  check_range("config.method.alpha", alpha, 0, 1)
+  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
+
+  def attack(key, indices, network, x, y):
+    predict = network.predict(batch_norm)
+    logits = predict(x)
+    is_label = jax.nn.one_hot(jnp.argmax(y, -1), y.shape[-1], dtype=bool)
+    targets = jnp.argmax(jnp.where(is_label, -jnp.inf, logits), -1)
+    adversarial = attacks.pgd(
+        key, predict, x, targets, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        keep="last", indices=indices,
+        loss=lambda logits, targets: -losses.cross_entropy(logits, targets))
+    return adversarial, _adversarial_labels(logits, is_label, alpha)
+
+  def loss(network, x, y, found):
+    adversarial, labels = found
+    logits, batch_stats = network.apply(adversarial, True)
+    return losses.soft_cross_entropy(logits, labels), (logits, batch_stats)
+
+  return Method(natural().vicinity, attack, loss)
+
+
+def _adversarial_labels(logits, is_label, alpha, gamma=0.01):
+  """1 - alpha at the label; alpha shared by the others in proportion to how unlikely they are."""
+  gradient = -jax.nn.log_softmax(logits)
+  least = jnp.min(jnp.where(is_label, jnp.inf, gradient), -1, keepdims=True)
+  share = jnp.where(is_label, 0, gradient - least + gamma)
+  return jnp.where(is_label, 1 - alpha, alpha * share / jnp.sum(share, -1, keepdims=True))
+
+
+def _loss_of_attacked(network, x, y, adversarial):
+  logits, batch_stats = network.apply(adversarial, True)
+  return losses.soft_cross_entropy(logits, y), (logits, batch_stats)
+
+
+def _check_ball(epsilon, norm):
+  check_choice("config.method.norm", norm, attacks.NORMS)
+  largest = 1 if norm == "linf" else 1000
+  check_range("config.method.epsilon", epsilon, 0, largest, unit="(pixels are in [0, 1])")
