@@ -120,7 +120,7 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
     spec = robustness.PgdSpec(norm=options.norm, num_steps=options.num_steps,
                               step_size=options.step_size, num_restarts=options.num_restarts,
                               loss=options.loss, seed=options.seed)
-    progress = Progress(int(on_split.sum()) * len(options.epsilons), 0, "images",
+    progress = Progress(len(on_split) * len(options.epsilons) * options.num_restarts, 0, "images",
                         f"pgd-{spec.num_steps}", enabled=jax.process_index() == 0)
     attacks = robustness.pgd_curve(
         robustness.pgd_fn(model, spec, mesh), variables, split, on_split, spec, options.epsilons,

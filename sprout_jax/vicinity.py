@@ -73,6 +73,7 @@ def mix(values, weight, partners):
     weight: scalar in [0, 1].
     partners: int array [batch].
   """
+  values = jnp.asarray(values)
   weight = jnp.asarray(weight, values.dtype)
   return weight * values + (1 - weight) * values[partners]
 

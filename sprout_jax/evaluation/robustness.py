@@ -1,6 +1,7 @@
 """Accuracy under attack."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -46,18 +47,18 @@ def select(split, num_examples):
 
 
 def pgd_fn(model, spec, mesh):
-  """Compiles (variables, epsilon, images, labels, indices) -> [batch, 2] float32.
+  """Compiles (variables, epsilon, restart, images, labels, indices) -> [batch, 2] float32.
 
   Column 0: whether the model is still right on the adversarial image; column 1: the size of the
   perturbation beyond epsilon or of the pixels beyond [0, 1], which must not exceed `TOLERANCE`.
-  The radius is an argument of the compiled program: one compilation serves the whole grid.
+  The radius and the number of the restart are arguments: one compilation serves the whole grid.
   """
-  def attack(variables, epsilon, images, labels, indices):
+  def attack(variables, epsilon, restart, images, labels, indices):
     predict = accuracy.predict_fn(model, variables)
     adversarial = attacks.pgd(
-        jax.random.key(spec.seed), predict, images, labels, epsilon=epsilon,
-        step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm, loss=spec.loss,
-        num_restarts=spec.num_restarts, indices=indices)
+        jax.random.fold_in(jax.random.key(spec.seed), restart), predict, images, labels,
+        epsilon=epsilon, step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm,
+        loss=spec.loss, indices=indices)
     size = attacks.NORMS[spec.norm].size(adversarial - images)
     outside = jnp.max(jnp.maximum(adversarial - 1, -adversarial), axis=(1, 2, 3))
     right = jnp.argmax(predict(adversarial), axis=-1) == labels
@@ -69,8 +70,8 @@ def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_siz
               on_progress=lambda done, text: None):
   """Accuracy under PGD for every radius of a grid.
 
-  Misclassified images count as broken and are not attacked. An image's random start depends on its
-  position in `split` only.
+  Misclassified images count as broken and are not attacked; a restart attacks what the ones before
+  it left robust. An image's random starts depend on its position in `split` only.
 
   Args:
     attack: from `pgd_fn`.
@@ -81,7 +82,8 @@ def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_siz
     epsilons: radii in pixel units.
     batch_size: images per compiled call.
     mesh: the mesh of devices.
-    on_progress: called with (images done over all radii, text).
+    on_progress: called with (images done, text), of their number times radii times restarts; an
+      image that is not attacked counts as done.
 
   Returns:
     List of entries of results.json's "attacks", one per radius.
@@ -89,22 +91,26 @@ def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_siz
   Raises:
     RuntimeError: a perturbation left the ball or the box: the numbers would be worth nothing.
   """
-  rows = np.flatnonzero(clean_correct)
-  arrays = split.images[rows], split.labels[rows], rows.astype(np.int32)
-  entries = []
-  for number, epsilon in enumerate(epsilons):
-    robust = np.zeros(len(clean_correct), bool)
-    before = number * len(rows)
+  entries, count = [], len(clean_correct)
+  for number, (epsilon, restart) in enumerate(itertools.product(epsilons, range(spec.num_restarts))):
+    robust = robust if restart else np.array(clean_correct, bool)
+    rows = np.flatnonzero(robust)
+
+    def fn(images, labels, indices, epsilon=np.float32(epsilon), restart=restart):
+      return attack(variables, epsilon, restart, to_float(images), labels, indices)
+
+    def on_batch(done, first=(number + 1) * count - len(rows),
+                 text=f"epsilon {epsilon:g}, restart {restart + 1} of {spec.num_restarts}"):
+      on_progress(first + done, text)
+
     if len(rows):
       outcome = accuracy.map_batches(
-          lambda images, labels, indices, epsilon=epsilon: attack(
-              variables, np.float32(epsilon), to_float(images), labels, indices),
-          arrays, batch_size, mesh, lambda done, before=before, epsilon=epsilon: on_progress(
-              before + done, f"epsilon {epsilon:g}"))
+          fn, (split.images[rows], split.labels[rows], rows.astype(np.int32)), batch_size, mesh, on_batch)
       if outcome[:, 1].max() > TOLERANCE:
         raise RuntimeError(f"PGD at epsilon {epsilon:g} exceeded its threat model by "
                            f"{outcome[:, 1].max():.2g}; this is a defect of the attack")
       robust[rows] = outcome[:, 0] > 0.5
-    entries.append(spec.entry(float(epsilon), robust))
+    if restart == spec.num_restarts - 1:
+      entries.append(spec.entry(float(epsilon), robust))
   return entries
 

@@ -12,11 +12,11 @@ from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.methods import adversarial
 from sprout_jax.methods import penalties
+from sprout_jax.methods import sprout
 from sprout_jax.methods import vicinal
 from sprout_jax.methods.method import Adversary
 from sprout_jax.methods.method import Method
 from sprout_jax.methods.method import Network
-from sprout_jax.methods.sprout import sprout
 
 METHODS = {
     "natural": vicinal.natural,
@@ -25,7 +25,7 @@ METHODS = {
     "label_smoothing_gaussian": vicinal.label_smoothing_gaussian,
     "mixup": vicinal.mixup,
     "stable": vicinal.stable,
-    "sprout": sprout,
+    "sprout": sprout.sprout,
     "pgd": adversarial.pgd,
     "fast": adversarial.fast,
     "free": adversarial.free,

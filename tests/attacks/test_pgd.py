@@ -117,7 +117,7 @@ def test_keeps_the_best_iterate():
 
   images = np.full((1, *SHAPE), center, np.float32)
   adversarial = attacks.pgd(KEY, predict, images, np.array([0]), epsilon=0.3, step_size=0.1,
-                            num_steps=7, random_start=False)
+                            num_steps=7, start="clean")
   assert predict(adversarial).argmax(-1) == 1
 
 
@@ -132,7 +132,7 @@ def test_a_misclassified_iterate_beats_one_with_a_higher_loss():
 
   images = np.full((1, *SHAPE), 0.5, np.float32)
   adversarial = attacks.pgd(KEY, predict, images, np.array([0]), epsilon=0.2, step_size=0.1,
-                            num_steps=3, random_start=False)
+                            num_steps=3, start="clean")
   np.testing.assert_allclose(adversarial, 0.6, atol=1e-6)
 
 
@@ -161,11 +161,37 @@ def test_zero_radius_and_zero_gradient_leave_the_image():
                                     num_steps=3, norm=norm)).all()
 
 
+@pytest.mark.parametrize("start", attacks.STARTS)
+@pytest.mark.parametrize("norm", attacks.NORMS)
+def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
+  """Three steps that raise the weighted sum of the pixels: the gradient is the weights."""
+  images = np.random.default_rng(6).random((5, *SHAPE)).astype(np.float32)
+  weights = np.random.default_rng(7).normal(size=SHAPE).astype(np.float32)
+  scale = np.array([1.0, -2.0, 3.0, 0.5, -1.0], np.float32)
+  adversarial = attacks.pgd(
+      KEY, lambda x: jnp.sum(x * weights[None], axis=(1, 2, 3))[:, None], images, scale, epsilon=0.2,
+      step_size=0.07, num_steps=3, norm=norm, start=start, keep="last",
+      loss=lambda values, scale: values[:, 0] * scale)
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(KEY, 0), i))(jnp.arange(5))
+  begin = {"clean": 0, "gaussian": 1e-3 * np.asarray(jax.vmap(
+      lambda key: jax.random.normal(key, SHAPE))(keys)),
+           "uniform": np.asarray(attacks.NORMS[norm].start(keys, images, 0.2))}[start]
+  project = lambda x: np.clip(images + np.asarray(attacks.NORMS[norm].project(x - images, 0.2)), 0, 1)
+  step = np.sign(weights) if norm == "linf" else weights / np.linalg.norm(weights)
+  x = project(images + begin)
+  for _ in range(3):
+    x = project(x + 0.07 * np.sign(scale)[:, None, None, None] * step)
+  np.testing.assert_allclose(adversarial, x, atol=1e-6)
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(norm="l1"), "choose one of: l2, linf"),
     (dict(loss="hinge"), "choose one of: cross_entropy, margin"),
     (dict(num_restarts=0), "at least"),
-    (dict(num_restarts=2, random_start=False), "coincide"),
+    (dict(num_restarts=2, start="clean"), "coincide"),
+    (dict(num_restarts=2, keep="last"), "lost"),
+    (dict(start="corner"), "choose one of: clean, gaussian, uniform"),
+    (dict(keep="first"), "choose one of: best, last"),
 ])
 def test_wrong_options_are_errors(options, message):
   _, predict = linear_model()

@@ -33,6 +33,11 @@ def linear_problem(count=37):
   return Split(images, labels), variables, margin, np.abs(kernel[:, 0] - kernel[:, 1]).sum()
 
 
+def curve(mesh, variables, split, clean_correct, epsilons):
+  return robustness.pgd_curve(robustness.pgd_fn(Linear(), SPEC, mesh), variables, split,
+                              clean_correct, SPEC, epsilons, 16, mesh)
+
+
 def meshes():
   return [sharding.make_mesh(jax.devices()[:count]) for count in (1, 8)]
 
@@ -68,7 +73,7 @@ def test_robustness_curve_of_a_linear_model_is_the_closed_form():
   split, variables, margin, norm = linear_problem()
   epsilons = (0.0, 0.01, 0.02, 0.05, 0.2)
   for mesh in meshes():
-    entries = robustness.pgd_curve(Linear(), variables, split, margin > 0, SPEC, epsilons, 16, mesh)
+    entries = curve(mesh, variables, split, margin > 0, epsilons)
     for entry in entries:
       assert entry["accuracy"] == np.mean(margin > max(entry["epsilon"] * norm, 0))
       assert entry["count"] == 37 and entry["steps"] == 10 and entry["norm"] == "linf"
@@ -77,8 +82,7 @@ def test_robustness_curve_of_a_linear_model_is_the_closed_form():
 
 def test_a_model_that_is_always_wrong_needs_no_attack():
   split, variables, margin, _ = linear_problem()
-  entries = robustness.pgd_curve(Linear(), variables, split, np.zeros(37, bool), SPEC, (0.1,), 16,
-                                 meshes()[0])
+  entries = curve(meshes()[0], variables, split, np.zeros(37, bool), (0.1,))
   assert entries[0]["accuracy"] == 0
 
 
@@ -87,7 +91,7 @@ def test_an_attack_that_leaves_its_threat_model_is_an_error(monkeypatch):
   monkeypatch.setattr(robustness.attacks, "pgd",
                       lambda key, predict, images, labels, *, epsilon, **kwargs: images + epsilon + 0.01)
   with pytest.raises(RuntimeError, match="exceeded its threat model by 0.01"):
-    robustness.pgd_curve(Linear(), variables, split, margin > 0, SPEC, (0.1,), 16, meshes()[0])
+    curve(meshes()[0], variables, split, margin > 0, (0.1,))
 
 
 def test_selection_is_fixed_and_without_repetition():

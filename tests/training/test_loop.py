@@ -31,7 +31,8 @@ def setting(**overrides):
       "optimizer.warmup_epochs": 0.0} | overrides)
   dataset = data.load("digits")
   model = models.create("small_cnn", num_classes=10, image_shape=(8, 8, 1))
-  return config, dataset, model, methods.create("natural", {}), sharding.make_mesh(jax.devices()[:1])
+  return (config, dataset, model, methods.create("natural", {}), None,
+          sharding.make_mesh(jax.devices()[:1]))
 
 
 def test_calls_end_at_records_and_checkpoints():
@@ -47,15 +48,15 @@ def test_calls_end_at_records_and_checkpoints():
 
 def test_the_loop_trains_on_the_order_of_the_whole_run(tmp_path):
   """Five steps an epoch in calls of two and one = all ten steps in one call."""
-  config, dataset, model, method, mesh = setting()
+  config, dataset, model, method, penalty, mesh = setting()
   seen = []
 
   def validate(variables):
     seen.append(jax.tree.map(np.asarray, variables))
     return 0.1 * len(seen)
 
-  assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate)
-  recipe, abstract = loop.prepare(config, dataset, model, method, mesh)
+  assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate)
+  recipe, abstract = loop.prepare(config, dataset, model, method, penalty, mesh)
   with contextlib.closing(checkpoints.Checkpoints(tmp_path, 3)) as saved:
     assert saved.steps() == [5, 10] and saved.best_step() == 10
     state = saved.restore_latest(abstract)
@@ -71,27 +72,27 @@ def test_the_loop_trains_on_the_order_of_the_whole_run(tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-  config, dataset, model, method, mesh = setting(num_epochs=1)
+  config, dataset, model, method, penalty, mesh = setting(num_epochs=1)
   for validate in (lambda variables: None, lambda variables: pytest.fail("trained again")):
-    assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate)
+    assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate)
 
 
 def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path):
-  config, dataset, model, method, mesh = setting(num_epochs=1)
+  config, dataset, model, method, penalty, mesh = setting(num_epochs=1)
 
   def validate(variables):
     signal.raise_signal(signal.SIGTERM)
 
-  assert loop.train(config, tmp_path, dataset, model, method, mesh, validate=validate) is False
+  assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate) is False
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are put back
   with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
     assert saved.steps() == [5]
 
 
 def test_divergence_names_the_step_and_saves_nothing_after_it(tmp_path):
-  config, dataset, model, method, mesh = setting(**{"optimizer.learning_rate": 1000.0})
+  config, dataset, model, method, penalty, mesh = setting(**{"optimizer.learning_rate": 1000.0})
   with pytest.raises(TrainingDiverged, match=r"at step \d+ \(of steps \d to \d"):
-    loop.train(config, tmp_path, dataset, model, method, mesh, validate=lambda variables: None)
+    loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=lambda variables: None)
   with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
     assert saved.steps() == []
 

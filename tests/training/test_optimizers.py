@@ -81,9 +81,9 @@ def test_accumulation_applies_the_mean_of_k():
 
 
 def test_the_adversarys_rate_follows_the_schedule():
+  sgd = lambda schedule: optax.sgd(lambda count: 2.0 * schedule(count), momentum=0.5)
   optimizer = optimizers.adversary_optimizer(
-      optimizer_config(), dict(learning_rate=2.0, momentum=0.5, weight_decay=0.0),
-      lambda count: jnp.where(count < 1, 1.0, 0.1))
+      optimizer_config(), sgd, lambda count: jnp.where(count < 1, 1.0, 0.1))
   np.testing.assert_allclose(run(optimizer, [1.0, 1.0], 0.0), [-2, -2 - 0.2 * 1.5], rtol=1e-6)
 
 

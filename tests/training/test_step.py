@@ -3,65 +3,25 @@
 import functools
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
-from configs import default
 from sprout_jax import data
-from sprout_jax import methods
 from sprout_jax import models
-from sprout_jax import sharding
 from sprout_jax.data import order
-from sprout_jax.training import parallel
-from sprout_jax.training import state as state_lib
 from sprout_jax.training import step as step_lib
+from tests.stepping import Linear
+from tests.stepping import Mlp
+from tests.stepping import make_config
+from tests.stepping import make_recipe
+from tests.stepping import minibatch
+from tests.stepping import model_step_keys
+from tests.stepping import run_steps
 
 SPROUT = {"method.draw": "mean", "method.noise_stddev": 0.0, "method.mixup_alpha": 0.0}
-
-
-class Linear(nn.Module):
-  """Logits of a dense layer, or of one after batch norm."""
-
-  use_norm: bool = False
-
-  @nn.compact
-  def __call__(self, images, train):
-    x = images.reshape(len(images), -1)
-    if self.use_norm:
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-    return nn.Dense(10)(x)
-
-
-def make_config(overrides, method="sprout", variant="paper"):
-  config = default.get_config(method, variant)
-  config.batch_size = 16
-  config.optimizer.schedule = "constant"
-  config.update_from_flattened_dict(overrides)
-  return config
-
-
-def run_steps(config, model, num_steps=2, devices=1, recipe_only=False):
-  """Trains on the digits; returns the recipe, the first and the last state, and the metrics."""
-  dataset = data.load("digits")
-  method = methods.create(config.method.name, {
-      k: v for k, v in config.method.to_dict().items() if k != "name"})
-  recipe = state_lib.make_recipe(config, model, method, 10, steps_per_epoch=80)
-  mesh = sharding.make_mesh(jax.devices()[:devices])
-  create = jax.jit(functools.partial(state_lib.create, recipe, dataset.image_shape),
-                   out_shardings=sharding.replicated(mesh))
-  run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh,
-                               config.parallelism, max_steps=4)
-  first = jax.tree.map(np.asarray, create())
-  images, labels = sharding.put((dataset.train.images, dataset.train.labels),
-                                sharding.replicated(mesh))
-  rows = order.batch_indices(config.seed, 0, num_steps, len(labels), config.batch_size)
-  state, history = run(create(), images, labels, rows)
-  return recipe, first, jax.tree.map(np.asarray, state), jax.tree.map(
-      lambda values: np.asarray(values)[:num_steps], history)
 
 
 def test_one_sprout_step_by_hand():
@@ -182,8 +142,7 @@ def test_the_schedule_counts_minibatches_whatever_the_steps_per_batch():
                         "optimizer.weight_decay": 0.0, "optimizer.learning_rate": 1.0,
                         "method.beta.momentum": 0.0, "method.beta.weight_decay": 0.0,
                         "method.beta.learning_rate": 1.0}, variant="released")
-  method = methods.create("sprout", {k: v for k, v in config.method.to_dict().items() if k != "name"})
-  recipe = state_lib.make_recipe(config, Linear(), method, 10, steps_per_epoch=80)
+  recipe = make_recipe(config, Linear())
   for optimizer, calls_per_batch in ((recipe.optimizer, 3), (recipe.adversary_optimizer, 1)):
     state, rates = optimizer.init(jnp.float32(0)), []
     for _ in range(80 * calls_per_batch):
@@ -200,9 +159,7 @@ def test_every_step_of_a_minibatch_has_fresh_draws():
   recipe, before, after, _ = run_steps(config, Linear(True), num_steps=1)
   rows = order.batch_indices(0, 0, 1, 1347, 16)[0]
   images = data.load("digits").train.images[rows]
-  # The same keys as the step's: step + 1, then augmentation, model steps, adversary.
-  key = jax.random.fold_in(jax.random.key(0), 1)
-  keys = jax.random.split(jax.random.split(key, 3)[1], 3)
+  keys = [key for key, _ in model_step_keys(3)]
   passes = [np.asarray(recipe.method.vicinity(k, images, jnp.eye(16, 10),
                                               before.adversary)[0]).reshape(16, 64) for k in keys]
   passes.append(images.reshape(16, 64))  # beta's pass: the clean batch, and the norm sees it too
