@@ -35,10 +35,10 @@ ROWS = {name: dict(method=name) for name in methods.METHODS} | {
     "sprout + gradient_norm": dict(method="sprout", penalty="gradient_norm"),
     "pgd + awp": dict(method="pgd", awp_gamma=5e-3),
 }
-IMAGE_SHAPE, CLASSES = (32, 32, 3), 10
+CLASSES = 10
 
 
-def compile_row(row, model_name, batch_size, num_steps, mesh):
+def compile_row(row, model_name, image_shape, batch_size, num_steps, mesh):
   """A function that runs `num_steps` steps of one row and waits for them."""
   row = dict(row)
   draw, awp_gamma = row.pop("draw", None), row.pop("awp_gamma", 0.0)
@@ -50,15 +50,15 @@ def compile_row(row, model_name, batch_size, num_steps, mesh):
     config.method.draw = draw
   options = [{k: v for k, v in section.to_dict().items() if k != "name"}
              for section in (config.method, config.penalty, config.model)]
-  model = models.create(model_name, num_classes=CLASSES, image_shape=IMAGE_SHAPE, **options[2])
+  model = models.create(model_name, num_classes=CLASSES, image_shape=image_shape, **options[2])
   recipe = state_lib.make_recipe(
       config, model, methods.create(config.method.name, options[0]),
       methods.create_penalty(config.penalty.name, options[1]), CLASSES, steps_per_epoch=100)
   run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", num_steps)
-  state = jax.jit(functools.partial(state_lib.create, recipe, IMAGE_SHAPE),
+  state = jax.jit(functools.partial(state_lib.create, recipe, image_shape),
                   out_shardings=sharding.replicated(mesh))()
   rng = np.random.default_rng(0)
-  data = sharding.put((rng.integers(0, 256, (batch_size, *IMAGE_SHAPE), dtype=np.uint8),
+  data = sharding.put((rng.integers(0, 256, (batch_size, *image_shape), dtype=np.uint8),
                        rng.integers(0, CLASSES, batch_size, dtype=np.int32)),
                       sharding.replicated(mesh))
   indices = np.tile(np.arange(batch_size), (num_steps, 1))
@@ -80,6 +80,7 @@ def seconds(run):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", default="vgg16")
+  parser.add_argument("--image_shape", default="32,32,3", help="height, width, channels")
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--num_steps", type=int, default=2, help="steps per timing")
   parser.add_argument("--rounds", type=int, default=5)
@@ -87,18 +88,19 @@ def main():
                       help="names of rows; write 'sprout/released' for 'sprout, released'")
   parser.add_argument("--output", help="JSON file for the rows")
   args = parser.parse_args()
+  shape = tuple(int(size) for size in args.image_shape.split(","))
   mesh = sharding.make_mesh()
   results = []
-  natural = compile_row(ROWS["natural"], args.model, args.batch_size, args.num_steps, mesh)
+  natural = compile_row(ROWS["natural"], args.model, shape, args.batch_size, args.num_steps, mesh)
   print(f"{args.model}, batch {args.batch_size}, {jax.devices()[0].device_kind}, "
         f"{args.rounds} pairs of {args.num_steps} steps")
   print(f"{'':26} {'natural steps':>13}  {'range':>13}  {'seconds per minibatch':>21}")
   for name in (name.replace("/", ", ") for name in args.rows.split(",")):
-    run = compile_row(ROWS[name], args.model, args.batch_size, args.num_steps, mesh)
+    run = compile_row(ROWS[name], args.model, shape, args.batch_size, args.num_steps, mesh)
     pairs = [(seconds(natural), seconds(run)) for _ in range(args.rounds)]
     ratios = sorted(own / reference for reference, own in pairs)
     results.append({
-        "method": name, "model": args.model, "batch_size": args.batch_size,
+        "method": name, "model": args.model, "image_shape": shape, "batch_size": args.batch_size,
         "device": jax.devices()[0].device_kind, "natural_steps": float(np.median(ratios)),
         "ratios": ratios, "seconds": float(np.median([own for _, own in pairs])) / args.num_steps})
     print(f"{name:26} {np.median(ratios):13.2f}  {ratios[0]:5.2f} - {ratios[-1]:5.2f}  "

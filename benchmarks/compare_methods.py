@@ -1,0 +1,133 @@
+"""Trains and attacks every method under one protocol, and prints the table of the README.
+
+    python benchmarks/compare_methods.py digits --workdir runs/methods        # 3 seeds
+    python benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout
+    python benchmarks/compare_methods.py digits --workdir runs/methods --table_only
+
+Each run is a workdir of launch.py; a run that is complete is not repeated, one that was stopped
+continues. `--results DIR` copies their results.json there, and reads them from there for the table.
+"""
+
+import argparse
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from sprout_jax import records  # noqa: E402: after the path
+
+# Name -> (arguments of the config file, flags).
+ROWS = {
+    "natural": ("method=natural", []),
+    "gaussian": ("method=gaussian", []),
+    "label_smoothing": ("method=label_smoothing", []),
+    "label_smoothing_gaussian": ("method=label_smoothing_gaussian", []),
+    "mixup": ("method=mixup", []),
+    "stable": ("method=stable", []),
+    "sprout": ("method=sprout", []),
+    "sprout_mean": ("method=sprout", ["--config.method.draw=mean"]),
+    "sprout_released": ("method=sprout,variant=released", []),
+    "gradient_norm": ("method=natural,penalty=gradient_norm", ["--config.model.activation=gelu"]),
+    "cure": ("method=natural,penalty=cure", []),
+    "sprout_gradient_norm": ("method=sprout,penalty=gradient_norm", ["--config.model.activation=gelu"]),
+    "fast": ("method=fast", []),
+    "free": ("method=free", []),
+    "pgd": ("method=pgd", []),
+    "pgd_awp": ("method=pgd", ["--config.awp_gamma=0.005"]),
+    "trades": ("method=trades", []),
+    "bilateral": ("method=bilateral", []),
+}
+
+# The protocols: config file with arguments, seeds, flags of all rows, further flags of some, rows.
+PROTOCOLS = {
+    "digits": dict(
+        config="configs/digits.py:", seeds=(0, 1, 2), rows=tuple(ROWS),
+        flags=["--config.evaluation.epsilons=(0.05, 0.1, 0.15)", "--config.evaluation.num_steps=50",
+               "--config.evaluation.num_restarts=10", "--config.evaluation.step_size=0.01"],
+        # 8 replays of each minibatch: an eighth of the 60 passes, rounded up.
+        further={"free": ["--config.num_epochs=8"]}),
+    "cifar10": dict(
+        config="configs/cifar10.py:model=small_cnn,epochs=10,", seeds=(0,),
+        rows=("natural", "gaussian", "label_smoothing", "mixup", "sprout", "sprout_released",
+              "gradient_norm", "cure", "fast", "pgd", "trades"),
+        flags=["--config.optimizer.name=adamw", "--config.optimizer.learning_rate=0.003",
+               "--config.optimizer.schedule=cosine", "--config.optimizer.boundaries=()",
+               "--config.dataset.validation_fraction=0.0", "--config.log_every=100",
+               "--config.evaluation.num_examples=1000",
+               "--config.evaluation.epsilons=(0.01, 0.02, 0.03, 0.0313725)",
+               "--config.evaluation.num_steps=50", "--config.evaluation.num_restarts=5",
+               "--config.evaluation.step_size=0.003"],
+        # Madry et al. 2018 train with 7 steps on CIFAR-10.
+        further={name: ["--config.method.num_steps=7"] for name in ("pgd", "trades")}),
+}
+
+
+def train(protocol, row, seed, workdir):
+  """Runs launch.py unless the workdir has its results; raises where it fails."""
+  if (workdir / "results.json").exists():
+    return
+  arguments, flags = ROWS[row]
+  command = [sys.executable, "launch.py", "--config", protocol["config"] + arguments, "--workdir",
+             str(workdir.absolute()), f"--config.seed={seed}", *flags, *protocol["flags"],
+             *protocol["further"].get(row, [])]
+  print(f"{workdir.name}: {' '.join(command[1:])}", flush=True)
+  subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def table(results):
+  """Markdown: one row per method; mean +- standard deviation over seeds, or the 95 % interval."""
+  first = next(iter(results.values()))[0]["attacks"]
+  lines = [f"| method | seeds | training, s | clean | "
+           + " | ".join(f"{entry['epsilon']:.4g}" for entry in first) + " |",
+           "|---" * (4 + len(first)) + "|"]
+  for row, runs in results.items():
+    cells = [[run["clean"] for run in runs]] + [
+        [run["attacks"][i] for run in runs] for i in range(len(first))]
+    seconds = statistics.mean(run["training"]["seconds"] for run in runs)
+    lines.append(f"| {row} | {len(runs)} | {seconds:.0f} | {' | '.join(map(cell, cells))} |")
+  return "\n".join(lines)
+
+
+def cell(entries):
+  percent = [100 * entry["accuracy"] for entry in entries]
+  if len(entries) > 1:
+    return f"{statistics.mean(percent):.1f} +- {statistics.stdev(percent):.1f}"
+  low, high = entries[0]["interval"]
+  return f"{percent[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("protocol", choices=PROTOCOLS)
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the workdirs")
+  parser.add_argument("--rows", help="comma-separated; default: all of the protocol")
+  parser.add_argument("--results", type=pathlib.Path, help="folder for copies of results.json")
+  parser.add_argument("--table_only", action="store_true", help="train nothing")
+  args = parser.parse_args()
+  protocol, results = PROTOCOLS[args.protocol], {}
+  for row in args.rows.split(",") if args.rows else protocol["rows"]:
+    for seed in protocol["seeds"]:
+      name = f"{args.protocol}_{row}_{seed}"
+      if not args.table_only:
+        train(protocol, row, seed, args.workdir / name)
+      if args.results and (args.workdir / name / "results.json").exists():
+        (args.results / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(args.workdir / name / "results.json", args.results / name)
+      run = records.read_results((args.results or args.workdir) / name)
+      if run:
+        results.setdefault(row, []).append(run)
+  if not results:
+    sys.exit("no results yet")
+  attack = next(iter(results.values()))[0]["attacks"][0]
+  print(f"Accuracy in percent: clean, and under {attack['name']} ({attack['norm']}, {attack['loss']}, "
+        f"{attack['restarts']} restarts, step {attack['step_size']:g}, {attack['count']} images) per "
+        "epsilon\n")
+  print(table(results))
+
+
+if __name__ == "__main__":
+  main()
