@@ -4,8 +4,8 @@
     python benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout
     python benchmarks/compare_methods.py digits --workdir runs/methods --table_only
 
-Each run is a workdir of launch.py; a run that is complete is not repeated, one that was stopped
-continues. `--results DIR` copies their results.json there, and reads them from there for the table.
+Each run is a workdir of launch.py, which does not repeat what is complete, continues what was
+stopped, and refuses a workdir that was trained otherwise. `--results DIR` copies their results.json there, and reads them from there for the table.
 """
 
 import argparse
@@ -33,11 +33,12 @@ ROWS = {
     "sprout_released": ("method=sprout,variant=released", []),
     "gradient_norm": ("method=natural,penalty=gradient_norm", ["--config.model.activation=gelu"]),
     "cure": ("method=natural,penalty=cure", []),
-    "sprout_gradient_norm": ("method=sprout,penalty=gradient_norm", ["--config.model.activation=gelu"]),
+    "sprout_gradient_norm": ("method=sprout,penalty=gradient_norm",
+                             ["--config.model.activation=gelu"]),
     "fast": ("method=fast", []),
     "free": ("method=free", []),
     "pgd": ("method=pgd", []),
-    "pgd_awp": ("method=pgd", ["--config.awp_gamma=0.005"]),
+    "pgd_awp": ("method=pgd", ["--config.awp_gamma=0.01"]),
     "trades": ("method=trades", []),
     "bilateral": ("method=bilateral", []),
 }
@@ -46,10 +47,12 @@ ROWS = {
 PROTOCOLS = {
     "digits": dict(
         config="configs/digits.py:", seeds=(0, 1, 2), rows=tuple(ROWS),
-        flags=["--config.evaluation.epsilons=(0.05, 0.1, 0.15)", "--config.evaluation.num_steps=50",
+        # The last checkpoint: the best in clean accuracy is not what all of them train for.
+        flags=["--config.evaluation.checkpoint=last",
+               "--config.evaluation.epsilons=(0.05, 0.1, 0.15)", "--config.evaluation.num_steps=50",
                "--config.evaluation.num_restarts=10", "--config.evaluation.step_size=0.01"],
-        # 8 replays of each minibatch: an eighth of the 60 passes, rounded up.
-        further={"free": ["--config.num_epochs=8"]}),
+        # 8 replays of each minibatch: an eighth of the 60 epochs, and of their warm-up, rounded up.
+        further={"free": ["--config.num_epochs=8", "--config.optimizer.warmup_epochs=0.25"]}),
     "cifar10": dict(
         config="configs/cifar10.py:model=small_cnn,epochs=10,", seeds=(0,),
         rows=("natural", "gaussian", "label_smoothing", "mixup", "sprout", "sprout_released",
@@ -67,9 +70,7 @@ PROTOCOLS = {
 
 
 def train(protocol, row, seed, workdir):
-  """Runs launch.py unless the workdir has its results; raises where it fails."""
-  if (workdir / "results.json").exists():
-    return
+  """Runs launch.py; raises where it fails."""
   arguments, flags = ROWS[row]
   command = [sys.executable, "launch.py", "--config", protocol["config"] + arguments, "--workdir",
              str(workdir.absolute()), f"--config.seed={seed}", *flags, *protocol["flags"],
@@ -78,9 +79,18 @@ def train(protocol, row, seed, workdir):
   subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
+def attack_spec(run):
+  """Everything about a run's attacks but what they found."""
+  found = ("accuracy", "interval")
+  return [{k: v for k, v in entry.items() if k not in found} for entry in run["attacks"]]
+
+
 def table(results):
   """Markdown: one row per method; mean +- standard deviation over seeds, or the 95 % interval."""
   first = next(iter(results.values()))[0]["attacks"]
+  specs = [attack_spec(run) for runs in results.values() for run in runs]
+  if any(spec != specs[0] for spec in specs):
+    sys.exit("the runs were attacked in different ways; evaluate them again with the same flags")
   lines = [f"| method | seeds | training, s | clean | "
            + " | ".join(f"{entry['epsilon']:.4g}" for entry in first) + " |",
            "|---" * (4 + len(first)) + "|"]
@@ -109,7 +119,10 @@ def main():
   parser.add_argument("--table_only", action="store_true", help="train nothing")
   args = parser.parse_args()
   protocol, results = PROTOCOLS[args.protocol], {}
-  for row in args.rows.split(",") if args.rows else protocol["rows"]:
+  rows = args.rows.split(",") if args.rows else protocol["rows"]
+  if not set(rows) <= set(ROWS):
+    sys.exit(f"unknown rows {sorted(set(rows) - set(ROWS))}; choose from: {', '.join(ROWS)}")
+  for row in rows:
     for seed in protocol["seeds"]:
       name = f"{args.protocol}_{row}_{seed}"
       if not args.table_only:

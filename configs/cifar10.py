@@ -8,7 +8,8 @@ SPROUT 55.4 % and 5.3 %. The 200-epoch runs of the paper: not measured.
 
 Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method and penalty (rows of
 configs/methods.py), variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps its
-proportions).
+proportions). Free replays each minibatch 8 times: its authors give it an eighth of the epochs. Fast can
+break down in long trainings: its authors have 15 epochs.
 
 As in SPROUT's released code: SGD with rate 0.01, momentum 0.9 and weight decay 5e-4, batches of
 128, 80 + 60 + 40 + 20 epochs with the rate divided by 10 between them, random crop (padding 4) and

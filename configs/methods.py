@@ -8,6 +8,7 @@ other than "paper".
 import ml_collections
 from ml_collections import config_dict
 
+from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 
 EPSILON = 8 / 255  # the radius in Linf that CIFAR-10 is usually attacked with
@@ -16,7 +17,9 @@ EPSILON = 8 / 255  # the radius in Linf that CIFAR-10 is usually attacked with
 def _options(**values):
   """A row without variants."""
   def build(variant):
-    check_choice("variant", variant, ("paper",))
+    if variant != "paper":
+      raise UserError(f"variant is {variant!r}, but only method 'sprout' has variants: "
+                      f"{', '.join(SPROUT_VARIANTS)}")
     return ml_collections.ConfigDict(values)
   return build
 
@@ -78,17 +81,18 @@ METHOD_OPTIONS = {
     # Zhang et al. 2019: 1 / lambda = 6, and the authors' code: 0.031, 0.007, evaluation mode.
     "trades": _options(epsilon=0.031, step_size=0.007, num_steps=10, beta=6.0, start="gaussian",
                        batch_norm="eval"),
-    # Wang & Zhang 2019: one step; the true class keeps as much as nine others (10 classes: one half).
-    "bilateral": _options(epsilon=EPSILON, step_size=EPSILON, num_steps=1, alpha=0.5,
-                          batch_norm="train"),
+    # Wang & Zhang 2019: one step; the true class keeps 9 times the largest wrong entry.
+    "bilateral": _options(epsilon=EPSILON, step_size=EPSILON, num_steps=1, ratio=9.0,
+                          batch_norm="eval"),
 }
 
 PENALTY_OPTIONS = {
     "none": _options(),
     # Best with a smooth config.model.activation.
     "gradient_norm": _options(epsilon=EPSILON, norm="linf", batch_norm="train"),
-    # Moosavi-Dezfooli et al. 2019: gamma = 4, h = 1.5; evaluation mode as in the authors' code.
-    "cure": _options(weight=4.0, h=1.5, squared=True, batch_norm="eval"),
+    # The code of Moosavi-Dezfooli et al. 2019 (4 times the norm, h = 1.5, evaluation mode) works on
+    # images divided by about 0.2: in pixel units, 0.8 times the norm and h = 0.3.
+    "cure": _options(weight=0.8, h=0.3, squared=False, batch_norm="eval"),
 }
 
 

@@ -10,6 +10,7 @@ import math
 import ml_collections
 
 from sprout_jax import attacks
+from sprout_jax import records
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
@@ -94,9 +95,6 @@ def validate(config):
 
 def _get(config, dotted):
   for name in dotted.split("."):
-    if name not in config:
-      raise UserError(f"config.{dotted} is absent: an earlier version of this program wrote the config; "
-                      "use that version, or train again")
     config = config[name]
   return config
 
@@ -126,12 +124,12 @@ def dumps(config):
 
 
 def loads(text):
-  """The config from JSON text; its lists are tuples again."""
+  """The config from JSON text, also of an earlier version; its lists are tuples again."""
   def tuples(value):
     if isinstance(value, dict):
       return {key: tuples(entry) for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value
-  return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
+  return ml_collections.ConfigDict(records.ADDED_TO_CONFIGS | tuples(json.loads(text))).lock()
 
 
 def unknown_key(config, dotted):

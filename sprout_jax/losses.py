@@ -91,6 +91,74 @@ def margin(logits, labels):
   return jnp.max(others, axis=-1) - true
 
 
+def targeted_margin(logits, labels, targets):
+  """Margin by which one wrong class wins: z_t - z_y.
+
+  Args:
+    logits: float array [batch, classes].
+    labels, targets: int arrays [batch].
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    AssertionError: wrong ranks or dtypes.
+  """
+  chex.assert_rank([logits, labels, targets], [2, 1, 1])
+  chex.assert_type([labels, targets], int)
+  return _take(logits, targets) - _take(logits, labels)
+
+
+def difference_of_logits_ratio(logits, labels):
+  """DLR: -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)), z_(i) the i-th largest logit.
+
+  Positive exactly where the example is misclassified; unchanged when the logits are shifted or
+  scaled, so that no confidence hides it. (Croce, Hein, "Reliable Evaluation of Adversarial
+  Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020.)
+
+  Args:
+    logits: float array [batch, classes], at least 3 classes.
+    labels: int array [batch].
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    ValueError: fewer than 3 classes.
+    AssertionError: wrong ranks or dtypes.
+  """
+  if logits.shape[-1] < 3:
+    raise ValueError(f"the DLR loss needs at least 3 classes, not {logits.shape[-1]}; use margin")
+  ranked = jnp.sort(logits, axis=-1)
+  return margin(logits, labels) / (ranked[:, -1] - ranked[:, -3] + 1e-12)
+
+
+def targeted_difference_of_logits_ratio(logits, labels, targets):
+  """Targeted DLR: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), z_(i) the i-th largest logit.
+
+  Args:
+    logits: float array [batch, classes], at least 4 classes.
+    labels, targets: int arrays [batch].
+
+  Returns:
+    Float array [batch].
+
+  Raises:
+    ValueError: fewer than 4 classes.
+    AssertionError: wrong ranks or dtypes.
+  """
+  if logits.shape[-1] < 4:
+    raise ValueError(f"the targeted DLR loss needs at least 4 classes, not {logits.shape[-1]}; use "
+                     "targeted_margin")
+  ranked = jnp.sort(logits, axis=-1)
+  scale = ranked[:, -1] - (ranked[:, -3] + ranked[:, -4]) / 2
+  return targeted_margin(logits, labels, targets) / (scale + 1e-12)
+
+
+def _take(logits, classes):
+  return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]
+
+
 def _split(logits, labels):
   """The logits with -inf at the label, and the label's logit [batch]."""
   chex.assert_rank([logits, labels], [2, 1])
@@ -145,9 +213,12 @@ def input_gradient_norm(loss, images, norm="linf"):
     training mode), the gradient is that of the sum of the batch's losses.
 
   Raises:
-    KeyError: unknown norm.
+    ValueError: unknown norm (the choices are listed).
     AssertionError: images of a wrong rank or dtype.
   """
+  if norm not in DUAL_NORMS:
+    raise ValueError(f"input_gradient_norm: norm is {norm!r}; choose one of: "
+                     f"{', '.join(sorted(DUAL_NORMS))}")
   return DUAL_NORMS[norm](_input_gradient(loss, images))
 
 

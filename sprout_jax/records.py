@@ -3,6 +3,13 @@
 import json
 import pathlib
 
+# What configs of earlier versions lack, with the values that they amount to.
+ADDED_TO_CONFIGS = {
+    "awp_gamma": 0.0,
+    "penalty": {"name": "none"},
+    "validation": {"epsilon": 0.0, "step_size": 2 / 255, "num_steps": 10},
+}
+
 
 def read_metrics(workdir):
   """Records of a workdir's metrics.jsonl; a last line that was cut by a kill is ignored."""
@@ -19,4 +26,9 @@ def read_metrics(workdir):
 def read_results(workdir):
   """A workdir's results.json, or None if there is none (yet)."""
   path = pathlib.Path(workdir) / "results.json"
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  results = json.loads(path.read_text())
+  results["config"] = ADDED_TO_CONFIGS | results["config"]
+  results["checkpoint"] = {"selected_by": "clean validation accuracy"} | results["checkpoint"]
+  return results

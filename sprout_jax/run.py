@@ -52,6 +52,7 @@ def train(config, workdir):
   initial = _initial_variables(config, workdir, model, dataset, mesh)
   workdir_lib.claim(workdir, config)
   names = [config.method.name] + [config.penalty.name] * (penalty is not None)
+  names += ["AWP"] * bool(config.awp_gamma)
   _say(f"{' + '.join(names)} | {config.model.name} | {dataset.name}: "
        f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
        f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}")
@@ -66,7 +67,7 @@ def train(config, workdir):
 
 
 def _validation(config, split, model, mesh):
-  """variables -> accuracy on the validation split as `config.validation` says; None without one."""
+  """variables -> accuracies on the validation split as `config.validation` says; {} without one."""
   options, batch_size = config.validation, config.evaluation.batch_size
   correct = accuracy.correct_fn(model, mesh)
   spec = robustness.PgdSpec(norm="linf", num_steps=options.num_steps, step_size=options.step_size,
@@ -75,14 +76,23 @@ def _validation(config, split, model, mesh):
 
   def validate(variables):
     if not len(split.labels):
-      return None
+      return {}
     clean = accuracy.evaluate(correct, variables, split, batch_size, mesh)
     if not options.epsilon:
-      return float(clean.mean())
+      return {"accuracy": float(clean.mean())}
     robust, = robustness.pgd_curve(attack, variables, split, clean, spec, [options.epsilon],
                                    batch_size, mesh)
-    return robust["accuracy"]
+    return {"accuracy": float(clean.mean()), "robust_accuracy": robust["accuracy"]}
   return validate
+
+
+def _selection(config):
+  """What the best checkpoint is best in, in words."""
+  options = config.validation
+  if not options.epsilon:
+    return "clean validation accuracy"
+  return (f"validation accuracy under PGD-{options.num_steps}, Linf, epsilon {options.epsilon:g}, steps "
+          f"of {options.step_size:g}, one start")
 
 
 def evaluate(workdir, config=None):
@@ -138,6 +148,7 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
                     "provenance": dataset.provenance},
         "checkpoint": {"which": options.checkpoint if validated else "last", "step": step,
+                       "selected_by": _selection(config) if validated else "",
                        "weights": "ema" if options.use_ema else "raw"},
         "training": {"seconds": sum(record.get("seconds", 0) for record in history),
                      "steps": max((record["step"] for record in history), default=step),

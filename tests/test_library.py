@@ -44,7 +44,7 @@ def test_arrows_point_one_way():
                    "records"},
       "evaluation": {"attacks", "models", "data", "errors", "sharding"},
       "report": {"errors", "records"}, "records": set(),
-      "configuration": {"attacks", "errors", "training"},
+      "configuration": {"attacks", "errors", "records", "training"},
       "workdir": {"configuration", "errors"},
   }
   found = {}

@@ -42,6 +42,16 @@ def _l2_start(key, images, epsilon):
   return per_example(epsilon, images) * radius ** (1 / images[0].size) * direction
 
 
+def _linf_surface(key, images, epsilon):
+  """Uniform in the box, then stretched until its largest entry is epsilon."""
+  values = draw(key, jax.random.uniform, images, minval=-1, maxval=1)
+  return per_example(epsilon, images) * values / jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True)
+
+
+def _l2_surface(key, images, epsilon):
+  return per_example(epsilon, images) * _unit_l2(draw(key, jax.random.normal, images))
+
+
 def draw(keys, sampler, like, **kwargs):
   """One draw per example, each with its own key: independent of the rest of the batch."""
   return jax.vmap(lambda key: sampler(key, like.shape[1:], like.dtype, **kwargs))(keys)
@@ -63,19 +73,24 @@ class Norm:
 
   Attributes:
     start: (keys [batch], images, epsilon) -> perturbation, uniform in the ball of radius epsilon.
+    surface: (keys [batch], images, epsilon) -> random perturbation of size epsilon.
     direction: gradient -> the steepest-ascent direction of size 1.
     project: (perturbation, epsilon) -> the nearest perturbation within the ball.
     size: perturbation -> [batch], its norm.
+    slope: the steepest-ascent direction's entries are sign(w) * slope(w), up to its size.
   """
 
   start: Callable
+  surface: Callable
   direction: Callable
   project: Callable
   size: Callable
+  slope: Callable
 
 
 NORMS = {
-    "linf": Norm(_linf_start, jnp.sign, _linf_project,
-                 lambda values: jnp.max(jnp.abs(values), axis=_PIXELS)),
-    "l2": Norm(_l2_start, _unit_l2, _l2_project, lambda values: _l2(values)[:, 0, 0, 0]),
+    "linf": Norm(_linf_start, _linf_surface, jnp.sign, _linf_project,
+                 lambda values: jnp.max(jnp.abs(values), axis=_PIXELS), jnp.ones_like),
+    "l2": Norm(_l2_start, _l2_surface, _unit_l2, _l2_project,
+               lambda values: _l2(values)[:, 0, 0, 0], jnp.abs),
 }

@@ -25,8 +25,8 @@ def map_batches(fn, arrays, batch_size, mesh, on_batch=lambda done: None):
     Host array [n, ...].
   """
   count = len(arrays[0])
-  # Small sets get a small batch, of few sizes: each is compiled once.
-  while batch_size // 2 >= count and batch_size % (2 * mesh.size) == 0:
+  # Small sets get a small batch, of few sizes: each is compiled once, and below 32 gains nothing.
+  while batch_size // 2 >= max(count, 32) and batch_size % (2 * mesh.size) == 0:
     batch_size //= 2
   results = []
   for start in range(0, count, batch_size):

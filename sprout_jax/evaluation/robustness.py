@@ -46,17 +46,22 @@ def select(split, num_examples):
   return dataclasses.replace(split, images=split.images[rows], labels=split.labels[rows])
 
 
+def _key(seed):
+  """The root of an evaluation's randomness; training folds in small numbers, its steps."""
+  return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+
+
 def pgd_fn(model, spec, mesh):
   """Compiles (variables, epsilon, restart, images, labels, indices) -> [batch, 2] float32.
 
   Column 0: whether the model is still right on the adversarial image; column 1: the size of the
   perturbation beyond epsilon or of the pixels beyond [0, 1], which must not exceed `TOLERANCE`.
-  The radius and the number of the restart are arguments: one compilation serves the whole grid.
+  The radius and the number of the restart are arguments: one compilation per batch size serves all.
   """
   def attack(variables, epsilon, restart, images, labels, indices):
     predict = accuracy.predict_fn(model, variables)
     adversarial = attacks.pgd(
-        jax.random.fold_in(jax.random.key(spec.seed), restart), predict, images, labels,
+        jax.random.fold_in(_key(spec.seed), restart), predict, images, labels,
         epsilon=epsilon, step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm,
         loss=spec.loss, indices=indices)
     size = attacks.NORMS[spec.norm].size(adversarial - images)

@@ -1,7 +1,7 @@
 """Robust-training methods: METHODS, the paper's Table 1 as code, and PENALTIES to add to any.
 
-A method draws images and labels from a vicinity of each example, may ask the model for something
-(an attack), and has a loss: see `methods.method.Method`. To add one: write a function that takes
+A method draws images and labels from a vicinity of each example, may probe the model (an attack),
+and has a loss: see `methods.method.Method`. To add one: write a function that takes
 its options as keyword arguments and returns a `Method`, give it a row in `METHODS`, and its options
 a row in `configs/methods.py`.
 """

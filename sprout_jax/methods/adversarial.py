@@ -1,7 +1,6 @@
 """Methods that attack the model while it trains; the attacks are those of `sprout_jax.attacks`.
 
-All start from the clean minibatch; radii and step sizes are in pixel units (images in [0, 1]). To
-attack another vicinity: `dataclasses.replace(sprout(...), attack=pgd(...).attack, loss=...)`.
+All start from the clean minibatch; radii and step sizes are in pixel units (images in [0, 1]).
 """
 
 import jax
@@ -34,12 +33,12 @@ def pgd(*, epsilon, step_size, num_steps, norm, start, batch_norm):
   check_choice("config.method.start", start, attacks.STARTS)
   check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
-  def attack(key, indices, network, x, y):
+  def probe(key, indices, network, x, y):
     return attacks.pgd(key, network.predict(batch_norm), x, y, epsilon=epsilon, step_size=step_size,
                        num_steps=num_steps, norm=norm, start=start, keep="last", indices=indices,
                        loss=losses.soft_cross_entropy)
 
-  return Method(natural().vicinity, attack, _loss_of_attacked)
+  return Method(natural().vicinity, probe, _loss_of_attacked)
 
 
 def fast(*, epsilon, step_size, batch_norm):
@@ -100,7 +99,7 @@ def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
   check_choice("config.method.start", start, [name for name in attacks.STARTS if name != "clean"])
   check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
-  def attack(key, indices, network, x, y):
+  def probe(key, indices, network, x, y):
     predict = network.predict(batch_norm)
     return attacks.pgd(key, predict, x, predict(x), epsilon=epsilon, step_size=step_size,
                        num_steps=num_steps, start=start, keep="last", indices=indices,
@@ -113,30 +112,32 @@ def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
     values = losses.soft_cross_entropy(clean_logits, y)
     return values + beta * losses.kl_divergence(logits, clean_logits), (logits, batch_stats)
 
-  return Method(natural().vicinity, attack, loss)
+  return Method(natural().vicinity, probe, loss)
 
 
-def bilateral(*, epsilon, step_size, num_steps, alpha, batch_norm):
+def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
   """Bilateral adversarial training: images and labels are perturbed.
 
   x~ = PGD towards the most confusing class t = argmax_{k != y} f(x)_k, from a uniform random start.
-  y~_y = 1 - alpha; the other classes share alpha in proportion to v_k - min_j v_j + gamma, where
-  v_k = -log softmax(f(x))_k is the loss's gradient with respect to the label and gamma = 0.01: the
-  less likely a wrong class, the more weight. (Wang, Zhang, "Bilateral Adversarial Training: Towards
-  Fast Training of More Robust Models Against Adversarial Attacks", ICCV 2019.)
+  The wrong classes share delta of the label in proportion to s_k = v_k - min_{j != y} v_j + gamma,
+  where v_k = -log softmax(f(x))_k is the loss's gradient with respect to the label and gamma = 0.01:
+  the less likely, the more. delta is such that the true class keeps `ratio` times the largest of
+  them: delta = 1 / (1 + ratio * max s / sum s), y~_y = 1 - delta. (Wang, Zhang, "Bilateral
+  Adversarial Training: Towards Fast Training of More Robust Models Against Adversarial Attacks",
+  ICCV 2019, and the authors' code.)
 
   Args:
     epsilon, step_size, num_steps: as in `attacks.pgd`, in Linf; the paper has one step, or two.
-    alpha: what the true class loses, in [0, 1] (the paper's epsilon_y).
+    ratio: the paper's beta, > 0; to infinity: the label stays.
     batch_norm: of the attack's passes, a key of `BATCH_NORM`.
   """
   _check_ball(epsilon, "linf")
   check_range("config.method.step_size", step_size, 0, 10)
   check_range("config.method.num_steps", num_steps, 1, 1000)
-  check_range("config.method.alpha", alpha, 0, 1)
+  check_range("config.method.ratio", ratio, 1e-6, 1e12)
   check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
-  def attack(key, indices, network, x, y):
+  def probe(key, indices, network, x, y):
     predict = network.predict(batch_norm)
     logits = predict(x)
     is_label = jax.nn.one_hot(jnp.argmax(y, -1), y.shape[-1], dtype=bool)
@@ -145,22 +146,24 @@ def bilateral(*, epsilon, step_size, num_steps, alpha, batch_norm):
         key, predict, x, targets, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         keep="last", indices=indices,
         loss=lambda logits, targets: -losses.cross_entropy(logits, targets))
-    return adversarial, _adversarial_labels(logits, is_label, alpha)
+    return adversarial, _adversarial_labels(logits, is_label, ratio)
 
   def loss(network, x, y, found):
     adversarial, labels = found
     logits, batch_stats = network.apply(adversarial, True)
     return losses.soft_cross_entropy(logits, labels), (logits, batch_stats)
 
-  return Method(natural().vicinity, attack, loss)
+  return Method(natural().vicinity, probe, loss)
 
 
-def _adversarial_labels(logits, is_label, alpha, gamma=0.01):
-  """1 - alpha at the label; alpha shared by the others in proportion to how unlikely they are."""
+def _adversarial_labels(logits, is_label, ratio, gamma=0.01):
+  """The labels of `bilateral`: the true class has `ratio` times the largest wrong entry."""
   gradient = -jax.nn.log_softmax(logits)
   least = jnp.min(jnp.where(is_label, jnp.inf, gradient), -1, keepdims=True)
   share = jnp.where(is_label, 0, gradient - least + gamma)
-  return jnp.where(is_label, 1 - alpha, alpha * share / jnp.sum(share, -1, keepdims=True))
+  share = share / jnp.sum(share, -1, keepdims=True)
+  delta = 1 / (1 + ratio * jnp.max(share, -1, keepdims=True))
+  return jnp.where(is_label, 1 - delta, delta * share)
 
 
 def _loss_of_attacked(network, x, y, adversarial):

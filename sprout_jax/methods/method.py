@@ -45,7 +45,7 @@ class Adversary:
     project: parameters -> the nearest admissible parameters, applied after every update.
     vicinity: None: it ascends with each step of the model, on the very loss and pass. Otherwise:
       once per minibatch after the model's steps, on the loss of this vicinity, with a pass of its
-      own.
+      own, without penalty and weight perturbation.
     optimizer: (schedule) -> its Optax transformation, which is fed *negated* gradients; the
       schedule is the share of the model's peak learning rate at each update.
     summary: parameters -> what of them goes into the metrics.
@@ -60,22 +60,22 @@ class Adversary:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A vicinity and a loss, what they need to find out from the model, and what is learned.
+  """A vicinity, what the loss needs to find out from the model, the loss, and what is learned.
 
   Attributes:
     vicinity: (key, images, labels, adversary's parameters) -> x, y: what is drawn around each
       example from data alone, for the whole minibatch; differentiable in the adversary's parameters.
-    attack: None, or (key, indices, network, x, y) -> anything that `loss` needs to know of the
+    probe: None, or (key, indices, network, x, y) -> anything that `loss` needs to find out from the
       network as it stands: adversarial images, predictions. No gradient flows through it. With
       several devices, x and y are a part of the minibatch and `indices` [part] say which.
-    loss: (network, x, y, what `attack` found) -> losses [batch], (logits [batch, classes], the
+    loss: (network, x, y, what `probe` found) -> losses [batch], (logits [batch, classes], the
       running statistics).
-    steps_per_batch: model updates per minibatch, each with fresh draws and a fresh attack.
+    steps_per_batch: model updates per minibatch, each with fresh draws and a fresh probe.
     adversary: what is learned against the model.
   """
 
   vicinity: Callable
-  attack: Callable | None = None
+  probe: Callable | None = None
   loss: Callable = vicinal_loss
   steps_per_batch: int = 1
   adversary: Adversary = Adversary()

@@ -1,4 +1,4 @@
-"""Methods without an attack whose vicinity is fixed: nothing is learned against the model."""
+"""Methods without an attack and without anything that is learned against the model."""
 
 import jax
 import optax
@@ -75,7 +75,7 @@ def stable(*, noise_stddev, alpha, batch_norm):
   check_range("config.method.alpha", alpha, 0, 1)
   check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
-  def attack(key, indices, network, x, y):
+  def probe(key, indices, network, x, y):
     # One key per example, so that the noise does not depend on how the batch is split.
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
@@ -87,4 +87,4 @@ def stable(*, noise_stddev, alpha, batch_norm):
     labels = (1 - alpha) * y + alpha * prediction
     return losses.soft_cross_entropy(logits, labels), (logits, batch_stats)
 
-  return Method(natural().vicinity, attack, loss)
+  return Method(natural().vicinity, probe, loss)

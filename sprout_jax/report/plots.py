@@ -79,6 +79,9 @@ def training(workdir, folder):
   if validation:
     right.plot([r["epoch"] for r in validation], [100 * r["accuracy"] for r in validation], ".-",
                color=COLOURS[1], label="validation")
+    if "robust_accuracy" in validation[-1]:
+      right.plot([r["epoch"] for r in validation], [100 * r["robust_accuracy"] for r in validation],
+                 ".--", color=COLOURS[2], label="validation, under PGD")
   right.set_ylabel("accuracy (%)", color=COLOURS[1])
   right.set_ylim(0, 100)
   fig.legend(fontsize="small", loc="outside upper right", ncols=2)

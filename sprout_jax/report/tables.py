@@ -5,10 +5,12 @@ NORMS = {"linf": "Linf", "l2": "L2"}  # as they are written for a reader
 
 
 def label(results):
-  """What was trained: method (with SPROUT's variant), model, data set, seed."""
+  """What was trained: method (with SPROUT's variant) and what is added, model, data set, seed."""
   config, method = results["config"], results["config"]["method"]
   variant = [str(method[key]) for key in ("concentration", "draw") if key in method]
-  return (" ".join([method["name"], *variant]) + f", {config['model']['name']}, "
+  added = [config["penalty"]["name"]] * (config["penalty"]["name"] != "none")
+  added += [f"AWP {config['awp_gamma']:g}"] * bool(config["awp_gamma"])
+  return (" + ".join([" ".join([method["name"], *variant]), *added]) + f", {config['model']['name']}, "
           f"{config['dataset']['name']}, seed {config['seed']}")
 
 
@@ -34,7 +36,9 @@ def run(results):
   lines = [
       label(results),
       f"data: {results['dataset']['provenance']}",
-      f"weights: {checkpoint['which']} checkpoint (step {checkpoint['step']}), {checkpoint['weights']}; "
+      f"weights: {checkpoint['which']} checkpoint (step {checkpoint['step']}"
+      f"{checkpoint['which'] == 'best' and ', by ' + checkpoint['selected_by'] or ''}), "
+      f"{checkpoint['weights']}; "
       f"training took {results['training']['seconds']:.0f} s; evaluated on "
       f"{results['versions']['devices']}, computing in {config['model']['dtype']}",
   ]

@@ -59,9 +59,9 @@ def train(config, workdir, dataset, model, method, penalty, mesh, *, validate,
     model: the Flax module.
     method, penalty: from `methods.create` and `methods.create_penalty`.
     mesh: the mesh of devices.
-    validate: variables -> the accuracy on the validation split, clean or under attack, that selects
-      the best checkpoint; None where there is no such split. It gets the moving average of the
-      weights where the config has one.
+    validate: variables -> {"accuracy": on the validation split} and, where an attack selects the
+      best checkpoint, {"robust_accuracy"}, which is the smaller; {} where there is no such split. It
+      gets the moving average of the weights where the config has one.
     initial_variables: function that loads {"params", "batch_stats"} to start from, called only if
       the workdir has no checkpoint yet; None: random.
 
@@ -109,10 +109,10 @@ def train(config, workdir, dataset, model, method, penalty, mesh, *, validate,
       stopping = should_stop()
       if is_epoch_save(config, done, per_epoch, last_step):
         log.flush()  # nothing is saved after a value that is not finite
-        accuracy = validate(state.variables(use_ema=bool(config.ema_decay)))
-        if accuracy is not None:
-          log.validation(done, accuracy)
-        checkpoints.save(state, accuracy)
+        found = validate(state.variables(use_ema=bool(config.ema_decay)))
+        if found:
+          log.validation(done, found)
+        checkpoints.save(state, min(found.values(), default=None))
       elif stopping or is_step_save(config, done):
         log.flush()
         checkpoints.save(state, wait=stopping)
@@ -209,14 +209,15 @@ class Log:
           "epoch": end / self._per_epoch, "steps": end - start, "loss": float(loss.mean()),
           "accuracy": float(accuracy.mean()), "grad_norm": float(grad_norm.mean()),
           "learning_rate": self._learning_rate(end - 1), "images_per_second": speed,
-          "seconds": seconds, **{name: values[-1].tolist() for name, values in history.items()}})
+          "seconds": seconds, **{name: values.mean().item() if values.ndim == 1 else values[-1].tolist()
+                                 for name, values in history.items()}})
     self._progress.update(end, f"epoch {end / self._per_epoch:.1f}  loss {loss.mean():.4f}  "
                           f"accuracy {accuracy.mean():.4f}  {speed:,.0f} images/s")
 
-  def validation(self, step, accuracy):
-    """Records the accuracy on the validation split; validation time is not training time."""
+  def validation(self, step, found):
+    """Records accuracies on the validation split; validation time is not training time."""
     if self._files:
-      self._files.write(step, "validation", {"epoch": step / self._per_epoch, "accuracy": accuracy})
+      self._files.write(step, "validation", {"epoch": step / self._per_epoch, **found})
     self._read_at = time.monotonic()
 
   def close(self):

@@ -70,8 +70,8 @@ def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
   """Puts the parts together; the learning-rate schedules need the steps per epoch."""
   if method.steps_per_batch > 1 and config.optimizer.accumulate_steps > 1:
     raise UserError(f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, but "
-                    f"the method takes {method.steps_per_batch} steps per minibatch; one of the two "
-                    "must be 1")
+                    f"the method takes {method.steps_per_batch} steps per minibatch (steps_per_batch or "
+                    "replays); one of the two must be 1")
   shape = functools.partial(optimizers.schedule, config.optimizer, num_epochs=config.num_epochs)
   ascents_per_batch = method.steps_per_batch if method.adversary.vicinity is None else 1
   return Recipe(
@@ -83,7 +83,8 @@ def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
       adversary_optimizer=optimizers.adversary_optimizer(
           config.optimizer, method.adversary.optimizer, shape(steps_per_epoch * ascents_per_batch)),
       num_classes=num_classes, batch_size=config.batch_size, seed=config.seed,
-      ema_decay=config.ema_decay, awp_gamma=config.awp_gamma, crop_padding=config.dataset.crop_padding, flip=config.dataset.flip)
+      ema_decay=config.ema_decay, awp_gamma=config.awp_gamma,
+      crop_padding=config.dataset.crop_padding, flip=config.dataset.flip)
 
 
 def create(recipe, image_shape):

@@ -1,5 +1,7 @@
 """The training step: pure, and ignorant of methods, devices and files."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,8 +46,9 @@ def train_step(recipe, state, images, labels, *, shard, mean):
   state, history = jax.lax.scan(
       model_step, state, jax.random.split(key_model, recipe.method.steps_per_batch))
   if adversary.vicinity is not None:
+    plain = dataclasses.replace(recipe, penalty=None, awp_gamma=0.0)
     (_, grads), batch_stats, _ = gradients(
-        recipe, state, adversary.vicinity, key_adversary, *batch, shard, mean)
+        plain, state, adversary.vicinity, key_adversary, *batch, shard, mean)
     state = ascend(recipe, state.replace(batch_stats=batch_stats), grads)
   metrics = jax.tree.map(lambda values: values[-1], history)
   return state.replace(step=state.step + 1), metrics | adversary.summary(state.adversary)
@@ -54,7 +57,7 @@ def train_step(recipe, state, images, labels, *, shard, mean):
 def gradients(recipe, state, vicinity, key, images, labels, shard, mean):
   """Gradients of the mean loss over a vicinity's draws, for the parameters and the adversary's.
 
-  The method's attack sees the parameters as they are; where the recipe has an `awp_gamma`, the
+  The method's probe sees the parameters as they are; where the recipe has an `awp_gamma`, the
   gradients are then taken at weights perturbed against that very loss.
 
   Returns:
@@ -74,7 +77,7 @@ def gradients(recipe, state, vicinity, key, images, labels, shard, mean):
       return logits, updates.get("batch_stats", {})
     return Network(apply)
 
-  found = method.attack and method.attack(
+  found = method.probe and method.probe(
       key_attack, shard(jnp.arange(len(images))), network(state.params), *draw(state.adversary))
 
   def mean_loss(params, adversary):

@@ -1,5 +1,7 @@
 """evaluation: padding and devices do not matter; counts and intervals by hand; PGD's closed form."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,19 @@ def test_robustness_curve_of_a_linear_model_is_the_closed_form():
       assert entry["accuracy"] == np.mean(margin > max(entry["epsilon"] * norm, 0))
       assert entry["count"] == 37 and entry["steps"] == 10 and entry["norm"] == "linf"
   assert entries[0]["accuracy"] > entries[2]["accuracy"] > entries[4]["accuracy"] == 0
+
+
+def test_restarts_are_independent_runs_of_which_the_worst_counts():
+  """With one short step, starts matter: robust after 4 restarts = robust in each of 4 runs."""
+  split, variables, margin, norm = linear_problem(200)
+  spec = dataclasses.replace(SPEC, num_steps=1, step_size=0.005, num_restarts=4)
+  mesh = meshes()[0]
+  attack = robustness.pgd_fn(Linear(), spec, mesh)
+  entry, = robustness.pgd_curve(attack, variables, split, margin > 0, spec, (0.05,), 64, mesh)
+  runs = np.array([np.asarray(attack(variables, np.float32(0.05), restart, split.images, split.labels,
+                                     np.arange(200)))[:, 0] > 0.5 for restart in range(4)])
+  assert entry["accuracy"] == np.mean(runs.all(0) & (margin > 0)) and entry["restarts"] == 4
+  assert runs.all(0).sum() < runs.sum(1).min() and not (runs[0] == runs[1]).all()
 
 
 def test_a_model_that_is_always_wrong_needs_no_attack():

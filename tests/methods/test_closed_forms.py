@@ -133,7 +133,9 @@ def bilateral(ref):
   for row, true, values in zip(labels, ref.labels, -log_softmax(logits)):
     others = [k for k in range(10) if k != true]
     share = values[others] - values[others].min() + 0.01
-    row[others], row[true] = 0.5 * share / share.sum(), 0.5
+    share = share / share.sum()
+    delta = 1 / (1 + 9 * share.max())
+    row[others], row[true] = delta * share, 1 - delta
   return lambda kernel: ref.cross_entropy(x, labels, kernel)
 
 
@@ -166,6 +168,13 @@ def cure_not_squared(ref):
   return _cure(ref, False)
 
 
+def pgd_with_penalty(ref):
+  """The loss at the attacked images, the penalty at the clean ones."""
+  attacked = pgd(ref)
+  return lambda kernel: attacked(kernel) + 0.1 * np.abs(
+      ref.input_gradient(ref.x, ref.y, kernel)).sum(-1)
+
+
 # Reference -> (method, penalty, overrides).
 ROWS = {
     natural: ("natural", "none", {}),
@@ -182,8 +191,11 @@ ROWS = {
     bilateral: ("bilateral", "none", {"method.epsilon": 0.1, "method.step_size": 0.1}),
     gradient_norm: ("natural", "gradient_norm", {"penalty.epsilon": 0.1}),
     gradient_norm_l2: ("natural", "gradient_norm", {"penalty.epsilon": 0.1, "penalty.norm": "l2"}),
-    cure: ("natural", "cure", {"penalty.h": 0.8}),
-    cure_not_squared: ("natural", "cure", {"penalty.h": 0.8, "penalty.squared": False}),
+    cure: ("natural", "cure", {"penalty.h": 0.8, "penalty.weight": 4.0, "penalty.squared": True}),
+    cure_not_squared: ("natural", "cure", {"penalty.h": 0.8, "penalty.weight": 4.0}),
+    pgd_with_penalty: ("pgd", "gradient_norm", {
+        "method.epsilon": 0.1, "method.step_size": 0.03, "method.num_steps": 5,
+        "method.start": "clean", "penalty.epsilon": 0.1}),
 }
 
 
@@ -215,7 +227,16 @@ def test_loss_and_gradient_of_one_step(reference):
   actual = before.params["Dense_0"]["kernel"] - after.params["Dense_0"]["kernel"]
   assert np.abs(expected).max() > 1e-2
   np.testing.assert_allclose(actual, expected, atol=2e-6 * max(1, np.abs(expected).max()))
-  if penalty != "none":
+  bias = ref.bias.copy()
+  for k in range(10):
+    shifted = []
+    for sign in (1, -1):
+      ref.bias = bias + sign * 1e-6 * np.eye(10)[k]
+      shifted.append(loss(ref.kernel).mean())
+    np.testing.assert_allclose(
+        before.params["Dense_0"]["bias"][k] - after.params["Dense_0"]["bias"][k],
+        (shifted[0] - shifted[1]) / 2e-6, atol=2e-6 * max(1, np.abs(expected).max()))
+  if method == "natural" and penalty != "none":
     own = values - ref.cross_entropy(ref.x, ref.y)
     np.testing.assert_allclose(metrics["penalty"], [own.mean()], rtol=1e-5)
 
@@ -249,10 +270,17 @@ def test_free_replays_by_hand():
   np.testing.assert_allclose(metrics["perturbation"][-1], np.abs(delta).mean(), rtol=1e-2)
 
 
-def test_awp_takes_the_gradient_at_perturbed_weights():
-  config = make_config(PLAIN | {"awp_gamma": 0.2}, "natural")
-  _, before, after, metrics = run_steps(config, Linear(), num_steps=1)
+@pytest.mark.parametrize("parallelism, devices", [("jit", 1), ("jit", 8), ("pmap", 8)])
+@pytest.mark.parametrize("method", ["natural", "pgd"])
+def test_awp_takes_the_gradient_at_perturbed_weights(method, parallelism, devices):
+  """The attack sees the weights as they are; the perturbation follows the whole minibatch."""
+  attack = {"method.epsilon": 0.1, "method.step_size": 0.03, "method.num_steps": 5,
+            "method.start": "clean"} if method == "pgd" else {}
+  config = make_config(PLAIN | attack | {"awp_gamma": 0.2, "parallelism": parallelism}, method)
+  _, before, after, metrics = run_steps(config, Linear(), 1, devices)
   ref = Reference(before)
+  if method == "pgd":
+    ref.x = ref.climb(ref.x, lambda x: ref.input_gradient(x, ref.y), 0.1, 0.03, 5)
 
   def gradients(kernel):
     d_logits = (softmax(ref.logits(ref.x, kernel)) - ref.y) / 16
@@ -269,7 +297,7 @@ def test_awp_takes_the_gradient_at_perturbed_weights():
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_batch_norm_in_attacks(mode):
-  """The attack normalises as its option says, and never moves the running statistics."""
+  """The passes of probes and penalties normalise as the option says."""
   seen = []
 
   def apply(x, train):
@@ -282,7 +310,7 @@ def test_batch_norm_in_attacks(mode):
   for name in ("pgd", "fast", "trades", "bilateral", "stable"):
     settings = options.METHOD_OPTIONS[name]("paper").to_dict() | {"batch_norm": mode}
     del seen[:]
-    methods.create(name, settings).attack(jax.random.key(0), jnp.arange(16), network, images, labels)
+    methods.create(name, settings).probe(jax.random.key(0), jnp.arange(16), network, images, labels)
     assert seen and set(seen) == {mode == "train"}
   for name in ("gradient_norm", "cure"):
     settings = options.PENALTY_OPTIONS[name]("paper").to_dict() | {"batch_norm": mode}
@@ -297,18 +325,17 @@ def test_running_statistics_follow_the_loss_alone():
             "optimizer.learning_rate": 1e-9}
   images, _ = minibatch()
   clean = images.reshape(16, 64).mean(0)
-  means = {}
   for name in ("pgd", "trades"):
     config = make_config(radius | {"method.start": "uniform"}, name)
     recipe, before, after, _ = run_steps(config, Linear(True), num_steps=1)
     variables = {"params": before.params, "batch_stats": before.batch_stats}
     network = methods.Network(lambda x, train, variables=variables: recipe_apply(variables, x, train))
     labels = jax.nn.one_hot(minibatch()[1], 10)
-    attacked = np.asarray(recipe.method.attack(model_step_keys()[0][1], jnp.arange(16), network,
+    attacked = np.asarray(recipe.method.probe(model_step_keys()[0][1], jnp.arange(16), network,
                                                jnp.asarray(images), labels))
     assert np.abs(attacked - images).max() > 0.19
-    means[name] = attacked.reshape(16, 64).mean(0)
-    expected = means[name] if name == "pgd" else (means[name] + clean) / 2
+    mean = attacked.reshape(16, 64).mean(0)
+    expected = mean if name == "pgd" else (mean + clean) / 2
     np.testing.assert_allclose(after.batch_stats["BatchNorm_0"]["mean"], 0.1 * expected, atol=1e-5)
 
 
@@ -318,12 +345,12 @@ def recipe_apply(variables, x, train):
 
 
 def test_adversarial_labels_of_known_probabilities():
-  """p = (0.7, 0.2, 0.1), label 0: v = (-log 0.2, -log 0.1), least 1.609; shares 0.01 and 0.7031."""
+  """p = (0.7, 0.2, 0.1), label 0: v = (-log 0.2, -log 0.1); shares 0.01 and log 2 + 0.01."""
   logits = jnp.log(jnp.array([[0.7, 0.2, 0.1]]))
-  labels = adversarial._adversarial_labels(logits, jnp.array([[True, False, False]]), 0.5)
-  share = np.log(0.2 / 0.1)
-  np.testing.assert_allclose(labels, [[0.5, 0.5 * 0.01 / (share + 0.02), 0.5 * (share + 0.01) / (
-      share + 0.02)]], rtol=1e-5)
+  labels = adversarial._adversarial_labels(logits, jnp.array([[True, False, False]]), 9.0)
+  np.testing.assert_allclose(labels[0, 0], 9 * labels[0, 2], rtol=1e-5)  # 9 times the largest
+  np.testing.assert_allclose(labels[0, 2] / labels[0, 1], (np.log(2) + 0.01) / 0.01, rtol=1e-4)
+  np.testing.assert_allclose(labels.sum(), 1, rtol=1e-6)
 
 
 def test_curvature_of_a_quadratic():

@@ -67,7 +67,7 @@ def test_the_key_determines_what_is_drawn(row):
   def draws(key):
     adversary = method.adversary.init(KEY, 10, images.shape)
     x, y = method.vicinity(key, images, labels, adversary)
-    return x, y, method.attack and method.attack(key, jnp.arange(16), network, x, y)
+    return x, y, method.probe and method.probe(key, jnp.arange(16), network, x, y)
 
   first, again, other = (draws(jax.random.key(seed)) for seed in (1, 1, 2))
   chex.assert_trees_all_equal(first, again)
@@ -88,7 +88,7 @@ def test_images_and_soft_labels_of_the_vicinity(row):
     assert x.shape == images.shape and y.shape == labels.shape
     np.testing.assert_allclose(y.sum(-1), 1, atol=1e-5)
     assert (np.asarray(y) >= 0).all()
-    found = method.attack and method.attack(KEY, jnp.arange(16), uniform, x, y)
+    found = method.probe and method.probe(KEY, jnp.arange(16), uniform, x, y)
     values, (logits, _) = method.loss(uniform, x, y, found)
     # -sum_k y_k log(1/10) = log(10) sum_k y_k.
     np.testing.assert_allclose(values, np.log(10), rtol=1e-5)
@@ -109,7 +109,7 @@ LIMITS = {
     ("fast", "none"): {"epsilon": 0.0},
     ("free", "none"): {"epsilon": 0.0, "replays": 1},
     ("trades", "none"): {"epsilon": 0.0},
-    ("bilateral", "none"): {"epsilon": 0.0, "alpha": 0.0},
+    ("bilateral", "none"): {"epsilon": 0.0, "ratio": 1e9},
     ("natural", "gradient_norm"): {"penalty.epsilon": 0.0},
     ("natural", "cure"): {"penalty.weight": 0.0},
 }
@@ -141,6 +141,27 @@ def test_awp_without_a_perturbation_is_the_plain_step():
   assert min(jax.tree.leaves(difference)) > 1e-5
 
 
+def test_an_adversary_with_a_pass_of_its_own_needs_neither_penalty_nor_awp():
+  """released: beta ascends on the cross-entropy of the clean batch, whatever the model carries."""
+  betas = []
+  for penalty, gamma in (("none", 0.0), ("gradient_norm", 0.1)):
+    config = stepping.make_config({"awp_gamma": gamma, "penalty.epsilon": 0.3, "method.draw": "mean",
+                                   "optimizer.learning_rate": 1e-12} if gamma else {
+                                       "method.draw": "mean", "optimizer.learning_rate": 1e-12},
+                                  "sprout", "released", penalty)
+    betas.append(stepping.run_steps(config, stepping.Linear(), 1)[2].adversary["beta"])
+  np.testing.assert_allclose(betas[0], betas[1], rtol=1e-6)
+  assert np.ptp(betas[0]) > 1e-6
+
+
+def test_radii_are_rescaled_together():
+  config = stepping.make_config({}, "pgd", penalty="gradient_norm")
+  with config.unlocked():
+    options.set_radius(config, 0.1)
+  assert config.method.epsilon == config.penalty.epsilon == 0.1
+  np.testing.assert_allclose(config.method.step_size, 0.1 / 4)  # 2/255 of 8/255
+
+
 @pytest.mark.parametrize("kind, create, table", [
     ("method", methods.create, methods.METHODS), ("penalty", methods.create_penalty, methods.PENALTIES)])
 def test_unknown_names_and_foreign_options_are_errors(kind, create, table):
@@ -160,7 +181,7 @@ def test_unknown_names_and_foreign_options_are_errors(kind, create, table):
     ("pgd", dict(start="corner"), "clean, gaussian, uniform"), ("pgd", dict(num_steps=0), "num_steps"),
     ("fast", dict(step_size=-1.0), "step_size"), ("free", dict(replays=0), "replays"),
     ("trades", dict(start="clean"), "gaussian, uniform"), ("trades", dict(beta=-1.0), "beta"),
-    ("bilateral", dict(alpha=2.0), "alpha"),
+    ("bilateral", dict(ratio=0.0), "ratio"),
     ("gradient_norm", dict(norm="l1"), "l2, linf"), ("gradient_norm", dict(epsilon=-1.0), "epsilon"),
     ("cure", dict(h=0.0), "config.penalty.h"), ("cure", dict(weight=-1.0), "weight"),
 ])

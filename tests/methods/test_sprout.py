@@ -122,10 +122,3 @@ def test_without_noise_mixup_and_alpha_nothing_changes():
 def test_wrong_options_are_errors(changes, message):
   with pytest.raises(UserError, match=message):
     methods.create("sprout", options("sprout", **changes))
-
-
-def test_unknown_method_and_foreign_options_are_errors():
-  with pytest.raises(UserError, match="choose one of: " + ", ".join(sorted(methods.METHODS))):
-    methods.create("sprut", {})
-  with pytest.raises(UserError, match="configs/digits.py:method=natural"):
-    methods.create("natural", options("sprout"))

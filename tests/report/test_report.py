@@ -9,7 +9,7 @@ from sprout_jax.errors import UserError
 
 
 def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True, fingerprint="f",
-              steps=9):
+              steps=9, **config):
   interval = [accuracy - 0.1, accuracy + 0.1]
   attack = {"name": "pgd-20", "norm": "linf", "steps": 20, "step_size": 0.007, "restarts": restarts,
             "loss": "margin", "seed": 3, "count": 1000, "accuracy": accuracy, "interval": interval}
@@ -18,7 +18,7 @@ def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True,
       "clean": {"accuracy": 0.9, "count": 10000, "interval": [0.89, 0.91]},
       "attacks": [attack | {"epsilon": 0.0}, attack | {"epsilon": 0.03}],
       "config": {"seed": 5, "method": {"name": method}, "model": {"name": "vgg16", "dtype": "bfloat16"},
-                 "dataset": {"name": "cifar10"}},
+                 "dataset": {"name": "cifar10"}, **config},
       "dataset": {"name": "cifar10", "fingerprint": fingerprint, "provenance": "pixels may differ from the official set"},
       "checkpoint": {"which": "best", "step": 7, "weights": "ema"},
       "training": {"seconds": 61.0, "steps": steps, "planned_steps": 9}, "versions": {"devices": "1 x cpu"}}))
@@ -30,11 +30,16 @@ def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True,
   return folder
 
 
+def test_what_is_added_to_a_method_is_named(tmp_path):
+  text = report.run(write_run(tmp_path / "a", penalty={"name": "gradient_norm"}, awp_gamma=0.005))
+  assert text.startswith("sprout + gradient_norm + AWP 0.005, vgg16, cifar10, seed 5")
+
+
 def test_the_table_of_a_run_names_attack_data_and_intervals(tmp_path):
   text = report.run(write_run(tmp_path / "a"))
   for part in ("clean", "90.0 % [89.0, 91.0]   10000", "epsilon 0.03", "50.0 % [40.0, 60.0]    1000",
                "PGD-20 Linf, margin loss, 20 steps of 0.007, 1 random start(s), seed 3",
-               "pixels may differ", "best checkpoint (step 7), ema", "computing in bfloat16", "upper bound"):
+               "pixels may differ", "best checkpoint (step 7, by clean validation accuracy), ema", "computing in bfloat16", "upper bound"):
     assert part in text, text
   for name in ("robustness", "training", "beta"):
     assert (tmp_path / "a" / "plots" / f"{name}.png").stat().st_size > 5000

@@ -53,12 +53,13 @@ def test_the_loop_trains_on_the_order_of_the_whole_run(tmp_path):
 
   def validate(variables):
     seen.append(jax.tree.map(np.asarray, variables))
-    return 0.1 * len(seen)
+    # The attacked accuracy is what selects: the first checkpoint is the best here.
+    return {"accuracy": 0.4 + 0.1 * len(seen), "robust_accuracy": 0.4 - 0.1 * len(seen)}
 
   assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate)
   recipe, abstract = loop.prepare(config, dataset, model, method, penalty, mesh)
   with contextlib.closing(checkpoints.Checkpoints(tmp_path, 3)) as saved:
-    assert saved.steps() == [5, 10] and saved.best_step() == 10
+    assert saved.steps() == [5, 10] and saved.best_step() == 5
     state = saved.restore_latest(abstract)
   run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", 10)
   start = jax.jit(functools.partial(state_lib.create, recipe, dataset.image_shape),
@@ -73,7 +74,7 @@ def test_the_loop_trains_on_the_order_of_the_whole_run(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
   config, dataset, model, method, penalty, mesh = setting(num_epochs=1)
-  for validate in (lambda variables: None, lambda variables: pytest.fail("trained again")):
+  for validate in (lambda variables: {}, lambda variables: pytest.fail("trained again")):
     assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate)
 
 
@@ -82,6 +83,7 @@ def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path):
 
   def validate(variables):
     signal.raise_signal(signal.SIGTERM)
+    return {}
 
   assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate) is False
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are put back
@@ -92,7 +94,7 @@ def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path):
 def test_divergence_names_the_step_and_saves_nothing_after_it(tmp_path):
   config, dataset, model, method, penalty, mesh = setting(**{"optimizer.learning_rate": 1000.0})
   with pytest.raises(TrainingDiverged, match=r"at step \d+ \(of steps \d to \d"):
-    loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=lambda variables: None)
+    loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=lambda variables: {})
   with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
     assert saved.steps() == []
 

@@ -1,0 +1,61 @@
+"""run: what validation measures; files of earlier versions."""
+
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from sprout_jax import configuration
+from sprout_jax import records
+from sprout_jax import run
+from sprout_jax import sharding
+from sprout_jax.data import Split
+
+
+class Linear(nn.Module):
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Dense(2)((images - 0.5).reshape(len(images), -1))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.02])
+def test_validation_is_clean_or_under_attack(epsilon):
+  """A linear model: right under attack where the margin exceeds epsilon |w|_1."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(0.4, 0.6, (64, 3, 3, 1)).astype(np.float32)
+  kernel = rng.normal(size=(9, 2)).astype(np.float32)
+  labels = rng.integers(2, size=64).astype(np.int32)
+  weights = kernel[:, 0] - kernel[:, 1]
+  margin = ((images.reshape(64, 9) - 0.5) @ weights) * np.where(labels == 0, 1, -1)
+  config = default.get_config("natural")
+  config.validation.epsilon, config.evaluation.batch_size = epsilon, 16
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  variables = {"params": {"Dense_0": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}
+  found = run._validation(config, Split(images, labels), Linear(), mesh)(variables)
+  assert found["accuracy"] == np.mean(margin > 0)
+  if epsilon:
+    assert found["robust_accuracy"] == np.mean(margin > epsilon * np.abs(weights).sum()) < found["accuracy"]
+    assert "PGD-10, Linf, epsilon 0.02" in run._selection(config)
+  else:
+    assert set(found) == {"accuracy"}
+
+
+def test_without_a_validation_split_there_is_nothing_to_measure():
+  config, mesh = default.get_config("natural"), sharding.make_mesh(jax.devices()[:1])
+  empty = Split(np.zeros((0, 3, 3, 1), np.float32), np.zeros(0, np.int32))
+  assert run._validation(config, empty, Linear(), mesh)({}) == {}
+
+
+def test_files_of_earlier_versions_can_be_read(tmp_path):
+  """A config from before penalties, AWP and validation under attack amounts to none of them."""
+  config = default.get_config("natural")
+  old = {key: value for key, value in config.to_dict().items()
+         if key not in records.ADDED_TO_CONFIGS}
+  assert configuration.loads(json.dumps(old)) == config
+  (tmp_path / "results.json").write_text(json.dumps({"config": old, "checkpoint": {"which": "best"}}))
+  results = records.read_results(tmp_path)
+  assert configuration.flatten(results["config"]) == configuration.flatten(config)
+  assert results["checkpoint"]["selected_by"] == "clean validation accuracy"
