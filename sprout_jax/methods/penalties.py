@@ -49,8 +49,8 @@ def cure(*, weight, h, squared, batch_norm):
 
   Args:
     weight: the paper's gamma, >= 0.
-    h: length of the finite difference, an L2 norm in pixel units, > 0. The authors' code works on
-      images divided by a standard deviation of about 0.2: its 1.5 is 0.3 here, its gradients a fifth.
+    h: length of the finite difference, an L2 norm in pixel units, > 0. (The authors' code works on
+      images divided by a standard deviation of about 0.2: its gradients are a fifth of those here.)
     squared: True: the paper's formula; False: the norm itself, as the authors' released code.
     batch_norm: of its passes, a key of `BATCH_NORM`.
   """
