@@ -75,15 +75,13 @@ def validate(config):
     check_choice(f"config.{key}", _get(config, key), choices)
   if not config.optimizer.learning_rate:
     raise UserError("config.optimizer.learning_rate is 0; nothing would be learned")
-  if not config.evaluation.epsilons:
-    raise UserError("config.evaluation.epsilons is empty; give radii, e.g. (0.0, 0.03)")
-  largest = 1 if config.evaluation.norm == "linf" else inf
-  for epsilon in config.evaluation.epsilons:
-    check_range("config.evaluation.epsilons: an entry", epsilon, 0, largest,
-                unit="(pixels are in [0, 1])")
-  if list(config.evaluation.epsilons) != sorted(set(config.evaluation.epsilons)):
-    raise UserError(f"config.evaluation.epsilons is {tuple(config.evaluation.epsilons)}; the radii "
-                    "must be different and ascend")
+  for name in config.evaluation.attacks:
+    check_choice("config.evaluation.attacks: an entry", name, ("pgd", "autoattack"))
+  check_choice("config.evaluation.auto_attack.version", config.evaluation.auto_attack.version,
+               # A model that draws random numbers is not what is trained here.
+               [*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS])
+  for key in ("evaluation.epsilons", "evaluation.auto_attack.epsilons"):
+    _check_radii(f"config.{key}", _get(config, key), 1 if config.evaluation.norm == "linf" else inf)
   optimizers.check_schedule(config.optimizer, config.num_epochs)
   if config.validation.epsilon and not config.dataset.validation_fraction:
     raise UserError("config.validation.epsilon needs images to validate on: set e.g. "
@@ -91,6 +89,16 @@ def validate(config):
   if config.evaluation.use_ema and not config.ema_decay:
     raise UserError("config.evaluation.use_ema needs an average to use: set e.g. "
                     "--config.ema_decay=0.999 (it is 0 = off)")
+
+
+def _check_radii(key, epsilons, largest):
+  """Raises UserError unless the radii are within bounds and ascend."""
+  if not epsilons:
+    raise UserError(f"{key} is empty; give radii, e.g. (0.0, 0.03)")
+  for epsilon in epsilons:
+    check_range(f"{key}: an entry", epsilon, 0, largest, unit="(pixels are in [0, 1])")
+  if list(epsilons) != sorted(set(epsilons)):
+    raise UserError(f"{key} is {tuple(epsilons)}; the radii must be different and ascend")
 
 
 def _get(config, dotted):
@@ -129,7 +137,7 @@ def loads(text):
     if isinstance(value, dict):
       return {key: tuples(entry) for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value
-  return ml_collections.ConfigDict(records.ADDED_TO_CONFIGS | tuples(json.loads(text))).lock()
+  return ml_collections.ConfigDict(records.complete(tuples(json.loads(text)))).lock()
 
 
 def unknown_key(config, dotted):

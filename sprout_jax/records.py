@@ -8,7 +8,16 @@ ADDED_TO_CONFIGS = {
     "awp_gamma": 0.0,
     "penalty": {"name": "none"},
     "validation": {"epsilon": 0.0, "step_size": 2 / 255, "num_steps": 10},
+    "evaluation": {"attacks": ("pgd",),
+                   "auto_attack": {"version": "standard", "epsilons": (8 / 255,)}},
 }
+
+
+def complete(config):
+  """A config's dictionary with what those of earlier versions lack."""
+  return ADDED_TO_CONFIGS | config | {
+      "evaluation": ADDED_TO_CONFIGS["evaluation"] | config["evaluation"]}
+
 
 
 def read_metrics(workdir):
@@ -29,6 +38,6 @@ def read_results(workdir):
   if not path.exists():
     return None
   results = json.loads(path.read_text())
-  results["config"] = ADDED_TO_CONFIGS | results["config"]
+  results["config"] = complete(results["config"])
   results["checkpoint"] = {"selected_by": "clean validation accuracy"} | results["checkpoint"]
   return results

@@ -22,6 +22,7 @@ from sprout_jax import workdir as workdir_lib
 from sprout_jax.data import array_cache
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation import ensemble
 from sprout_jax.evaluation import robustness
 from sprout_jax.evaluation import statistics
 from sprout_jax.progress import Progress
@@ -127,15 +128,11 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
     split = robustness.select(dataset.test, options.num_examples)
     on_split = clean if split is dataset.test else accuracy.evaluate(
         correct, variables, split, options.batch_size, mesh)
-    spec = robustness.PgdSpec(norm=options.norm, num_steps=options.num_steps,
-                              step_size=options.step_size, num_restarts=options.num_restarts,
-                              loss=options.loss, seed=options.seed)
-    progress = Progress(len(on_split) * len(options.epsilons) * options.num_restarts, 0, "images",
-                        f"pgd-{spec.num_steps}", enabled=jax.process_index() == 0)
-    attacks = robustness.pgd_curve(
-        robustness.pgd_fn(model, spec, mesh), variables, split, on_split, spec, options.epsilons,
-        options.batch_size, mesh, progress.update)
-    progress.close()
+    attacks = []
+    if "pgd" in options.attacks:
+      attacks += _pgd(options, model, variables, split, on_split, mesh)
+    if "autoattack" in options.attacks:
+      attacks += _auto_attack(options, model, variables, split, pathlib.Path(workdir), digest)
     history = records.read_metrics(workdir)
     validated = any(record["split"] == "validation" for record in history)
     results = {
@@ -162,6 +159,37 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
       workdir_lib.write_json(path, results)
   if jax.process_index() == 0:
     print(report.run(workdir), flush=True)
+
+
+def _pgd(options, model, variables, split, clean_correct, mesh):
+  spec = robustness.PgdSpec(norm=options.norm, num_steps=options.num_steps,
+                            step_size=options.step_size, num_restarts=options.num_restarts,
+                            loss=options.loss, seed=options.seed)
+  progress = Progress(len(clean_correct) * len(options.epsilons) * options.num_restarts, 0, "images",
+                      f"pgd-{spec.num_steps}", enabled=jax.process_index() == 0)
+  attacks = robustness.pgd_curve(
+      robustness.pgd_fn(model, spec, mesh), variables, split, clean_correct, spec, options.epsilons,
+      options.batch_size, mesh, progress.update)
+  progress.close()
+  return attacks
+
+
+def _auto_attack(options, model, variables, split, workdir, digest):
+  bars = {}
+
+  def on_progress(now):
+    if now.attack not in bars:
+      bars[now.attack] = Progress(now.total, int(now.work), "images", now.attack,
+                                  enabled=jax.process_index() == 0)
+    bars[now.attack].update(int(now.work), f"run {now.run} of {now.runs}, {now.robust} of "
+                            f"{now.examples} robust")
+    if now.done == now.total:
+      bars[now.attack].close()
+
+  return ensemble.entries(
+      model, variables, split, version=options.auto_attack.version, norm=options.norm,
+      epsilons=options.auto_attack.epsilons, seed=options.seed, batch_size=options.batch_size,
+      folder=workdir / "attacks" / digest[:12], on_progress=on_progress)
 
 
 def show_report(workdirs):

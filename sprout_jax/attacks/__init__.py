@@ -1,16 +1,27 @@
 """Adversarial attacks on any function from images to logits, in JAX.
 
     from sprout_jax import attacks
-    adversarial = attacks.pgd(key, predict, images, labels, epsilon=8/255, step_size=2/255,
-                              num_steps=20)
+    result = attacks.auto_attack(key, predict, images, labels, epsilon=8/255)   # the ensemble
+    adversarial = attacks.pgd(key, predict, images, labels, epsilon=8/255, step_size=2/255, num_steps=20)
 
-An attack is an initialisation, a step, a projection and a loss: `norms` has the first three for
-Linf and L2, `sprout_jax.losses` the fourth. Nothing else of the package is imported.
+An attack is an initialisation, a step, a projection and a loss: `norms` has what depends on Linf or
+L2, `sprout_jax.losses` the losses. `pgd`, `fgsm`, `apgd`, `fab`, `square` and `carlini_wagner` can be
+jitted; `auto_attack` drives compiled programs of its own. Nothing else of the package is imported.
 """
 
+from sprout_jax.attacks.apgd import apgd
+from sprout_jax.attacks.auto_attack import ATTACKS
+from sprout_jax.attacks.auto_attack import VERSIONS
+from sprout_jax.attacks.auto_attack import AttackResult
+from sprout_jax.attacks.auto_attack import auto_attack
+from sprout_jax.attacks.carlini_wagner import carlini_wagner
+from sprout_jax.attacks.fab import fab
 from sprout_jax.attacks.norms import NORMS
 from sprout_jax.attacks.pgd import LOSSES
 from sprout_jax.attacks.pgd import STARTS
+from sprout_jax.attacks.pgd import fgsm
 from sprout_jax.attacks.pgd import pgd
+from sprout_jax.attacks.square import square
 
-__all__ = ["LOSSES", "NORMS", "STARTS", "pgd"]
+__all__ = ["ATTACKS", "AttackResult", "LOSSES", "NORMS", "STARTS", "VERSIONS", "apgd", "auto_attack",
+           "carlini_wagner", "fab", "fgsm", "pgd", "square"]

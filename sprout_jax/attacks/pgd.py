@@ -25,7 +25,7 @@ KEEP = ("best", "last")
 
 
 def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="linf",
-        loss="cross_entropy", start="uniform", keep="best", num_restarts=1, indices=None):
+        loss="cross_entropy", start="uniform", keep="best", momentum=0.0, num_restarts=1, indices=None):
   """Maximises a loss over the ball around each image by projected gradient ascent.
 
   x_0 = P(x + start);  x_{t+1} = P(x_t + step_size * d(grad L(x_t))), where d is the sign (Linf) or
@@ -53,6 +53,8 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
     keep: "best": of all iterates of all restarts, the clean image included, the one that is
       misclassified if any is, and of these has the highest loss: to evaluate. "last": the last
       iterate: to train.
+    momentum: mu >= 0: the direction is that of g_t = mu g_{t-1} + grad / |grad|_1 (Dong et al.,
+      "Boosting Adversarial Attacks with Momentum", CVPR 2018); 0: that of the gradient itself.
     num_restarts: number of runs, >= 1.
     indices: int array [batch], the examples' positions in the whole data set, which make their
       random starts; default 0, 1, ..., batch - 1.
@@ -71,6 +73,8 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
   if num_steps < 0 or num_restarts < 1:
     raise ValueError(f"pgd: num_steps is {num_steps} and num_restarts {num_restarts}; they must "
                      "be at least 0 and 1")
+  if not momentum >= 0:
+    raise ValueError(f"pgd: momentum is {momentum!r}; it must be a number of at least 0")
   if num_restarts > 1 and (start == "clean" or keep == "last"):
     raise ValueError("pgd: num_restarts > 1 needs a random start and keep='best': the restarts would "
                      "coincide, or all but the last be lost")
@@ -89,17 +93,24 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
     keys = jax.vmap(lambda index: jax.random.fold_in(restart_key, index))(indices)
     return project(images + STARTS[start](keys, images, epsilon, geometry))
 
-  def ascend(candidates, gradient):
-    return project(candidates + norms.per_example(step_size, images) * geometry.direction(gradient))
+  def ascend(candidates, velocity, gradient):
+    if momentum:
+      size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+      gradient = velocity = momentum * velocity + gradient / jnp.maximum(size, 1e-30)
+    step = norms.per_example(step_size, images) * geometry.direction(gradient)
+    return project(candidates + step), velocity
 
   def total_loss(candidates):
     logits = predict(candidates)
     values = loss_fn(logits, labels)
     return jnp.sum(values), (values, logits)
 
+  rest = jnp.zeros_like(images) if momentum else jnp.zeros(())  # of the velocity
+
   if keep == "last":
     return jax.lax.fori_loop(
-        0, num_steps, lambda _, x: ascend(x, jax.grad(total_loss, has_aux=True)(x)[0]), begin(0))
+        0, num_steps, lambda _, carry: ascend(*carry, jax.grad(total_loss, has_aux=True)(carry[0])[0]),
+        (begin(0), rest))[0]
 
   chex.assert_rank(labels, 1)
   chex.assert_type(labels, int)
@@ -113,14 +124,31 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
             jnp.where(better, values, best_values), best_wrong | (better & wrong))
 
   def body(iteration, carry):
-    candidates, best = carry
+    candidates, velocity, best = carry
     restart, step = iteration // (num_steps + 1), iteration % (num_steps + 1)
-    candidates = jax.lax.cond(step == 0, lambda: begin(restart), lambda: candidates)
+    candidates, velocity = jax.lax.cond(
+        step == 0, lambda: (begin(restart), rest), lambda: (candidates, velocity))
     gradient, (values, logits) = jax.grad(total_loss, has_aux=True)(candidates)
-    return ascend(candidates, gradient), keep_better(best, candidates, values, logits)
+    best = keep_better(best, candidates, values, logits)
+    return *ascend(candidates, velocity, gradient), best
 
   _, (values, logits) = total_loss(images)
   clean = images, values, jnp.argmax(logits, axis=-1) != labels
-  _, (adversarial, _, _) = jax.lax.fori_loop(
-      0, num_restarts * (num_steps + 1), body, (images, clean))
+  _, _, (adversarial, _, _) = jax.lax.fori_loop(
+      0, num_restarts * (num_steps + 1), body, (images, rest, clean))
   return adversarial
+
+
+def fgsm(predict, images, labels, *, epsilon, norm="linf", loss="cross_entropy"):
+  """Fast gradient sign method: x + epsilon * d(grad L(x)), clipped to [0, 1].
+
+  One step of `pgd` of full length from the clean image. (Goodfellow, Shlens, Szegedy, "Explaining and
+  Harnessing Adversarial Examples", ICLR 2015.)
+
+  Args and Raises: as in `pgd`.
+
+  Returns:
+    The image after the step, like `images`.
+  """
+  return pgd(jax.random.key(0), predict, images, labels, epsilon=epsilon, step_size=epsilon,
+             num_steps=1, norm=norm, loss=loss, start="clean", keep="last")

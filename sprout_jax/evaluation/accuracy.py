@@ -39,15 +39,15 @@ def map_batches(fn, arrays, batch_size, mesh, on_batch=lambda done: None):
 
 
 def predict_fn(model, variables):
-  """Returns images -> logits in evaluation mode, in full float32 precision.
+  """Returns images -> logits in evaluation mode, in full float32 precision, as a pytree.
 
   GPUs and TPUs round the factors of a float32 product by default; an attack that finds its gradient
   in that noise would flatter the model.
   """
-  def predict(images):
+  def predict(variables, images):
     with jax.default_matmul_precision("highest"):
       return model.apply(variables, images, train=False)
-  return predict
+  return jax.tree_util.Partial(predict, variables)
 
 
 def correct_fn(model, mesh):

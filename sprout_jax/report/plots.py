@@ -5,7 +5,7 @@ import matplotlib
 import numpy as np
 
 from sprout_jax.records import read_metrics
-from sprout_jax.report.tables import NORMS
+from sprout_jax.report import tables
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -35,15 +35,16 @@ def robustness(results, path):
   fig, axes = _figure()
   names = set()
   for number, (label, found) in enumerate(results.items()):
-    attacks = found["attacks"]
-    if attacks:
+    colour = COLOURS[number % len(COLOURS)]
+    for name, attacks in tables.families(found["attacks"]).items():
       epsilon = [entry["epsilon"] for entry in attacks]
       low, high = 100 * np.array([entry["interval"] for entry in attacks]).T
-      colour = COLOURS[number % len(COLOURS)]
-      axes.plot(epsilon, [100 * entry["accuracy"] for entry in attacks], "o-", markersize=3,
-                color=colour, label=label)
+      is_ensemble = "per_attack" in attacks[0]
+      axes.plot(epsilon, [100 * entry["accuracy"] for entry in attacks],
+                "D--" if is_ensemble else "o-", markersize=5 if is_ensemble else 3, color=colour,
+                label=f"{label}, {name}" if is_ensemble else label)
       axes.fill_between(epsilon, low, high, color=colour, alpha=0.2, linewidth=0)
-      names.add(f"{attacks[0]['name'].upper()} {NORMS[attacks[0]['norm']]}")
+      names.add(f"{name} {tables.NORMS[attacks[0]['norm']]}")
   axes.set_xlabel("epsilon (pixels in [0, 1])")
   axes.set_ylabel(f"accuracy under {' / '.join(sorted(names)) or 'attack'} (%)")
   axes.set_ylim(0, 100)

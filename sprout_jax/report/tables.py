@@ -22,8 +22,25 @@ def percent(entry):
 
 def attack_spec(entry):
   """Everything that defines an attack but its radius."""
+  if "per_attack" in entry:
+    return (f"{title(entry)} {NORMS[entry['norm']]}, the worst of {', '.join(entry['per_attack'])}, seed "
+            f"{entry['seed']}")
   return (f"{entry['name'].upper()} {NORMS[entry['norm']]}, {entry['loss']} loss, {entry['steps']} steps of "
           f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}")
+
+
+def title(entry):
+  """The attack's name as people write it."""
+  name, _, version = entry["name"].partition("-")
+  return f"AutoAttack ({version})" if name == "autoattack" else entry["name"].upper()
+
+
+def families(attacks):
+  """{title: entries of one attack, by rising epsilon}, in the order of the file."""
+  found = {}
+  for entry in attacks:
+    found.setdefault(title(entry), []).append(entry)
+  return found
 
 
 def run(results):
@@ -31,8 +48,8 @@ def run(results):
   config, checkpoint = results["config"], results["checkpoint"]
   clean, attacks = results["clean"], results["attacks"]
   rows = [("clean", percent(clean), str(clean["count"]))]
-  rows += [(f"epsilon {entry['epsilon']:g}", percent(entry), str(entry["count"]))
-           for entry in attacks]
+  rows += [(f"{name}, epsilon {entry['epsilon']:g}", percent(entry), str(entry["count"]))
+           for name, entries in families(attacks).items() for entry in entries]
   lines = [
       label(results),
       f"data: {results['dataset']['provenance']}",
@@ -45,16 +62,16 @@ def run(results):
   training = results["training"]
   if training["steps"] < training["planned_steps"]:
     lines.append(f"TRAINING IS INCOMPLETE: step {training['steps']} of {training['planned_steps']}")
-  if attacks:
-    lines.append(f"attack: {attack_spec(attacks[0])}")
+  lines += [f"attack: {attack_spec(entries[0])}" for entries in families(attacks).values()]
+  lines += [f"note: {note}" for entry in attacks for note in entry.get("spec", {}).get("notes", ())]
   lines += ["", *_align([("", "accuracy [95 % interval]", "images"), *rows])]
-  if attacks:
+  if attacks and not any("per_attack" in entry for entry in attacks):
     lines += ["", "PGD gives an upper bound on robust accuracy: stronger attacks may lower it."]
   return "\n".join(lines)
 
 
 def comparison(results):
-  """One row per run, one column per radius that all runs have.
+  """One row per run, one column per attack and radius that all runs have.
 
   Args:
     results: {label: content of results.json}.
@@ -62,14 +79,13 @@ def comparison(results):
   specs = {f"{attack_spec(entry)}, {entry['count']} images"
            for found in results.values() for entry in found["attacks"]}
   data = {found["dataset"]["fingerprint"] for found in results.values()}
-  shared = set.intersection(*({entry["epsilon"] for entry in found["attacks"]}
-                              for found in results.values()))
-  header = ("run", "clean", *(f"{epsilon:g}" for epsilon in sorted(shared)))
-  rows = [header]
-  for label, found in results.items():
-    by_epsilon = {entry["epsilon"]: entry for entry in found["attacks"]}
+  by_column = [{(title(entry), entry["epsilon"]): entry for entry in found["attacks"]}
+               for found in results.values()]
+  shared = [column for column in by_column[0] if all(column in other for other in by_column)]
+  rows = [("run", "clean", *(f"{name} {epsilon:g}" for name, epsilon in shared))]
+  for (label, found), entries in zip(results.items(), by_column):
     rows.append((label, percent(found["clean"]).split("[")[0],
-                 *(percent(by_epsilon[epsilon]).split("[")[0] for epsilon in sorted(shared))))
+                 *(percent(entries[column]).split("[")[0] for column in shared)))
   lines = _align(rows)
   if len(data) > 1:
     lines += ["", "CAUTION: the runs have different data; the rows do not compare."]

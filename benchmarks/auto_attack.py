@@ -1,0 +1,139 @@
+"""AutoAttack on the reference's networks: parity with its outcomes, and speed.
+
+    python benchmarks/auto_attack.py parity --golden DIR --output FILE.json
+    python benchmarks/auto_attack.py speed --golden DIR/natural_1.npz --output FILE.json
+
+DIR has one .npz per network: images, labels, epsilon, the weights of a small CNN in PyTorch's layout,
+and per image whether it was robust after each attack of the reference implementation.
+
+`parity` runs "standard", and each attack alone, on every network; what is done is not repeated.
+`speed` times "standard" as it is against the naive way: every attack on every image that the attacks
+before left robust, in one batch, all steps and all targets, nothing dropped; both compiled before.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from sprout_jax import attacks  # noqa: E402: after the path
+from sprout_jax import models  # noqa: E402
+from sprout_jax.attacks.attack import run_alone  # noqa: E402
+from sprout_jax.evaluation.accuracy import predict_fn  # noqa: E402
+
+ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def load(path):
+  """(predict, images, labels, epsilon, {name: outcomes of the reference})."""
+  stored = np.load(path)
+  params = {f"conv{i}": {"kernel": stored[f"conv{i}_kernel"].transpose(2, 3, 1, 0),
+                         "bias": stored[f"conv{i}_bias"]} for i in (1, 2, 3)}
+  # See models.small_cnn about the order of the features.
+  dense = stored["dense_kernel"].reshape(-1, 128, 2, 2).transpose(2, 3, 1, 0)
+  model = models.create("small_cnn", num_classes=dense.shape[-1], image_shape=(32, 32, 3))
+  images = stored["images"].astype(np.float32) / 255
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images[:1], train=False))["params"]
+  head, = shapes.keys() - params.keys()
+  params[head] = {"kernel": dense.reshape(512, -1), "bias": stored["dense_bias"]}
+  predict = predict_fn(model, {"params": params})
+  error = np.abs(predict(images) - stored["logits"]).max()
+  if error > 1e-3:
+    sys.exit(f"{path}: the logits differ from the reference's by {error}")
+  outcomes = {name: stored[f"robust_{name.replace('-', '_')}"] for name in (*ALONE, "standard")}
+  return predict, images, stored["labels"].astype(np.int32), float(stored["epsilon"]), outcomes
+
+
+def parity(args):
+  path = pathlib.Path(args.output)
+  rows = json.loads(path.read_text()) if path.exists() else []
+  print(f"{'network':16} {'attack':9} {'ours':>5} {'reference':>9} {'differ':>6} {'seconds':>8}")
+  for network in sorted(pathlib.Path(args.golden).glob("*.npz")):
+    predict, images, labels, epsilon, outcomes = load(network)
+    for version in args.versions.split(","):
+      row = next((row for row in rows if (row["network"], row["attack"]) == (network.stem, version)), None)
+      if row is None:
+        start = time.perf_counter()
+        result = attacks.auto_attack(jax.random.key(args.seed), predict, images, labels, epsilon=epsilon,
+                                     version=version, batch_size=args.batch_size)
+        expected = outcomes[version]
+        row = {"network": network.stem, "attack": version, "epsilon": epsilon, "images": len(labels),
+               "robust": int(result.robust.sum()), "reference": int(expected.sum()),
+               "differ": int((result.robust != expected).sum()), "seed": args.seed,
+               "largest_perturbation": result.spec["largest_perturbation"],
+               "seconds": time.perf_counter() - start, "jax": jax.__version__,
+               "device": jax.devices()[0].device_kind}
+        rows.append(row)
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+      print(f"{row['network']:16} {row['attack']:9} {row['robust']:5} {row['reference']:9} "
+            f"{row['differ']:6} {row['seconds']:8.1f}", flush=True)
+
+
+def naive(key, predict, images, labels, epsilon, builders):
+  """The same attacks without dropping: images that break stay in the batch until the end."""
+  robust = np.asarray(predict(images)).argmax(-1) == labels
+  for number, run in enumerate(builders):
+    rows = np.flatnonzero(robust)
+    adversarial = run(jax.random.fold_in(key, number), images[rows], labels[rows], epsilon, rows)
+    robust[rows] = np.asarray(predict(adversarial)).argmax(-1) == labels[rows]
+  return robust
+
+
+def speed(args):
+  predict, images, labels, epsilon, _ = load(args.golden)
+  key = jax.random.key(args.seed)
+  names = attacks.VERSIONS["standard"]
+  built = [attacks.ATTACKS[name]("linf", 10, images.shape[1:], 1, 1) for name in names]
+  builders = [jax.jit(lambda key, x, y, epsilon, rows, attack=attack: run_alone(
+      attack, key, predict, x, y, epsilon, rows)) for attack in built]
+  ways = {
+      "dropping": lambda: attacks.auto_attack(key, predict, images, labels, epsilon=epsilon,
+                                              batch_size=args.batch_size).robust,
+      "naive": lambda: naive(key, predict, images, labels, epsilon, builders)}
+  times, robust = {name: [] for name in ways}, {}
+  for pair in range(args.pairs + 1):  # the first compiles
+    for name, way in ways.items():
+      start = time.perf_counter()
+      robust[name] = int(way().sum())
+      if pair:
+        times[name].append(time.perf_counter() - start)
+        print(f"pair {pair}: {name:8} {times[name][-1]:7.1f} s, {robust[name]} robust", flush=True)
+  ratios = sorted(slow / fast for fast, slow in zip(times["dropping"], times["naive"]))
+
+  apgd = jax.jit(lambda x, y: attacks.apgd(key, predict, x, y, epsilon=0.0, num_steps=100))
+  correct = np.flatnonzero(np.asarray(predict(images)).argmax(-1) == labels)
+  batch = images[correct], labels[correct]  # at epsilon 0 nothing breaks: every step is taken
+  apgd(*batch).block_until_ready()
+  start = time.perf_counter()
+  apgd(*batch).block_until_ready()
+  rate = 100 * len(correct) / (time.perf_counter() - start)
+  result = {"network": pathlib.Path(args.golden).stem, "images": len(labels), "times": times,
+            "naive_over_dropping": ratios, "median_ratio": float(np.median(ratios)), "robust": robust,
+            "apgd_images_x_iterations_per_second": rate, "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__}
+  print(f"naive / dropping: {np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); APGD: "
+        f"{rate:,.0f} images x iterations per second")
+  pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("what", choices=("parity", "speed"))
+  parser.add_argument("--golden", required=True)
+  parser.add_argument("--output", required=True)
+  parser.add_argument("--batch_size", type=int, default=64)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--pairs", type=int, default=1, help="of timings")
+  parser.add_argument("--versions", default=",".join(("standard", *ALONE)))
+  args = parser.parse_args()
+  (parity if args.what == "parity" else speed)(args)
+
+
+if __name__ == "__main__":
+  main()

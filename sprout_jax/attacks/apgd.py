@@ -1,0 +1,174 @@
+"""Auto-PGD: projected gradient ascent with momentum that finds its own step size.
+
+(Croce, Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+Parameter-free Attacks", ICML 2020.)
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sprout_jax import losses
+from sprout_jax.attacks import norms
+from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import project
+from sprout_jax.attacks.attack import run_alone
+from sprout_jax.attacks.attack import run_keys
+from sprout_jax.attacks.attack import select
+
+MOMENTUM = 0.75  # share of the new step; the first step has all of it
+RAISED_SHARE = 0.75  # halve where at most this share of a window's steps raised the loss
+
+
+def checkpoints(num_steps):
+  """After how many steps the step size is reviewed: windows of 0.22 n, shrinking by 0.03 n to 0.06 n.
+
+  Lengths are rounded down, and at least 1: 100 steps give 22, 41, 57, 70, 80, 87, 93, 99.
+  """
+  window = max(int(0.22 * num_steps), 1)
+  shrink, smallest = max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1)
+  numbers = [window]
+  while numbers[-1] + max(window - shrink, smallest) <= num_steps:
+    window = max(window - shrink, smallest)
+    numbers.append(numbers[-1] + window)
+  return numbers
+
+
+# Untargeted: (logits, labels) -> [batch]. Targeted: (logits, labels, targets) -> [batch].
+LOSSES = {
+    "cross_entropy": losses.log_odds,  # monotone in it: the same steps, without vanishing gradients
+    "dlr": losses.difference_of_logits_ratio,
+    "margin": losses.margin,
+}
+TARGETED_LOSSES = {
+    "dlr": losses.targeted_difference_of_logits_ratio,
+    "margin": losses.targeted_margin,
+}
+
+
+def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, num_runs=1,
+           num_samples=1):
+  """The attack as `auto_attack` runs it; a targeted run r aims at the (r + 2)nd clean class.
+
+  Args:
+    norm: a key of `NORMS`.
+    loss: a key of `LOSSES`, or of `TARGETED_LOSSES`.
+    targeted: whether each run has a target.
+    num_steps: steps of a run.
+    num_runs: restarts, or targets.
+    num_samples: gradients averaged at every step (expectation over transformation); with more than
+      one, `predict` takes (images, keys [batch]).
+  """
+  geometry = norms.NORMS[norm]
+  loss_fn = (TARGETED_LOSSES if targeted else LOSSES)[loss]
+  review_at = jnp.asarray(checkpoints(num_steps))
+  windows = jnp.diff(review_at, prepend=0)
+
+  def evaluate(predict, batch, x, targets, number):
+    """Mean of losses and gradients over samples; misclassified by the mean logits."""
+    extra = (targets,) if targeted else ()
+
+    def total(x, keys):
+      logits = predict(x) if num_samples == 1 else predict(x, keys)
+      values = loss_fn(logits, batch.labels, *extra)
+      return jnp.sum(values), (values, logits)
+
+    def sample(carry, sample_number):
+      keys = run_keys(batch, num_samples * number + sample_number)
+      gradient, (values, logits) = jax.grad(total, has_aux=True)(x, keys)
+      return jax.tree.map(jnp.add, carry, (gradient, values, logits)), None
+
+    if num_samples == 1:
+      gradient, (values, logits) = jax.grad(total, has_aux=True)(x, None)
+    else:
+      shapes = jax.eval_shape(lambda: jax.grad(total, has_aux=True)(x, batch.keys))
+      zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1]))
+      sums, _ = jax.lax.scan(sample, zeros, jnp.arange(num_samples))
+      gradient, values, logits = jax.tree.map(lambda s: s / num_samples, sums)
+    return gradient, values, jnp.argmax(logits, -1) != batch.labels
+
+  def start(predict, batch):
+    x = project(batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon),
+                batch, norm)
+    targets = jnp.zeros_like(batch.labels)
+    if targeted:
+      targets = ranked_targets(predict(batch.images), batch.labels, batch.run)
+    gradient, loss, broken = evaluate(predict, batch, x, targets, 1)
+    return {
+        "x": x, "previous": x, "gradient": gradient, "targets": targets,
+        "adversarial": x, "broken": broken,
+        "best": x, "best_gradient": gradient, "best_loss": loss, "loss": loss,
+        "step_size": jnp.full(loss.shape, 2.0) * batch.epsilon,
+        "raised": jnp.zeros(loss.shape, jnp.int32),  # steps of this window that raised the loss
+        "halved": jnp.ones(loss.shape, bool), "loss_at_review": loss,
+    }
+
+  def step(predict, batch, state, number):
+    x, size = state["x"], norms.per_example(state["step_size"], state["x"])
+    share = norms.per_example(jnp.where(number == 0, 1.0, MOMENTUM), x)
+    z = project(x + size * geometry.direction(state["gradient"]), batch, norm)
+    x_new = project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm)
+    gradient, loss, wrong = evaluate(predict, batch, x_new, state["targets"], number + 2)
+    better = loss > state["best_loss"]
+    best = select(better, (x_new, gradient, loss),
+                  (state["best"], state["best_gradient"], state["best_loss"]))
+    raised = state["raised"] + (loss > state["loss"])
+
+    window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
+    is_review = window > 0
+    halve = is_review & ((raised <= RAISED_SHARE * window) | (
+        ~state["halved"] & (state["loss_at_review"] >= best[2])))
+    return {
+        "x": select(halve, best[0], x_new),
+        "previous": x,
+        "gradient": select(halve, best[1], gradient),
+        "targets": state["targets"],
+        "adversarial": select(wrong, x_new, state["adversarial"]),
+        "broken": state["broken"] | wrong,
+        "best": best[0], "best_gradient": best[1], "best_loss": best[2], "loss": loss,
+        "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
+        "raised": jnp.where(is_review, 0, raised),
+        "halved": jnp.where(is_review, halve, state["halved"]),
+        "loss_at_review": jnp.where(is_review, best[2], state["loss_at_review"]),
+    }
+
+  spec = {"loss": loss, "targeted": targeted, "steps": num_steps, "runs": num_runs,
+          "samples": num_samples, "momentum": MOMENTUM, "raised_share": RAISED_SHARE,
+          "first_step": "2 epsilon", "checkpoints": checkpoints(num_steps)}
+  return Attack(start, step, num_steps, num_runs, spec)
+
+
+def ranked_targets(logits, labels, run):
+  """The (run + 1)st most likely of the wrong classes, by the clean logits."""
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1)
+  return jnp.take_along_axis(order, run[:, None], axis=-1)[:, 0]
+
+
+def apgd(key, predict, images, labels, *, epsilon, norm="linf", loss="cross_entropy", targeted=False,
+         num_steps=100, num_runs=1, num_samples=1, indices=None):
+  """Auto-PGD by itself, as one compiled loop; jittable.
+
+  z = P(x + eta d(grad));  x' = P(x + a (z - x) + (1 - a) (x - x_before)), a = 0.75, 1 in the first
+  step; eta starts at 2 epsilon and is halved at checkpoints where the loss did not rise often enough
+  or did not improve; the run then goes on from its best point. (Croce, Hein, ICML 2020.)
+
+  Args:
+    key: a PRNG key.
+    predict: function images -> logits; with num_samples > 1, (images, keys [batch]) -> logits.
+    images: float array [batch, height, width, channels] in [0, 1].
+    labels: int array [batch].
+    epsilon: radius of the ball in pixel units.
+    norm: a key of `NORMS`.
+    loss: "cross_entropy", "dlr" or "margin"; targeted: "dlr" or "margin".
+    targeted: whether run r maximises the loss towards the wrong class ranked r by the clean logits.
+    num_steps: steps of a run.
+    num_runs: restarts, or targets (at most classes - 1).
+    num_samples: gradients averaged at every step, for models that draw random numbers.
+    indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
+
+  Returns:
+    Adversarial images like `images`: misclassified where the attack succeeded.
+  """
+  return run_alone(attack(norm=norm, loss=loss, targeted=targeted, num_steps=num_steps,
+                          num_runs=num_runs, num_samples=num_samples),
+                   key, predict, images, labels, epsilon, indices)

@@ -1,0 +1,351 @@
+"""AutoAttack: an ensemble of attacks without parameters to choose, in JAX.
+
+(Croce, Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+Parameter-free Attacks", ICML 2020.)
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sprout_jax.attacks import norms
+from sprout_jax.attacks import slots
+from sprout_jax.attacks.apgd import attack as apgd
+from sprout_jax.attacks.fab import attack as fab
+from sprout_jax.attacks.square import attack as square
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+TARGETS = 9  # most targets of a targeted attack
+RESTARTS = {"plus": 5}  # of the untargeted attacks; 1 otherwise
+SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
+TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon
+
+
+def _untargeted_apgd(loss, classes_needed):
+  def build(norm, classes, image_shape, restarts, samples):
+    del image_shape
+    enough = classes >= classes_needed
+    attack = apgd(norm=norm, loss=loss if enough else "margin", num_runs=restarts,
+                         num_samples=samples)
+    note = f"{loss} needs {classes_needed} classes; the margin is maximised instead"
+    return attack if enough else dataclasses.replace(attack, note=note)
+  return build
+
+
+def _targeted_apgd(norm, classes, image_shape, restarts, samples):
+  del image_shape, restarts
+  enough = classes >= 4
+  attack = apgd(norm=norm, loss="dlr" if enough else "margin", targeted=True,
+                       num_runs=min(TARGETS, classes - 1), num_samples=samples)
+  note = "the targeted DLR loss needs 4 classes; the targeted margin is maximised instead"
+  return attack if enough else dataclasses.replace(attack, note=note)
+
+
+# Name -> (norm, number of classes, image shape, restarts, gradient samples) -> Attack. The order is
+# part of the random numbers: append only.
+ATTACKS = {
+    "apgd-ce": _untargeted_apgd("cross_entropy", 2),
+    "apgd-dlr": _untargeted_apgd("dlr", 3),
+    "apgd-t": _targeted_apgd,
+    "fab": lambda norm, classes, image_shape, restarts, samples: fab(
+        norm=norm, num_runs=restarts),
+    "fab-t": lambda norm, classes, image_shape, restarts, samples: fab(
+        norm=norm, targeted=True, num_runs=min(TARGETS, classes - 1)),
+    "square": lambda norm, classes, image_shape, restarts, samples: square(
+        norm=norm, image_shape=image_shape),
+}
+CHUNKS = {"square": 50}  # steps between two looks for broken examples
+CHUNK = 10
+TAKES_SAMPLES = ("apgd-ce", "apgd-dlr", "apgd-t")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+  """What an ensemble of attacks left.
+
+  Attributes:
+    robust: host array [n] bool, the worst case: classified correctly, and unbroken by every attack.
+    per_attack: {name: [n] bool}, in the order in which they ran: robust after this attack and all
+      before it.
+    images: host array like the given images, the adversarial ones where broken, else the given.
+    spec: what was run: version, norm, epsilon, every attack's constants, seed, counts, accuracies
+      with 95 % intervals, the largest perturbation used, notes.
+  """
+
+  robust: np.ndarray
+  per_attack: dict[str, np.ndarray]
+  images: np.ndarray
+  spec: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """Where an ensemble is; `str()` of it is a line for people.
+
+  Attributes:
+    attack, number, count: the attack's name, which one it is, of how many.
+    run, runs: the first restart or target that an example is in, of how many.
+    done, total: examples that this attack is done with, of those that it got.
+    work: the same with those that are under way, counted by their share: total when all is done.
+    robust, examples: examples still robust, of all.
+    seconds: since the ensemble was started.
+    seconds_left: of this attack, at the present speed; None at its beginning.
+  """
+
+  attack: str
+  number: int
+  count: int
+  run: int
+  runs: int
+  done: int
+  total: int
+  work: float
+  robust: int
+  examples: int
+  seconds: float
+  seconds_left: float | None
+
+  def __str__(self):
+    left = "?" if self.seconds_left is None else f"{self.seconds_left:.0f} s"
+    return (f"{self.attack} ({self.number} of {self.count}), run {self.run} of {self.runs}: "
+            f"{self.done}/{self.total} done, {self.robust}/{self.examples} robust, left {left}")
+
+
+def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="standard",
+                batch_size=128, indices=None, devices=None, on_progress=None, state_file=None, save_seconds=30.0):
+  """The worst case over an ensemble of attacks, for every image.
+
+  "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
+  Square (5,000 queries), 100 iterations each of the first three. "plus" has 5 restarts of APGD on
+  cross-entropy and DLR and of untargeted FAB as well; "rand" is for models that draw random numbers:
+  APGD on cross-entropy and DLR with gradients averaged over 20 draws. Every attack starts from the
+  original images, on those that all attacks before it left robust; a misclassified image is never
+  attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants and what they come from.
+
+  This drives compiled programs and is not itself jittable: broken images leave their batch at once
+  and others take their place, over all devices (see `slots`). An image's outcome depends on the key,
+  its own index and itself: not on the batch size, the order of work, the number of devices, or on
+  having been interrupted.
+
+  Args:
+    key: a PRNG key.
+    predict: function images [batch, height, width, channels] in [0, 1] -> logits [batch, classes],
+      deterministic, with normalisation inside. (A `jax.tree_util.Partial` of a function and its weights
+      keeps large weights out of the compiled programs.) For "rand": (images, keys [batch]) -> logits.
+    images: float array [n, height, width, channels] in [0, 1].
+    labels: int array [n].
+    epsilon: radius of the ball in pixel units.
+    norm: a key of `NORMS`.
+    version: a key of `VERSIONS`, or a list of names from `ATTACKS`.
+    batch_size: images attacked at once, over all devices together; rounded up to their multiple.
+    indices: int array [n], the images' positions in the whole data set, which make their random
+      numbers; default 0, 1, ..., n - 1.
+    devices: the devices to use; default all.
+    on_progress: function of a `Progress`, called after every compiled call. `print` will do.
+    state_file: path where the state is kept: the same call continues from it after a kill. Left
+      there when all is done; None keeps nothing.
+    save_seconds: at most this often.
+
+  Returns:
+    An `AttackResult`.
+
+  Raises:
+    ValueError: inputs outside [0, 1] or not finite, labels out of range, unknown names (the choices
+      are listed), outputs that are probabilities, random or not finite, or a state file that belongs
+      to another call.
+    RuntimeError: a perturbation over epsilon, or outside the box: a defect of the attack.
+  """
+  names = VERSIONS.get(version, (version,)) if isinstance(version, str) else tuple(version)
+  _check_arguments(names, norm, epsilon, images, labels)
+  images, labels = np.asarray(images, np.float32), np.asarray(labels).astype(np.int32)
+  indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
+  devices = jax.devices() if devices is None else devices
+  mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices,
+                       axis_types=(jax.sharding.AxisType.Auto,))
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  samples = SAMPLES.get(version, 1) if isinstance(version, str) else 1
+  restarts = RESTARTS.get(version, 1) if isinstance(version, str) else 1
+  logits = _clean_logits(key, predict, images, batch_size, mesh, samples)
+  _check_outputs(logits, labels)
+  attacks = {name: ATTACKS[name](norm, logits.shape[-1], images.shape[1:], restarts, samples)
+             for name in names}
+  clean = logits.argmax(-1) == labels
+  spec = {
+      "version": version if isinstance(version, str) else list(names), "norm": norm,
+      "epsilon": float(epsilon), "seed": np.asarray(jax.random.key_data(key)).tolist(),
+      "examples": len(labels), "classes": logits.shape[-1],
+      "attacks": {name: attack.spec for name, attack in attacks.items()},
+      "notes": [f"{name}: {attack.note}" for name, attack in attacks.items() if attack.note],
+  }
+  state = _State(state_file, save_seconds, spec, images, labels, indices, clean)
+  for number, (name, attack) in enumerate(attacks.items(), start=1):
+    if name not in state.per_attack:
+      _run_attack(name, number, attack, key, predict, (images, labels, indices), epsilon, batch_size,
+                  mesh, state, len(attacks), on_progress)
+  return _result(state, spec, predict, images, labels, clean, samples, batch_size, mesh, key)
+
+
+def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_size, mesh, state, count,
+                on_progress):
+  """Runs one attack on what is still robust and not yet done, and notes it in the state."""
+  waiting = np.flatnonzero(state.robust & ~state.done)
+  total, already, start = int((state.robust | state.done).sum()), int(state.done.sum()), time.monotonic()
+  attack_key = jax.random.fold_in(key, list(ATTACKS).index(name))
+  for outcomes, runs, behind in slots.run(
+      attack, predict, attack_key, examples, waiting, epsilon, batch_size, mesh,
+      CHUNKS.get(name, CHUNK)):
+    for outcome in outcomes:
+      state.done[outcome.index] = True
+      if outcome.broken:
+        state.robust[outcome.index] = False
+        state.images[outcome.index] = outcome.image
+    state.save()
+    if on_progress is not None:
+      done, seconds = int(state.done.sum()), time.monotonic() - start
+      work = done + behind
+      left = (total - work) * seconds / (work - already) if work > already else None
+      on_progress(Progress(
+          name, number, count, min(runs, default=attack.num_runs - 1) + 1, attack.num_runs, done, total,
+          work, int(state.robust.sum()), len(state.robust), state.seconds(), left))
+  state.finish(name)
+
+
+class _State:
+  """Which examples are robust, and which the present attack is done with; kept in a file."""
+
+  def __init__(self, path, save_seconds, spec, images, labels, indices, clean):
+    self._path = None if path is None else pathlib.Path(path)
+    self._save_seconds, self._saved_at, self._start = save_seconds, time.monotonic(), time.monotonic()
+    self.robust, self.done = clean.copy(), np.zeros_like(clean)
+    self.images, self.per_attack, self._earlier = images.copy(), {}, 0.0
+    identity = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for array in (images, labels, indices, clean):
+      identity.update(np.ascontiguousarray(array).tobytes())
+    self._identity = identity.hexdigest()
+    if self._path is not None and self._path.exists():
+      self._load()
+
+  def _load(self):
+    with np.load(self._path) as stored:
+      if str(stored["identity"]) != self._identity:
+        raise ValueError(f"auto_attack: {self._path} belongs to another call (other images, labels, "
+                         "model, key or attacks); delete it, or give another state_file")
+      self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
+      self.images[broken] = stored["adversarial"]
+      self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
+      self._earlier = float(stored["seconds"])
+
+  def seconds(self):
+    return self._earlier + time.monotonic() - self._start
+
+  def finish(self, name):
+    self.per_attack[name] = self.robust.copy()
+    self.done[:] = False
+    self.save(now=True)
+
+  def save(self, now=False):
+    """Writes the file whole or not at all, unless it was written a short while ago."""
+    if self._path is None or jax.process_index() > 0 or not (
+        now or time.monotonic() - self._saved_at > self._save_seconds):
+      return
+    broken = ~self.robust & (self.done | np.logical_or.reduce(
+        [np.zeros_like(self.robust), *(~robust for robust in self.per_attack.values())]))
+    temporary = self._path.with_name(self._path.name + ".tmp")
+    with open(temporary, "wb") as file:
+      np.savez(file, identity=self._identity, robust=self.robust, done=self.done, broken=broken,
+               adversarial=self.images[broken], finished=np.array(list(self.per_attack), dtype=str),
+               seconds=self.seconds(),
+               **{f"after {name}": robust for name, robust in self.per_attack.items()})
+    os.replace(temporary, self._path)
+    self._saved_at = time.monotonic()
+
+
+def _result(state, spec, predict, images, labels, clean, samples, batch_size, mesh, key):
+  """The result, after a last look at every adversarial image."""
+  size = np.asarray(norms.NORMS[spec["norm"]].size(jnp.asarray(state.images - images)))
+  outside = np.maximum(state.images - 1, -state.images).max(initial=0)
+  if not (size.max(initial=0) <= spec["epsilon"] + TOLERANCE and outside <= 0):
+    raise RuntimeError(f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon "
+                       f"{spec['epsilon']:g}, or pixels leave [0, 1]; this is a defect of the attack")
+  again = _clean_logits(key, predict, state.images, batch_size, mesh, samples)
+  attacked = clean & ~state.robust
+  spec = spec | {
+      "clean": _proportion(clean),
+      "per_attack": {name: _proportion(robust) for name, robust in state.per_attack.items()},
+      "robust": _proportion(state.robust),
+      "largest_perturbation": float(size.max(initial=0)),
+      # Misclassified in the attack, but not when seen again: rounding, or a random model.
+      "not_misclassified_again": int((attacked & (again.argmax(-1) == labels)).sum()),
+      "not_finite": int((~np.isfinite(again).all(-1)).sum()),
+      "seconds": state.seconds(),
+  }
+  return AttackResult(state.robust, state.per_attack, state.images, spec)
+
+
+def _proportion(outcomes, z=1.959963984540054):
+  """Share of True, with the 95 % Wilson interval."""
+  n, k = len(outcomes), int(outcomes.sum())
+  p, shrink = k / n, 1 + z * z / n
+  center, half = (p + z * z / (2 * n)) / shrink, z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / shrink
+  return {"accuracy": p, "count": n, "interval": [max(0.0, center - half), min(1.0, center + half)]}
+
+
+def _clean_logits(key, predict, images, batch_size, mesh, samples):
+  """Logits of all images, in batches of one size; of a random model, of one draw."""
+  predict, found = jax.tree_util.Partial(predict), []
+  fn = jax.jit(lambda predict, *args: predict(*args), out_shardings=jax.sharding.NamedSharding(
+      mesh, jax.sharding.PartitionSpec()))
+  for start in range(0, len(images), batch_size):
+    rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+    extra = () if samples == 1 else (jax.random.split(jax.random.fold_in(key, 2**32 - 1), batch_size),)
+    logits = np.asarray(fn(predict, images[rows], *extra))
+    if start == 0 and samples == 1 and np.abs(logits - np.asarray(fn(predict, images[rows]))).max() > 1e-4:
+      raise ValueError("auto_attack: two passes over the same images differ by more than 1e-4; for a "
+                       "model that draws random numbers, use version='rand'")
+    found.append(logits[:len(images) - start])
+  return np.concatenate(found)
+
+
+def _check_arguments(names, norm, epsilon, images, labels):
+  for what, values, table in (("version or attack", names, ATTACKS), ("norm", [norm], norms.NORMS)):
+    for value in values:
+      if value not in table:
+        choices = ", ".join(sorted({**table, **(VERSIONS if table is ATTACKS else {})}))
+        raise ValueError(f"auto_attack: {what} {value!r}; choose from: {choices}")
+  images, labels = np.asarray(images), np.asarray(labels)
+  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+    raise ValueError(f"auto_attack: images have shape {images.shape} and labels {labels.shape}; expected "
+                     "[n, height, width, channels] and [n], n at least 1")
+  if not np.issubdtype(images.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected floats in "
+                     "[0, 1] (bytes: divide by 255) and integers")
+  if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+    raise ValueError(f"auto_attack: pixels range from {images.min():g} to {images.max():g}; they must be "
+                     "finite and in [0, 1], with normalisation inside `predict`")
+  if not (np.isfinite(epsilon) and epsilon >= 0):
+    raise ValueError(f"auto_attack: epsilon is {epsilon!r}; it must be finite and at least 0")
+
+
+def _check_outputs(logits, labels):
+  if not np.isfinite(logits).all():
+    raise ValueError("auto_attack: `predict` gives outputs that are not finite on the clean images")
+  if logits.shape[-1] < 2:
+    raise ValueError("auto_attack: `predict` gives one output per image; it needs at least 2 classes")
+  if labels.min() < 0 or labels.max() >= logits.shape[-1]:
+    raise ValueError(f"auto_attack: labels range from {labels.min()} to {labels.max()}, but `predict` has "
+                     f"{logits.shape[-1]} classes")
+  if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 1e-5:
+    raise ValueError("auto_attack: the outputs of `predict` are probabilities (they sum to 1); give the "
+                     "logits before the softmax, or their gradients vanish and the model looks robust")

@@ -1,0 +1,177 @@
+"""Running an attack over many images with batches that stay full.
+
+A batch is a fixed number of slots on the devices. Each slot holds one example with its own state and
+step number; after every call of `chunk` steps, what is broken or finished leaves, and its slot takes
+the next run (restart, target) of the same example or the next example. When nothing waits any more,
+the rest moves into a smaller batch, of few sizes, so that few programs are compiled.
+
+What happens to an example depends on its own key, image and label only: the outcome is the same for
+any batch size, order and number of devices, and a run that was killed repeats what was in the slots.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from sprout_jax.attacks.attack import Batch
+from sprout_jax.attacks.attack import example_keys
+from sprout_jax.attacks.attack import select
+
+SHRINK = 4  # ratio of one batch size to the next smaller one
+SMALLEST = 8  # slots per device of the smallest batch, unless the largest is smaller
+
+
+class Slots(NamedTuple):
+  """What lives on the devices.
+
+  Attributes:
+    batch: what the attack is given.
+    state: the attack's state.
+    step: int [slots], steps done in this run.
+  """
+
+  batch: Batch
+  state: dict
+  step: jax.Array
+
+
+class Outcome(NamedTuple):
+  """An example that has left: its position, whether it is broken, and its adversarial image or None."""
+
+  index: int
+  broken: bool
+  image: np.ndarray | None
+
+
+def sizes(batch_size, devices):
+  """The batch sizes in use, falling: multiples of the number of devices."""
+  found = [batch_size]
+  while found[-1] // SHRINK >= SMALLEST * devices and found[-1] // SHRINK % devices == 0:
+    found.append(found[-1] // SHRINK)
+  return found
+
+
+def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chunk):
+  """Yields after every call: a list of `Outcome`s, the runs that the slots are in (a list), and how
+  much of their work the examples in the slots have behind them, in examples.
+
+  Args:
+    attack: an `Attack`.
+    predict: function images -> logits (or of images and keys, as the attack wants it); the arrays of a
+      `jax.tree_util.Partial` are arguments of the compiled programs, not constants in them.
+    key: PRNG key of the attack.
+    examples: host arrays (images, labels, indices that make the keys) of all examples.
+    waiting: positions of the examples to attack.
+    epsilon: radius in pixel units.
+    batch_size: number of slots, a multiple of the number of devices.
+    mesh: mesh with one axis, "examples".
+    chunk: steps between two looks.
+  """
+  split = NamedSharding(mesh, PartitionSpec("examples"))
+  programs = _compile(attack, predict, key, epsilon, split, NamedSharding(mesh, PartitionSpec()), chunk)
+  waiting = list(reversed(waiting))
+  all_sizes = sizes(batch_size, mesh.size)
+  size = _fitting(all_sizes, len(waiting))
+  index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
+  fresh, slots = np.ones(size, bool), None
+  while True:
+    for slot in np.flatnonzero(index < 0)[:len(waiting)]:
+      index[slot], number[slot], fresh[slot] = waiting.pop(), 0, True
+    if not waiting and _fitting(all_sizes, (index >= 0).sum()) < size:
+      size = _fitting(all_sizes, (index >= 0).sum())
+      order = np.argsort(index < 0, kind="stable")[:size]
+      slots = slots and programs.take(slots, order)
+      index, number, fresh = index[order], number[order], fresh[order]
+    if not (index >= 0).any():
+      return
+    if fresh.any():
+      rows = np.maximum(index, 0)
+      images, labels, indices = (array[rows] for array in examples)
+      new = _put((images, labels, indices.astype(np.uint32), number, fresh), split)
+      slots = programs.begin(*new) if slots is None else programs.refill(slots, *new)
+      fresh[:] = False
+    slots = programs.advance(slots, _put(index >= 0, split))
+    broken, step, adversarial = programs.look(slots)
+    broken, step = np.asarray(broken), np.asarray(step)
+    is_over = step >= attack.num_steps
+    leaving = (index >= 0) & (broken | is_over & (number + 1 >= attack.num_runs))
+    next_run = (index >= 0) & is_over & ~leaving
+    number[next_run] += 1
+    fresh[next_run] = True
+    adversarial = np.asarray(adversarial) if (leaving & broken).any() else None
+    outcomes = [Outcome(int(index[slot]), bool(broken[slot]),
+                        adversarial[slot] if broken[slot] else None)
+                for slot in np.flatnonzero(leaving)]
+    index[leaving] = -1
+    kept = index >= 0
+    behind = (number + np.where(is_over, 0, step) / attack.num_steps)[kept] / attack.num_runs
+    yield outcomes, number[kept].tolist(), float(behind.sum())
+
+
+class _Programs(NamedTuple):
+  begin: object
+  refill: object
+  advance: object
+  take: object
+  look: object
+
+
+def _compile(attack, predict, key, epsilon, split, replicated, chunk):
+  """The compiled programs; each is specialised to a batch size by jax.jit itself."""
+  predict = jax.tree_util.Partial(predict)
+
+  def begin(predict, images, labels, indices, run, fresh):
+    del fresh
+    batch = Batch(images, labels, example_keys(key, indices), run, jnp.float32(epsilon))
+    return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
+
+  def refill(slots, predict, images, labels, indices, run, fresh):
+    new = begin(predict, images, labels, indices, run, fresh)
+    batch = Batch(*select(fresh, tuple(new.batch[:4]), tuple(slots.batch[:4])), slots.batch.epsilon)
+    return Slots(batch, *select(fresh, (new.state, new.step), (slots.state, slots.step)))
+
+  def advance(slots, predict, occupied):
+    def is_active(slots):
+      return occupied & ~slots.state["broken"] & (slots.step < attack.num_steps)
+
+    def body(carry):
+      done, slots = carry
+      active = is_active(slots)
+      state = select(active, attack.step(predict, slots.batch, slots.state, slots.step), slots.state)
+      return done + 1, Slots(slots.batch, state, slots.step + active)
+
+    _, slots = jax.lax.while_loop(
+        lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots))
+    return slots
+
+  def take(slots, order):
+    return jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, slots)
+
+  constrain = functools.partial(jax.tree.map, lambda leaf: jax.lax.with_sharding_constraint(
+      leaf, split if leaf.ndim else replicated))
+  begin_, refill_, advance_ = (
+      jax.jit(lambda *args: constrain(begin(*args))),
+      jax.jit(lambda *args: constrain(refill(*args)), donate_argnums=0),
+      jax.jit(lambda *args: constrain(advance(*args)), donate_argnums=0))
+  return _Programs(
+      begin=lambda *args: begin_(predict, *args),
+      refill=lambda slots, *args: refill_(slots, predict, *args),
+      advance=lambda slots, *args: advance_(slots, predict, *args),
+      take=jax.jit(lambda slots, order: constrain(take(slots, order))),
+      look=jax.jit(lambda slots: (slots.state["broken"], slots.step, slots.state["adversarial"]),
+                   out_shardings=replicated))
+
+
+def _fitting(all_sizes, count):
+  """The smallest of the sizes that holds `count`, or the largest."""
+  return min((size for size in all_sizes if size >= count), default=all_sizes[0])
+
+
+def _put(tree, sharding):
+  return jax.tree.map(lambda leaf: jax.make_array_from_callback(
+      leaf.shape, sharding, lambda index: leaf[index]), tree)

@@ -1,0 +1,206 @@
+"""Square Attack: random search with squares of shrinking size; needs no gradient.
+
+(Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a Query-efficient Black-box Adversarial
+Attack via Random Search", ECCV 2020.) Positions and signs are drawn per example, as in the paper.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sprout_jax import losses
+from sprout_jax.attacks import norms
+from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import run_alone
+from sprout_jax.attacks.attack import run_keys
+from sprout_jax.attacks.attack import select
+
+FIRST_SHARE = 0.8  # p_init: share of the pixels in a square of the first steps
+HALVE_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps, for 10,000 queries or fewer
+PURPOSES = 6  # independent draws of one step
+
+
+def share(step):
+  """Share of the pixels in the square of a step (from 0): 0.8, halved beyond each of HALVE_AFTER."""
+  return FIRST_SHARE / 2 ** sum(step > bound for bound in HALVE_AFTER)
+
+
+def side(step, height, width, norm="linf"):
+  """Side of the square of a step: round(sqrt(share * height * width)); L2: odd and at least 3."""
+  value = max(round((share(step) * height * width) ** 0.5), 1)
+  if norm == "l2":
+    value = max(value, 3)
+    value += value % 2 == 0
+  return min(value, height, width)
+
+
+def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
+  """The attack as `auto_attack` runs it.
+
+  Args:
+    norm: "linf" or "l2".
+    image_shape: (height, width, channels).
+    num_steps: queries after the start's.
+    num_runs: restarts.
+  """
+  height, width, channels = image_shape
+  # The side as a function of the step has few values: a table for the bounds, then a lookup.
+  bounds = [0] + [bound + 1 for bound in HALVE_AFTER if bound + 1 < num_steps]
+  sides = np.array([side(step, height, width, norm) for step in bounds], np.int32)
+
+  def phase(number):
+    return jnp.sum(number[:, None] >= jnp.asarray(bounds)[None], axis=-1) - 1
+
+  def draws(batch, number):
+    """Keys of the purposes of one step; number 0 is the start, step i is i + 1."""
+    return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
+
+  start, step = (_linf if norm == "linf" else _l2)(height, width, channels, sides, phase, draws)
+
+  def evaluate(predict, batch, x):
+    logits = predict(x)
+    return losses.margin(logits, batch.labels), jnp.argmax(logits, -1) != batch.labels
+
+  def begin(predict, batch):
+    x = start(batch)
+    value, wrong = evaluate(predict, batch, x)
+    return {"adversarial": x, "margin": value, "broken": wrong}
+
+  def advance(predict, batch, state, number):
+    x = step(batch, state["adversarial"], number)
+    value, wrong = evaluate(predict, batch, x)
+    better = (value > state["margin"]) | wrong
+    return select(better, {"adversarial": x, "margin": value, "broken": wrong}, state)
+
+  spec = {"steps": num_steps, "runs": num_runs, "p_init": FIRST_SHARE, "halve_after": HALVE_AFTER,
+          "loss": "margin"}
+  return Attack(begin, advance, num_steps, num_runs, spec)
+
+
+def _signs(keys, shape):
+  return jax.vmap(lambda key: jax.random.rademacher(key, shape, jnp.float32))(keys)
+
+
+def _corner(keys, size, extent):
+  """Uniform in 0 ... extent - size, per example."""
+  draw = jax.vmap(lambda key, last: jax.random.randint(key, (), 0, last + 1))
+  return draw(keys, extent - size)
+
+
+def _window(top, left, size, height, width):
+  """[batch, height, width, 1] bool: inside the square."""
+  rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
+  top, left, size = (v[:, None, None, None] for v in (top, left, size))
+  return (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
+
+
+def _linf(height, width, channels, sides, phase, draws):
+  """Vertical stripes of +-epsilon; then squares of one sign per channel."""
+  def start(batch):
+    stripes = _signs(draws(batch, 0)[0], (1, width, channels))
+    return jnp.clip(batch.images + batch.epsilon * stripes, 0, 1)
+
+  def step(batch, x, number):
+    keys = draws(batch, number + 1)
+    size = jnp.asarray(sides)[phase(number)]
+    window = _window(_corner(keys[0], size, height), _corner(keys[1], size, width), size, height, width)
+    signs = _signs(keys[2], (1, 1, channels))
+    return jnp.where(window, jnp.clip(batch.images + batch.epsilon * signs, 0, 1), x)
+
+  return start, step
+
+
+def _l2(height, width, channels, sides, phase, draws):
+  """Squares of mass, moved from one window to another with a pyramid of both signs in it."""
+  tiles = max(min(height, width) // 5, 1)
+  patterns = jnp.asarray(np.stack([_padded(pyramid(size), height, width) for size in sides]))
+
+  def normalise(perturbation, batch):
+    size = norms.per_example(norms.NORMS["l2"].size(perturbation), perturbation)
+    return jnp.clip(batch.images + batch.epsilon * perturbation / (size + 1e-12), 0, 1)
+
+  def start(batch):
+    rows, columns = height // tiles, width // tiles
+    signs = _signs(draws(batch, 0)[0], (rows, columns, channels))
+    tile = jnp.asarray(pyramid(tiles))
+    board = jnp.einsum("brqc,ij->briqjc", signs, tile).reshape(
+        -1, rows * tiles, columns * tiles, channels)
+    top, left = (height - rows * tiles) // 2, (width - columns * tiles) // 2
+    pads = ((0, 0), (top, height - rows * tiles - top), (left, width - columns * tiles - left), (0, 0))
+    return normalise(jnp.pad(board, pads), batch)
+
+  def step(batch, x, number):
+    keys = draws(batch, number + 1)
+    index = phase(number)
+    size = jnp.asarray(sides)[index]
+    top, left = _corner(keys[0], size, height), _corner(keys[1], size, width)
+    here = _window(top, left, size, height, width)
+    there = _window(_corner(keys[2], size, height), _corner(keys[3], size, width), size, height, width)
+
+    delta = x - batch.images
+    squares = lambda values, axes: jnp.sum(values ** 2, axis=axes, keepdims=True)
+    budget = jnp.maximum(batch.epsilon ** 2 - squares(delta, (1, 2, 3)), 0) / channels
+    mass = squares(delta * (here | there), (1, 2))  # per channel
+    old = delta * here
+    old = old / (1e-12 + jnp.sqrt(squares(old, (1, 2))))
+
+    pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns[index], top, left)
+    flip = _signs(keys[4], ())[:, None, None] > 0
+    # Transposed within its own square: the padded pattern is transposed before it is moved.
+    turned = jax.vmap(lambda p, r, c: jnp.roll(p.T, (r, c), (0, 1)))(
+        patterns[index], top, left) if height == width else pattern
+    pattern = jnp.where(flip, pattern, turned)[..., None] * _signs(keys[5], (1, 1, channels))
+    new = jnp.where(here, pattern + old, 0)
+    new = new / (1e-12 + jnp.sqrt(squares(new, (1, 2)))) * jnp.sqrt(budget + mass)
+    return normalise(jnp.where(here, new, jnp.where(there, 0, delta)), batch)
+
+  return start, step
+
+
+def pyramid(size):
+  """Two pyramids of opposite sign, one above the other, [size, size], of L2 norm 1."""
+  def half(rows, columns):
+    values = np.zeros((rows, columns))
+    r, c = rows // 2, columns // 2
+    for ring in range(max(rows // 2 + 1, columns // 2 + 1)):
+      top, left = max(r - ring, 0), max(c - ring, 0)
+      values[top:max(min(r - ring + 2 * ring + 1, rows), 0),
+             left:max(min(c - ring + 2 * ring + 1, columns), 0)] += 1 / (ring + 1) ** 2
+    return values / np.linalg.norm(values)
+
+  values = np.zeros((size, size))
+  if size == 1:
+    return np.ones((1, 1), np.float32)
+  values[:size // 2] = half(size // 2, size)
+  values[size // 2:] = -half(size - size // 2, size)
+  return (values / np.linalg.norm(values)).astype(np.float32)
+
+
+def _padded(values, height, width):
+  return np.pad(values, ((0, height - values.shape[0]), (0, width - values.shape[1])))
+
+
+def square(key, predict, images, labels, *, epsilon, norm="linf", num_steps=5000, num_runs=1,
+           indices=None):
+  """The Square Attack by itself, as one compiled loop; jittable.
+
+  Keeps a change where it raises the margin of the best wrong class, or is misclassified.
+  (Andriushchenko et al., ECCV 2020.)
+
+  Args:
+    key: a PRNG key.
+    predict: function images -> logits; no gradient is taken.
+    images: float array [batch, height, width, channels] in [0, 1].
+    labels: int array [batch].
+    epsilon: radius of the ball in pixel units.
+    norm: a key of `NORMS`.
+    num_steps: queries after the start's.
+    num_runs: restarts.
+    indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
+
+  Returns:
+    Adversarial images like `images`: misclassified where the attack succeeded.
+  """
+  return run_alone(
+      attack(norm=norm, image_shape=jnp.shape(images)[1:], num_steps=num_steps, num_runs=num_runs),
+      key, predict, images, labels, epsilon, indices)

@@ -1,0 +1,238 @@
+"""AutoAttack: closed forms; what must not matter does not; masked gradients; resumption; errors."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sprout_jax import attacks
+from sprout_jax.attacks import slots
+
+KEY = jax.random.key(4)
+SHAPE = (6, 6, 1)
+
+
+def linear_model(classes=5, seed=0, scale=1.0):
+  weights = np.random.default_rng(seed).normal(size=(36, classes)).astype(np.float32)
+  return weights, lambda images: scale * ((images - 0.5).reshape(len(images), -1) @ weights)
+
+
+def interior(count, predict, seed=1):
+  """Images away from the box's edges, and the classes they get; a tenth of the labels is wrong."""
+  images = np.random.default_rng(seed).uniform(0.4, 0.6, (count, *SHAPE)).astype(np.float32)
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  classes = np.asarray(predict(images)).shape[-1]
+  labels[::10] = (labels[::10] + 1) % classes
+  return images, labels
+
+
+def distance_to_boundary(weights, images, labels, dual):
+  """The smallest perturbation that changes a linear model's class; negative where it is wrong."""
+  logits = (images - 0.5).reshape(len(images), -1) @ weights
+  found = np.full(len(labels), np.inf)
+  for k in range(weights.shape[1]):
+    difference = weights[:, labels] - weights[:, [k]]
+    margin = logits[np.arange(len(labels)), labels] - logits[:, k]
+    size = np.linalg.norm(difference, dual, axis=0)
+    found = np.where(labels == k, found, np.minimum(found, margin / np.where(size > 0, size, 1)))
+  return found
+
+
+def network(seed=0, classes=5):
+  """A small network with two layers, whose logits are of a usual size."""
+  rng = np.random.default_rng(seed)
+  first, second = (rng.normal(size=shape).astype(np.float32) for shape in ((36, 32), (32, classes)))
+  return lambda images: jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
+
+
+@pytest.mark.parametrize("norm, dual", [("linf", 1), ("l2", 2)])
+def test_linear_models_equal_the_closed_form(norm, dual):
+  weights, predict = linear_model()
+  images, labels = interior(40, predict)
+  distance = distance_to_boundary(weights, images, labels, dual)
+  epsilon = float(np.quantile(distance[distance > 0], 0.5))
+  result = attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, norm=norm, batch_size=16,
+                               version=["apgd-ce", "apgd-t", "fab-t"])
+  decided = np.abs(distance - epsilon) > 1e-4 * epsilon
+  np.testing.assert_array_equal(result.robust[decided], (distance > epsilon)[decided])
+  assert 5 < result.robust.sum() < 30
+  assert epsilon * 0.99 < result.spec["largest_perturbation"] <= epsilon + 1e-6
+  assert result.spec["clean"]["accuracy"] == 0.9 and result.spec["not_misclassified_again"] == 0
+  for before, after in zip(list(result.per_attack.values()), list(result.per_attack.values())[1:]):
+    assert not (after & ~before).any()
+  np.testing.assert_array_equal(result.per_attack["fab-t"], result.robust)
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("norm", attacks.NORMS)
+def test_every_attack_alone_breaks_what_is_easy_and_never_what_is_impossible(name, norm):
+  weights, predict = linear_model()
+  images, labels = interior(12, predict)
+  distance = distance_to_boundary(weights, images, labels, {"linf": 1, "l2": 2}[norm])
+  epsilon = float(np.median(distance[distance > 0]))
+  result = attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, norm=norm,
+                               version=name, batch_size=16)
+  impossible, easy = distance > epsilon * 1.0001, distance < epsilon * 0.6
+  assert result.robust[impossible].all()
+  # Square has no gradient: of a random direction only a part is left in L2.
+  assert not result.robust[distance < epsilon * (0.2 if name == "square" else 0.6)].any()
+  assert impossible.any() and easy.any()
+
+
+def test_what_must_not_matter_does_not():
+  """Batch size, number of devices, order: the same outcome and (nearly) the same image each."""
+  predict = network()
+  images = np.random.default_rng(3).random((40, *SHAPE)).astype(np.float32)
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  options = dict(epsilon=0.03, version=["apgd-ce", "apgd-t", "fab-t"])
+  reference = attacks.auto_attack(KEY, predict, images, labels, batch_size=64,
+                                  devices=jax.devices()[:1], **options)
+  assert 4 < reference.robust.sum() < 36
+  shuffle = np.random.default_rng(4).permutation(40)
+  for batch_size, devices, order in ((7, 1, np.arange(40)), (16, 8, np.arange(40)), (9, 1, shuffle)):
+    result = attacks.auto_attack(
+        KEY, predict, images[order], labels[order], batch_size=batch_size, indices=order,
+        devices=jax.devices()[:devices], **options)
+    np.testing.assert_array_equal(result.robust, reference.robust[order])
+    for name in result.per_attack:
+      np.testing.assert_array_equal(result.per_attack[name], reference.per_attack[name][order])
+    np.testing.assert_allclose(result.images, reference.images[order], atol=1e-4)
+
+
+def test_killed_and_resumed_is_identical(tmp_path):
+  predict = network()
+  images = np.random.default_rng(3).random((24, *SHAPE)).astype(np.float32)
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  options = dict(epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=8, devices=jax.devices()[:1])
+  whole = attacks.auto_attack(KEY, predict, images, labels, **options)
+  file = tmp_path / "state.npz"
+  calls, seen = [], []
+
+  def stop_at(limit):
+    def on_progress(progress):
+      calls.append(progress)
+      seen.append(str(progress))
+      if len(calls) == limit:
+        raise KeyboardInterrupt
+    return on_progress
+
+  for limit in (3, 9, 20):
+    del calls[:]
+    with pytest.raises(KeyboardInterrupt):
+      attacks.auto_attack(KEY, predict, images, labels, state_file=file, save_seconds=0.0,
+                          on_progress=stop_at(limit), **options)
+  resumed = attacks.auto_attack(KEY, predict, images, labels, state_file=file, **options)
+  np.testing.assert_array_equal(resumed.robust, whole.robust)
+  np.testing.assert_array_equal(resumed.images, whole.images)
+  for name, robust in whole.per_attack.items():
+    np.testing.assert_array_equal(resumed.per_attack[name], robust)
+  assert any("apgd-t (2 of 2), run" in text for text in seen) and "left" in seen[-1]
+  with pytest.raises(ValueError, match="belongs to another call"):
+    attacks.auto_attack(KEY, predict, images, labels, state_file=file, **options | {"epsilon": 0.1})
+
+
+@pytest.mark.parametrize("disguise", ["masked", "smoothed"])
+def test_a_disguised_model_is_broken_as_far_as_the_plain_one(disguise):
+  """Logits times 1e4 have no gradient in the cross-entropy; small logits are what smoothing makes."""
+  predict = network()
+  factor = {"masked": 1e4, "smoothed": 1e-2}[disguise]
+  images = np.random.default_rng(3).random((30, *SHAPE)).astype(np.float32)
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  options = dict(epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=32, devices=jax.devices()[:1])
+  plain = attacks.auto_attack(KEY, predict, images, labels, **options)
+  other = attacks.auto_attack(KEY, lambda x: factor * predict(x), images, labels, **options)
+  assert abs(int(plain.robust.sum()) - int(other.robust.sum())) <= 1
+  apart = plain.per_attack["apgd-ce"] != other.per_attack["apgd-ce"]
+  assert apart.sum() <= 2 and not plain.robust.all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes(classes):
+  weights, predict = linear_model(classes)
+  images, labels = interior(20, predict)
+  distance = distance_to_boundary(weights, images, labels, 1)
+  epsilon = float(np.median(distance[distance > 0]))
+  result = attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, batch_size=8,
+                               version=["apgd-dlr", "apgd-t", "fab-t"])
+  decided = np.abs(distance - epsilon) > 1e-4 * epsilon
+  np.testing.assert_array_equal(result.robust[decided], (distance > epsilon)[decided])
+  assert result.spec["attacks"]["apgd-t"]["runs"] == result.spec["attacks"]["fab-t"]["runs"] == classes - 1
+  notes = " ".join(result.spec["notes"])
+  assert "targeted DLR loss needs 4" in notes and ("dlr needs 3" in notes) == (classes == 2)
+
+
+def test_models_that_draw_random_numbers():
+  """Noise on the input: rand averages gradients over draws; other versions refuse."""
+  predict = network()
+
+  def noisy(images, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)
+    return predict(images + 0.02 * noise)
+
+  images = np.random.default_rng(3).random((16, *SHAPE)).astype(np.float32)
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  result = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.1, version="rand", batch_size=16,
+                               devices=jax.devices()[:1])
+  assert result.spec["attacks"]["apgd-ce"]["samples"] == 20 and result.robust.sum() < 8
+
+
+def test_the_versions_are_the_published_ensembles():
+  assert attacks.VERSIONS["standard"] == ("apgd-ce", "apgd-t", "fab-t", "square")
+  _, predict = linear_model(10)
+  images, labels = interior(4, predict)
+  for version, runs in (("standard", {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1}),
+                        ("plus", {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 9,
+                                  "fab-t": 9})):
+    # Nothing is left to attack: every label is wrong.
+    spec = attacks.auto_attack(KEY, predict, images, (np.asarray(predict(images)).argmax(-1) + 1) % 10,
+                               epsilon=0.1, version=version).spec
+    assert {name: entry["runs"] for name, entry in spec["attacks"].items()} == runs
+    assert spec["attacks"]["square"]["steps"] == 5000 and spec["attacks"]["apgd-t"]["steps"] == 100
+    assert spec["robust"]["accuracy"] == 0 and spec["examples"] == 4
+
+
+def test_batches_shrink_in_few_sizes():
+  assert slots.sizes(128, 1) == [128, 32, 8] and slots.sizes(64, 8) == [64]
+  assert slots.sizes(512, 8) == [512, 128] and slots.sizes(7, 1) == [7]
+
+
+GOOD = dict(epsilon=0.1, version="apgd-ce")
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(images=np.full((2, *SHAPE), 255.0)), "pixels range from 255 to 255"),
+    (dict(images=np.full((2, *SHAPE), np.nan)), "finite"),
+    (dict(images=np.zeros((2, *SHAPE), np.uint8)), "divide by 255"),
+    (dict(images=np.zeros((2, 6, 6))), "height, width, channels"),
+    (dict(labels=np.array([0, 7])), "labels range from 0 to 7"),
+    (dict(labels=np.array([0.0, 1.0])), "integers"),
+    (dict(epsilon=-0.1), "epsilon is -0.1"), (dict(norm="l1"), "choose from: l2, linf"),
+    (dict(version="fast"), "choose from: apgd-ce, apgd-dlr"),
+    (dict(predict=lambda x: jax.nn.softmax(linear_model()[1](x))), "are probabilities"),
+    (dict(predict=lambda x: linear_model()[1](x) * jnp.nan), "not finite"),
+])
+def test_wrong_input_is_found_out(changes, message):
+  arguments = dict(predict=linear_model()[1], images=np.full((2, *SHAPE), 0.5, np.float32),
+                   labels=np.array([0, 1])) | GOOD | changes
+  predict, images, labels = (arguments.pop(name) for name in ("predict", "images", "labels"))
+  with pytest.raises(ValueError, match=message):
+    attacks.auto_attack(KEY, predict, images, labels, **arguments)
+
+
+def test_random_outputs_are_found_out():
+  state = np.random.default_rng(0)
+  noisy = lambda x: linear_model()[1](x) + jax.pure_callback(
+      lambda: state.normal(size=()).astype(np.float32), jax.ShapeDtypeStruct((), jnp.float32))
+  with pytest.raises(ValueError, match="version='rand'"):
+    attacks.auto_attack(KEY, noisy, np.full((2, *SHAPE), 0.5, np.float32), np.array([0, 1]), **GOOD)
+
+
+def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):
+  module = importlib.import_module("sprout_jax.attacks.apgd")  # the package's apgd is the function
+  monkeypatch.setattr(module, "project", lambda x, batch, norm: jnp.clip(x, 0, 1))
+  _, predict = linear_model()
+  images, labels = interior(4, predict)
+  with pytest.raises(RuntimeError, match="exceeds epsilon 0.1"):
+    attacks.auto_attack(KEY, predict, images, labels, **GOOD)
