@@ -32,7 +32,7 @@ class Batch(NamedTuple):
   epsilon: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept per object
 class Attack:
   """One attack with all its constants.
 

@@ -5,6 +5,7 @@ Parameter-free Attacks", ICML 2020.)
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -179,7 +180,7 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
   restarts = RESTARTS.get(version, 1) if isinstance(version, str) else 1
   logits = _clean_logits(key, predict, images, batch_size, mesh, samples)
   _check_outputs(logits, labels)
-  attacks = {name: ATTACKS[name](norm, logits.shape[-1], images.shape[1:], restarts, samples)
+  attacks = {name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
              for name in names}
   clean = logits.argmax(-1) == labels
   spec = {
@@ -195,6 +196,12 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
       _run_attack(name, number, attack, key, predict, (images, labels, indices), epsilon, batch_size,
                   mesh, state, len(attacks), on_progress)
   return _result(state, spec, predict, images, labels, clean, samples, batch_size, mesh, key)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(name, *options):
+  """The same object for the same options: its compiled programs are found again."""
+  return ATTACKS[name](*options)
 
 
 def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_size, mesh, state, count,

@@ -10,6 +10,7 @@ any batch size, order and number of devices, and a run that was killed repeats w
 """
 
 import functools
+from typing import Callable
 from typing import NamedTuple
 
 import jax
@@ -72,8 +73,9 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
     mesh: mesh with one axis, "examples".
     chunk: steps between two looks.
   """
-  split = NamedSharding(mesh, PartitionSpec("examples"))
-  programs = _compile(attack, predict, key, epsilon, split, NamedSharding(mesh, PartitionSpec()), chunk)
+  programs, (split, replicated) = _programs(attack, mesh, chunk), _shardings(mesh)
+  predict = jax.tree_util.Partial(predict)
+  given = predict, *_put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
   waiting = list(reversed(waiting))
   all_sizes = sizes(batch_size, mesh.size)
   size = _fitting(all_sizes, len(waiting))
@@ -93,9 +95,9 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
       rows = np.maximum(index, 0)
       images, labels, indices = (array[rows] for array in examples)
       new = _put((images, labels, indices.astype(np.uint32), number, fresh), split)
-      slots = programs.begin(*new) if slots is None else programs.refill(slots, *new)
+      slots = programs.refill(slots, *given, *new) if slots else programs.begin(*given, *new)
       fresh[:] = False
-    slots = programs.advance(slots, _put(index >= 0, split))
+    slots = programs.advance(slots, predict, _put(index >= 0, split))
     broken, step, adversarial = programs.look(slots)
     broken, step = np.asarray(broken), np.asarray(step)
     is_over = step >= attack.num_steps
@@ -114,24 +116,29 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
 
 
 class _Programs(NamedTuple):
-  begin: object
-  refill: object
-  advance: object
-  take: object
-  look: object
+  begin: Callable
+  refill: Callable
+  advance: Callable
+  take: Callable
+  look: Callable
 
 
-def _compile(attack, predict, key, epsilon, split, replicated, chunk):
-  """The compiled programs; each is specialised to a batch size by jax.jit itself."""
-  predict = jax.tree_util.Partial(predict)
+@functools.lru_cache(maxsize=64)
+def _programs(attack, mesh, chunk):
+  """The compiled programs of an attack; jax.jit specialises them to models and batch sizes.
 
-  def begin(predict, images, labels, indices, run, fresh):
+  Key, radius and weights are arguments, so that the next call of the same attack on the same model
+  compiles nothing.
+  """
+  split, replicated = _shardings(mesh)
+
+  def begin(predict, key, epsilon, images, labels, indices, run, fresh):
     del fresh
-    batch = Batch(images, labels, example_keys(key, indices), run, jnp.float32(epsilon))
+    batch = Batch(images, labels, example_keys(jax.random.wrap_key_data(key), indices), run, epsilon)
     return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
 
-  def refill(slots, predict, images, labels, indices, run, fresh):
-    new = begin(predict, images, labels, indices, run, fresh)
+  def refill(slots, *args):
+    new, fresh = begin(*args), args[-1]
     batch = Batch(*select(fresh, tuple(new.batch[:4]), tuple(slots.batch[:4])), slots.batch.epsilon)
     return Slots(batch, *select(fresh, (new.state, new.step), (slots.state, slots.step)))
 
@@ -145,26 +152,27 @@ def _compile(attack, predict, key, epsilon, split, replicated, chunk):
       state = select(active, attack.step(predict, slots.batch, slots.state, slots.step), slots.state)
       return done + 1, Slots(slots.batch, state, slots.step + active)
 
-    _, slots = jax.lax.while_loop(
-        lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots))
-    return slots
+    return jax.lax.while_loop(
+        lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots))[1]
 
   def take(slots, order):
     return jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, slots)
 
-  constrain = functools.partial(jax.tree.map, lambda leaf: jax.lax.with_sharding_constraint(
-      leaf, split if leaf.ndim else replicated))
-  begin_, refill_, advance_ = (
-      jax.jit(lambda *args: constrain(begin(*args))),
-      jax.jit(lambda *args: constrain(refill(*args)), donate_argnums=0),
-      jax.jit(lambda *args: constrain(advance(*args)), donate_argnums=0))
-  return _Programs(
-      begin=lambda *args: begin_(predict, *args),
-      refill=lambda slots, *args: refill_(slots, predict, *args),
-      advance=lambda slots, *args: advance_(slots, predict, *args),
-      take=jax.jit(lambda slots, order: constrain(take(slots, order))),
-      look=jax.jit(lambda slots: (slots.state["broken"], slots.step, slots.state["adversarial"]),
-                   out_shardings=replicated))
+  def look(slots):
+    return slots.state["broken"], slots.step, slots.state["adversarial"]
+
+  def compiled(fn, **options):
+    return jax.jit(lambda *args: jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, split if leaf.ndim else replicated),
+        fn(*args)), **options)
+
+  return _Programs(compiled(begin), compiled(refill, donate_argnums=0),
+                   compiled(advance, donate_argnums=0), compiled(take),
+                   jax.jit(look, out_shardings=replicated))
+
+
+def _shardings(mesh):
+  return NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
 
 
 def _fitting(all_sizes, count):
@@ -173,5 +181,6 @@ def _fitting(all_sizes, count):
 
 
 def _put(tree, sharding):
+  """Host arrays on the devices. Copies: on a CPU the device would share memory that changes here."""
   return jax.tree.map(lambda leaf: jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: leaf[index]), tree)
+      leaf.shape, sharding, lambda index: np.array(leaf[index])), tree)
