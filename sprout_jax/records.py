@@ -16,7 +16,7 @@ ADDED_TO_CONFIGS = {
 def complete(config):
   """A config's dictionary with what those of earlier versions lack."""
   return ADDED_TO_CONFIGS | config | {
-      "evaluation": ADDED_TO_CONFIGS["evaluation"] | config["evaluation"]}
+      "evaluation": ADDED_TO_CONFIGS["evaluation"] | config.get("evaluation", {})}
 
 
 

@@ -21,8 +21,8 @@ def test_pure_functions_import_neither_tensorflow_nor_training():
       " 'ml_collections', 'tensorboardX') if name in sys.modules))")
   assert done.returncode == 0, done.stderr
   own, foreign = done.stdout.splitlines()
-  assert own.split() == ["sprout_jax", "sprout_jax.attacks", "sprout_jax.attacks.norms",
-                         "sprout_jax.attacks.pgd", "sprout_jax.losses", "sprout_jax.vicinity"]
+  assert {name.removeprefix("sprout_jax").partition(".attacks")[0] for name in own.split()} == {
+      "", ".losses", ".vicinity"}
   assert not foreign.strip()
 
 

@@ -13,6 +13,7 @@ from sprout_jax import records
 from sprout_jax import run
 from sprout_jax import sharding
 from sprout_jax.data import Split
+from sprout_jax.evaluation import ensemble
 
 
 class Linear(nn.Module):
@@ -49,11 +50,39 @@ def test_without_a_validation_split_there_is_nothing_to_measure():
   assert run._validation(config, empty, Linear(), mesh)({}) == {}
 
 
+def test_autoattack_of_a_trained_model(tmp_path):
+  """Entries of results.json; the state stays in the folder, and a second call reads it."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(0.4, 0.6, (40, 3, 3, 1)).astype(np.float32)
+  kernel = rng.normal(size=(9, 2)).astype(np.float32)
+  labels = rng.integers(2, size=40).astype(np.int32)
+  weights = kernel[:, 0] - kernel[:, 1]
+  margin = ((images.reshape(40, 9) - 0.5) @ weights) * np.where(labels == 0, 1, -1)
+  variables = {"params": {"Dense_0": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}
+  options = dict(version="apgd-ce", norm="linf", epsilons=(0.01, 0.03), seed=3, batch_size=32,
+                 folder=tmp_path / "attacks")
+  seen = []
+  entries = ensemble.entries(Linear(), variables, Split(images, labels), **options,
+                             on_progress=seen.append)
+  for entry, epsilon in zip(entries, (0.01, 0.03)):
+    assert entry["accuracy"] == np.mean(margin > epsilon * np.abs(weights).sum())
+    assert (entry["name"], entry["epsilon"], entry["count"]) == ("autoattack-apgd-ce", epsilon, 40)
+    assert entry["per_attack"] == {"apgd-ce": entry["accuracy"]} and entry["spec"]["examples"] == 40
+    json.dumps(entry)
+  assert len(list((tmp_path / "attacks").glob("*.npz"))) == 2
+  assert seen[-1].work == seen[-1].done == seen[-1].total and seen[-1].examples == 40
+  again = ensemble.entries(Linear(), variables, Split(images, labels), **options,
+                           on_progress=lambda progress: pytest.fail("attacked again"))
+  assert [e["accuracy"] for e in again] == [e["accuracy"] for e in entries]
+
+
 def test_files_of_earlier_versions_can_be_read(tmp_path):
   """A config from before penalties, AWP and validation under attack amounts to none of them."""
   config = default.get_config("natural")
   old = {key: value for key, value in config.to_dict().items()
-         if key not in records.ADDED_TO_CONFIGS}
+         if key == "evaluation" or key not in records.ADDED_TO_CONFIGS}
+  for key in records.ADDED_TO_CONFIGS["evaluation"]:
+    del old["evaluation"][key]
   assert configuration.loads(json.dumps(old)) == config
   (tmp_path / "results.json").write_text(json.dumps({"config": old, "checkpoint": {"which": "best"}}))
   results = records.read_results(tmp_path)

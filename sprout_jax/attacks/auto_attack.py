@@ -6,10 +6,6 @@ Parameter-free Attacks", ICML 2020.)
 
 import dataclasses
 import functools
-import hashlib
-import json
-import os
-import pathlib
 import time
 from typing import Any
 
@@ -17,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sprout_jax.attacks import inspection
 from sprout_jax.attacks import norms
+from sprout_jax.attacks import resume
 from sprout_jax.attacks import slots
 from sprout_jax.attacks.apgd import attack as apgd
 from sprout_jax.attacks.fab import attack as fab
@@ -69,7 +67,6 @@ ATTACKS = {
 }
 CHUNKS = {"square": 50}  # steps between two looks for broken examples
 CHUNK = 10
-TAKES_SAMPLES = ("apgd-ce", "apgd-dlr", "apgd-t")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +166,7 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
     RuntimeError: a perturbation over epsilon, or outside the box: a defect of the attack.
   """
   names = VERSIONS.get(version, (version,)) if isinstance(version, str) else tuple(version)
-  _check_arguments(names, norm, epsilon, images, labels)
+  inspection.check_arguments(names, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels)
   images, labels = np.asarray(images, np.float32), np.asarray(labels).astype(np.int32)
   indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
   devices = jax.devices() if devices is None else devices
@@ -178,8 +175,8 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
   batch_size = -(-batch_size // mesh.size) * mesh.size
   samples = SAMPLES.get(version, 1) if isinstance(version, str) else 1
   restarts = RESTARTS.get(version, 1) if isinstance(version, str) else 1
-  logits = _clean_logits(key, predict, images, batch_size, mesh, samples)
-  _check_outputs(logits, labels)
+  logits = inspection.clean_logits(key, predict, images, batch_size, mesh, samples)
+  inspection.check_outputs(logits, labels)
   attacks = {name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
              for name in names}
   clean = logits.argmax(-1) == labels
@@ -190,7 +187,7 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
       "attacks": {name: attack.spec for name, attack in attacks.items()},
       "notes": [f"{name}: {attack.note}" for name, attack in attacks.items() if attack.note],
   }
-  state = _State(state_file, save_seconds, spec, images, labels, indices, clean)
+  state = resume.State(state_file, save_seconds, spec, images, labels, indices, clean)
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
       _run_attack(name, number, attack, key, predict, (images, labels, indices), epsilon, batch_size,
@@ -229,56 +226,6 @@ def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_siz
   state.finish(name)
 
 
-class _State:
-  """Which examples are robust, and which the present attack is done with; kept in a file."""
-
-  def __init__(self, path, save_seconds, spec, images, labels, indices, clean):
-    self._path = None if path is None else pathlib.Path(path)
-    self._save_seconds, self._saved_at, self._start = save_seconds, time.monotonic(), time.monotonic()
-    self.robust, self.done = clean.copy(), np.zeros_like(clean)
-    self.images, self.per_attack, self._earlier = images.copy(), {}, 0.0
-    identity = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    for array in (images, labels, indices, clean):
-      identity.update(np.ascontiguousarray(array).tobytes())
-    self._identity = identity.hexdigest()
-    if self._path is not None and self._path.exists():
-      self._load()
-
-  def _load(self):
-    with np.load(self._path) as stored:
-      if str(stored["identity"]) != self._identity:
-        raise ValueError(f"auto_attack: {self._path} belongs to another call (other images, labels, "
-                         "model, key or attacks); delete it, or give another state_file")
-      self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
-      self.images[broken] = stored["adversarial"]
-      self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
-      self._earlier = float(stored["seconds"])
-
-  def seconds(self):
-    return self._earlier + time.monotonic() - self._start
-
-  def finish(self, name):
-    self.per_attack[name] = self.robust.copy()
-    self.done[:] = False
-    self.save(now=True)
-
-  def save(self, now=False):
-    """Writes the file whole or not at all, unless it was written a short while ago."""
-    if self._path is None or jax.process_index() > 0 or not (
-        now or time.monotonic() - self._saved_at > self._save_seconds):
-      return
-    broken = ~self.robust & (self.done | np.logical_or.reduce(
-        [np.zeros_like(self.robust), *(~robust for robust in self.per_attack.values())]))
-    temporary = self._path.with_name(self._path.name + ".tmp")
-    with open(temporary, "wb") as file:
-      np.savez(file, identity=self._identity, robust=self.robust, done=self.done, broken=broken,
-               adversarial=self.images[broken], finished=np.array(list(self.per_attack), dtype=str),
-               seconds=self.seconds(),
-               **{f"after {name}": robust for name, robust in self.per_attack.items()})
-    os.replace(temporary, self._path)
-    self._saved_at = time.monotonic()
-
-
 def _result(state, spec, predict, images, labels, clean, samples, batch_size, mesh, key):
   """The result, after a last look at every adversarial image."""
   size = np.asarray(norms.NORMS[spec["norm"]].size(jnp.asarray(state.images - images)))
@@ -286,7 +233,7 @@ def _result(state, spec, predict, images, labels, clean, samples, batch_size, me
   if not (size.max(initial=0) <= spec["epsilon"] + TOLERANCE and outside <= 0):
     raise RuntimeError(f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon "
                        f"{spec['epsilon']:g}, or pixels leave [0, 1]; this is a defect of the attack")
-  again = _clean_logits(key, predict, state.images, batch_size, mesh, samples)
+  again = inspection.clean_logits(key, predict, state.images, batch_size, mesh, samples)
   attacked = clean & ~state.robust
   spec = spec | {
       "clean": _proportion(clean),
@@ -307,52 +254,3 @@ def _proportion(outcomes, z=1.959963984540054):
   p, shrink = k / n, 1 + z * z / n
   center, half = (p + z * z / (2 * n)) / shrink, z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / shrink
   return {"accuracy": p, "count": n, "interval": [max(0.0, center - half), min(1.0, center + half)]}
-
-
-def _clean_logits(key, predict, images, batch_size, mesh, samples):
-  """Logits of all images, in batches of one size; of a random model, of one draw."""
-  predict, found = jax.tree_util.Partial(predict), []
-  fn = jax.jit(lambda predict, *args: predict(*args), out_shardings=jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec()))
-  for start in range(0, len(images), batch_size):
-    rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-    extra = () if samples == 1 else (jax.random.split(jax.random.fold_in(key, 2**32 - 1), batch_size),)
-    logits = np.asarray(fn(predict, images[rows], *extra))
-    if start == 0 and samples == 1 and np.abs(logits - np.asarray(fn(predict, images[rows]))).max() > 1e-4:
-      raise ValueError("auto_attack: two passes over the same images differ by more than 1e-4; for a "
-                       "model that draws random numbers, use version='rand'")
-    found.append(logits[:len(images) - start])
-  return np.concatenate(found)
-
-
-def _check_arguments(names, norm, epsilon, images, labels):
-  for what, values, table in (("version or attack", names, ATTACKS), ("norm", [norm], norms.NORMS)):
-    for value in values:
-      if value not in table:
-        choices = ", ".join(sorted({**table, **(VERSIONS if table is ATTACKS else {})}))
-        raise ValueError(f"auto_attack: {what} {value!r}; choose from: {choices}")
-  images, labels = np.asarray(images), np.asarray(labels)
-  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-    raise ValueError(f"auto_attack: images have shape {images.shape} and labels {labels.shape}; expected "
-                     "[n, height, width, channels] and [n], n at least 1")
-  if not np.issubdtype(images.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected floats in "
-                     "[0, 1] (bytes: divide by 255) and integers")
-  if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-    raise ValueError(f"auto_attack: pixels range from {images.min():g} to {images.max():g}; they must be "
-                     "finite and in [0, 1], with normalisation inside `predict`")
-  if not (np.isfinite(epsilon) and epsilon >= 0):
-    raise ValueError(f"auto_attack: epsilon is {epsilon!r}; it must be finite and at least 0")
-
-
-def _check_outputs(logits, labels):
-  if not np.isfinite(logits).all():
-    raise ValueError("auto_attack: `predict` gives outputs that are not finite on the clean images")
-  if logits.shape[-1] < 2:
-    raise ValueError("auto_attack: `predict` gives one output per image; it needs at least 2 classes")
-  if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-    raise ValueError(f"auto_attack: labels range from {labels.min()} to {labels.max()}, but `predict` has "
-                     f"{logits.shape[-1]} classes")
-  if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 1e-5:
-    raise ValueError("auto_attack: the outputs of `predict` are probabilities (they sum to 1); give the "
-                     "logits before the softmax, or their gradients vanish and the model looks robust")

@@ -1,6 +1,12 @@
 """AutoAttack: closed forms; what must not matter does not; masked gradients; resumption; errors."""
 
 import importlib
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -236,3 +242,59 @@ def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):
   images, labels = interior(4, predict)
   with pytest.raises(RuntimeError, match="exceeds epsilon 0.1"):
     attacks.auto_attack(KEY, predict, images, labels, **GOOD)
+
+
+def test_the_fixture_is_found_again():
+  """Another batch size and other programs than when it was made: the same outcomes per image."""
+  spec = importlib.util.spec_from_file_location(
+      "make_fixture", pathlib.Path(__file__).with_name("make_fixture.py"))
+  fixture = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(fixture)
+  with np.load(fixture.PATH) as stored:
+    weights = {name.removeprefix("weight_"): stored[name] for name in stored if "weight_" in name}
+    images, labels = stored["images"].astype(np.float32) / 16, stored["labels"]
+    np.testing.assert_allclose(fixture.predict(weights, images), stored["logits"], atol=1e-4)
+    found = fixture.outcomes(weights, images, labels, batch_size=40, devices=jax.devices()[:1])
+    for name, robust in found.items():
+      # Rounding differs between versions and machines; an attack that differs fails by more.
+      assert (robust != stored[f"robust_{name}"]).sum() <= 1, name
+      assert 10 < robust.sum() < 50
+
+
+SCRIPT = """
+import os, signal, sys
+import jax, jax.numpy as jnp, numpy as np
+from sprout_jax import attacks
+rng = np.random.default_rng(0)
+first, second = (rng.normal(size=shape).astype(np.float32) for shape in ((36, 32), (32, 5)))
+predict = lambda images: jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
+images = np.random.default_rng(3).random((24, 6, 6, 1)).astype(np.float32)
+labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+calls, limit = [], int(sys.argv[2])
+def on_progress(progress):
+  calls.append(progress)
+  if len(calls) == limit:
+    os.kill(os.getpid(), signal.SIGKILL)
+result = attacks.auto_attack(
+    jax.random.key(4), predict, images, labels, epsilon=0.03, version=["apgd-ce", "apgd-t"],
+    batch_size=8, on_progress=on_progress, state_file=sys.argv[1], save_seconds=0.0)
+np.savez(sys.argv[3], robust=result.robust, images=result.images)
+"""
+
+
+def test_a_real_kill_loses_nothing(tmp_path):
+  """kill -9 in the middle of the first and of the second attack; then to the end."""
+  def run(state, limit):
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-c", SCRIPT, str(state), str(limit), str(tmp_path / "out.npz")],
+                          cwd=pathlib.Path(__file__).parents[2], env=environment, check=False).returncode
+  assert run(tmp_path / "whole.npz", 0) == 0
+  with np.load(tmp_path / "out.npz") as stored:
+    whole = dict(stored)
+  assert 0 < whole["robust"].sum() < 24
+  for limit in (4, 15):
+    assert run(tmp_path / "state.npz", limit) == -signal.SIGKILL
+  assert run(tmp_path / "state.npz", 0) == 0
+  with np.load(tmp_path / "out.npz") as stored:
+    for name in whole:
+      np.testing.assert_array_equal(stored[name], whole[name])

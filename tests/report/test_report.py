@@ -30,6 +30,26 @@ def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True,
   return folder
 
 
+def test_autoattack_stands_beside_pgd(tmp_path):
+  folder = write_run(tmp_path / "a")
+  results = json.loads((folder / "results.json").read_text())
+  results["attacks"].append({
+      "name": "autoattack-standard", "norm": "linf", "epsilon": 0.03, "steps": 100, "restarts": 1,
+      "seed": 3, "count": 1000, "accuracy": 0.25, "interval": [0.2, 0.3],
+      "per_attack": {"apgd-ce": 0.3, "square": 0.25}, "spec": {"notes": ["apgd-t: few classes"]}})
+  (folder / "results.json").write_text(json.dumps(results))
+  text = report.run(folder)
+  for part in ("AutoAttack (standard), epsilon 0.03       25.0 % [20.0, 30.0]    1000",
+               "AutoAttack (standard) Linf, the worst of apgd-ce, square, seed 3", "note: apgd-t: few",
+               "PGD-20, epsilon 0.03"):
+    assert part in text, text
+  assert "upper bound" not in text
+  table = report.compare([folder, write_run(tmp_path / "b", accuracy=0.6)])
+  header, first = table.splitlines()[0], table.splitlines()[2]
+  assert "PGD-20 0.03" in header and "AutoAttack" not in header  # one of the two has none
+  assert "50.0 %" in first
+
+
 def test_what_is_added_to_a_method_is_named(tmp_path):
   text = report.run(write_run(tmp_path / "a", penalty={"name": "gradient_norm"}, awp_gamma=0.005))
   assert text.startswith("sprout + gradient_norm + AWP 0.005, vgg16, cifar10, seed 5")

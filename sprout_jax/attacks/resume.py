@@ -1,0 +1,60 @@
+"""What an ensemble of attacks has done so far, in memory and in a file that survives a kill."""
+
+import hashlib
+import json
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+
+class State:
+  """Which examples are robust, and which the present attack is done with; kept in a file."""
+
+  def __init__(self, path, save_seconds, spec, images, labels, indices, clean):
+    self._path = None if path is None else pathlib.Path(path)
+    self._save_seconds, self._saved_at, self._start = save_seconds, time.monotonic(), time.monotonic()
+    self.robust, self.done = clean.copy(), np.zeros_like(clean)
+    self.images, self.per_attack, self._earlier = images.copy(), {}, 0.0
+    identity = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for array in (images, labels, indices, clean):
+      identity.update(np.ascontiguousarray(array).tobytes())
+    self._identity = identity.hexdigest()
+    if self._path is not None and self._path.exists():
+      self._load()
+
+  def _load(self):
+    with np.load(self._path) as stored:
+      if str(stored["identity"]) != self._identity:
+        raise ValueError(f"auto_attack: {self._path} belongs to another call (other images, labels, "
+                         "model, key or attacks); delete it, or give another state_file")
+      self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
+      self.images[broken] = stored["adversarial"]
+      self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
+      self._earlier = float(stored["seconds"])
+
+  def seconds(self):
+    return self._earlier + time.monotonic() - self._start
+
+  def finish(self, name):
+    self.per_attack[name] = self.robust.copy()
+    self.done[:] = False
+    self.save(now=True)
+
+  def save(self, now=False):
+    """Writes the file whole or not at all, unless it was written a short while ago."""
+    if self._path is None or jax.process_index() > 0 or not (
+        now or time.monotonic() - self._saved_at > self._save_seconds):
+      return
+    broken = ~self.robust & (self.done | np.logical_or.reduce(
+        [np.zeros_like(self.robust), *(~robust for robust in self.per_attack.values())]))
+    temporary = self._path.with_name(self._path.name + ".tmp")
+    with open(temporary, "wb") as file:
+      np.savez(file, identity=self._identity, robust=self.robust, done=self.done, broken=broken,
+               adversarial=self.images[broken], finished=np.array(list(self.per_attack), dtype=str),
+               seconds=self.seconds(),
+               **{f"after {name}": robust for name, robust in self.per_attack.items()})
+    os.replace(temporary, self._path)
+    self._saved_at = time.monotonic()

@@ -1,0 +1,31 @@
+"""APGD and targeted APGD against the outcomes of the reference implementation, where they are at hand.
+
+All of it, with FAB and Square on 200 images of each network: `benchmarks/auto_attack.py parity`.
+"""
+
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from sprout_jax import attacks
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT.parent / "shared" / "golden" / "autoattack"
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference's outcomes (../shared) are not here")
+@pytest.mark.parametrize("network", ["adversarial_8", "natural_1", "soft_2"])
+def test_the_same_images_break(network):
+  spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "auto_attack.py")
+  benchmark = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(benchmark)
+  predict, images, labels, epsilon, outcomes = benchmark.load(GOLDEN / f"{network}.npz")
+  few = slice(0, 24)
+  robust = attacks.auto_attack(
+      jax.random.key(0), predict, images[few], labels[few], epsilon=epsilon, version="apgd-ce",
+      batch_size=24, devices=jax.devices()[:1]).robust
+  expected = outcomes["apgd-ce"][few]
+  assert (robust != expected).sum() <= 1 and 4 < expected.sum() < 20
