@@ -122,7 +122,8 @@ class Progress:
 
 
 def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="standard",
-                batch_size=128, indices=None, devices=None, on_progress=None, state_file=None, save_seconds=30.0):
+                batch_size=128, indices=None, devices=None, on_progress=None, state_file=None,
+                save_seconds=30.0):
   """The worst case over an ensemble of attacks, for every image.
 
   "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
@@ -205,7 +206,8 @@ def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_siz
                 on_progress):
   """Runs one attack on what is still robust and not yet done, and notes it in the state."""
   waiting = np.flatnonzero(state.robust & ~state.done)
-  total, already, start = int((state.robust | state.done).sum()), int(state.done.sum()), time.monotonic()
+  start, already = time.monotonic(), int(state.done.sum())
+  total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(key, list(ATTACKS).index(name))
   for outcomes, runs, behind in slots.run(
       attack, predict, attack_key, examples, waiting, epsilon, batch_size, mesh,
@@ -252,5 +254,6 @@ def _proportion(outcomes, z=1.959963984540054):
   """Share of True, with the 95 % Wilson interval."""
   n, k = len(outcomes), int(outcomes.sum())
   p, shrink = k / n, 1 + z * z / n
-  center, half = (p + z * z / (2 * n)) / shrink, z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / shrink
+  center = (p + z * z / (2 * n)) / shrink
+  half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / shrink
   return {"accuracy": p, "count": n, "interval": [max(0.0, center - half), min(1.0, center + half)]}

@@ -15,7 +15,8 @@ def clean_logits(key, predict, images, batch_size, mesh, samples):
     rows = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
     extra = () if samples == 1 else (jax.random.split(jax.random.fold_in(key, 2**32 - 1), batch_size),)
     logits = np.asarray(fn(predict, images[rows], *extra))
-    if start == 0 and samples == 1 and np.abs(logits - np.asarray(fn(predict, images[rows]))).max() > 1e-4:
+    again = np.asarray(fn(predict, images[rows])) if start == 0 and samples == 1 else logits
+    if np.abs(logits - again).max() > 1e-4:
       raise ValueError("auto_attack: two passes over the same images differ by more than 1e-4; for a "
                        "model that draws random numbers, use version='rand'")
     found.append(logits[:len(images) - start])
@@ -30,11 +31,11 @@ def check_arguments(names, choices, norm, epsilon, images, labels):
         raise ValueError(f"auto_attack: {what} {value!r}; choose from: {', '.join(sorted(table))}")
   images, labels = np.asarray(images), np.asarray(labels)
   if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-    raise ValueError(f"auto_attack: images have shape {images.shape} and labels {labels.shape}; expected "
-                     "[n, height, width, channels] and [n], n at least 1")
+    raise ValueError(f"auto_attack: images have shape {images.shape} and labels {labels.shape}; "
+                     "expected [n, height, width, channels] and [n], n at least 1")
   if not np.issubdtype(images.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected floats in "
-                     "[0, 1] (bytes: divide by 255) and integers")
+    raise ValueError(f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected "
+                     "floats in [0, 1] (bytes: divide by 255) and integers")
   if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
     raise ValueError(f"auto_attack: pixels range from {images.min():g} to {images.max():g}; they must be "
                      "finite and in [0, 1], with normalisation inside `predict`")
@@ -49,8 +50,8 @@ def check_outputs(logits, labels):
   if logits.shape[-1] < 2:
     raise ValueError("auto_attack: `predict` gives one output per image; it needs at least 2 classes")
   if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-    raise ValueError(f"auto_attack: labels range from {labels.min()} to {labels.max()}, but `predict` has "
-                     f"{logits.shape[-1]} classes")
+    raise ValueError(f"auto_attack: labels range from {labels.min()} to {labels.max()}, but "
+                     f"`predict` has {logits.shape[-1]} classes")
   if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 1e-5:
     raise ValueError("auto_attack: the outputs of `predict` are probabilities (they sum to 1); give the "
                      "logits before the softmax, or their gradients vanish and the model looks robust")
