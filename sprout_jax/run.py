@@ -5,6 +5,8 @@ workdir, devices, data, model) is checked; the workdir is claimed; the loop trai
 weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
 """
 
+import hashlib
+import json
 import pathlib
 import time
 
@@ -132,7 +134,8 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
     if "pgd" in options.attacks:
       attacks += _pgd(options, model, variables, split, on_split, mesh)
     if "autoattack" in options.attacks:
-      attacks += _auto_attack(options, model, variables, split, pathlib.Path(workdir), digest)
+      attacks += _auto_attack(options, model, variables, split, pathlib.Path(workdir),
+                              [digest, dataset.fingerprint, options.num_examples, workdir_lib.versions()])
     history = records.read_metrics(workdir)
     validated = any(record["split"] == "validation" for record in history)
     results = {
@@ -174,22 +177,23 @@ def _pgd(options, model, variables, split, clean_correct, mesh):
   return attacks
 
 
-def _auto_attack(options, model, variables, split, workdir, digest):
+def _auto_attack(options, model, variables, split, workdir, identity):
+  # What else decides about the numbers names the folder: another state is another folder.
+  folder = workdir / "attacks" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
   bars = {}
 
-  def on_progress(now):
-    if now.attack not in bars:
-      bars[now.attack] = Progress(now.total, int(now.work), "images", now.attack,
-                                  enabled=jax.process_index() == 0)
-    bars[now.attack].update(int(now.work), f"run {now.run} of {now.runs}, {now.robust} of "
-                            f"{now.examples} robust")
+  def on_progress(epsilon, now):
+    name = f"{now.attack}, epsilon {epsilon:g}"
+    if name not in bars:
+      bars[name] = Progress(now.total, int(now.work), "images", name, enabled=jax.process_index() == 0)
+    bars[name].update(int(now.work), f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust")
     if now.done == now.total:
-      bars[now.attack].close()
+      bars[name].close()
 
   return ensemble.entries(
       model, variables, split, version=options.auto_attack.version, norm=options.norm,
       epsilons=options.auto_attack.epsilons, seed=options.seed, batch_size=options.batch_size,
-      folder=workdir / "attacks" / digest[:12], on_progress=on_progress)
+      folder=folder, on_progress=on_progress)
 
 
 def show_report(workdirs):

@@ -63,7 +63,7 @@ def test_autoattack_of_a_trained_model(tmp_path):
                  folder=tmp_path / "attacks")
   seen = []
   entries = ensemble.entries(Linear(), variables, Split(images, labels), **options,
-                             on_progress=seen.append)
+                             on_progress=lambda epsilon, progress: seen.append(progress))
   for entry, epsilon in zip(entries, (0.01, 0.03)):
     assert entry["accuracy"] == np.mean(margin > epsilon * np.abs(weights).sum())
     assert (entry["name"], entry["epsilon"], entry["count"]) == ("autoattack-apgd-ce", epsilon, 40)
@@ -72,7 +72,7 @@ def test_autoattack_of_a_trained_model(tmp_path):
   assert len(list((tmp_path / "attacks").glob("*.npz"))) == 2
   assert seen[-1].work == seen[-1].done == seen[-1].total and seen[-1].examples == 40
   again = ensemble.entries(Linear(), variables, Split(images, labels), **options,
-                           on_progress=lambda progress: pytest.fail("attacked again"))
+                           on_progress=lambda epsilon, progress: pytest.fail("attacked again"))
   assert [e["accuracy"] for e in again] == [e["accuracy"] for e in entries]
 
 

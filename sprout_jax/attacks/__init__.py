@@ -11,6 +11,7 @@ jitted; `auto_attack` drives compiled programs of its own. Nothing else of the p
 
 from sprout_jax.attacks.apgd import apgd
 from sprout_jax.attacks.auto_attack import ATTACKS
+from sprout_jax.attacks.auto_attack import RESTARTS
 from sprout_jax.attacks.auto_attack import VERSIONS
 from sprout_jax.attacks.auto_attack import AttackResult
 from sprout_jax.attacks.auto_attack import auto_attack
@@ -23,5 +24,5 @@ from sprout_jax.attacks.pgd import fgsm
 from sprout_jax.attacks.pgd import pgd
 from sprout_jax.attacks.square import square
 
-__all__ = ["ATTACKS", "AttackResult", "LOSSES", "NORMS", "STARTS", "VERSIONS", "apgd", "auto_attack",
+__all__ = ["ATTACKS", "AttackResult", "LOSSES", "NORMS", "RESTARTS", "STARTS", "VERSIONS", "apgd", "auto_attack",
            "carlini_wagner", "fab", "fgsm", "pgd", "square"]

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from sprout_jax import losses
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import check_name
+from sprout_jax.attacks.attack import finite
+from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import project
 from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
@@ -32,6 +35,8 @@ def checkpoints(num_steps):
     numbers.append(numbers[-1] + window)
   return numbers
 
+
+DECISION = 2**30  # the draws that decide about a model that draws random numbers: used by no step
 
 # Untargeted: (logits, labels) -> [batch]. Targeted: (logits, labels, targets) -> [batch].
 LOSSES = {
@@ -56,10 +61,15 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
     num_steps: steps of a run.
     num_runs: restarts, or targets.
     num_samples: gradients averaged at every step (expectation over transformation); with more than
-      one, `predict` takes (images, keys [batch]).
+      one, `predict` takes (images, keys [batch]), no run stops early, and at its end the mean logits of
+      as many fresh draws decide: a model that is wrong in one of a hundred draws is not broken.
   """
-  geometry = norms.NORMS[norm]
-  loss_fn = (TARGETED_LOSSES if targeted else LOSSES)[loss]
+  table = TARGETED_LOSSES if targeted else LOSSES
+  check_name("apgd", "norm", norm, norms.NORMS)
+  check_name("apgd", "targeted loss" if targeted else "loss", loss, table)
+  geometry, loss_fn, is_random = norms.NORMS[norm], table[loss], num_samples > 1
+  if is_random and loss == "cross_entropy":
+    loss_fn = losses.cross_entropy  # means of gradients of log odds are not those of the loss
   review_at = jnp.asarray(checkpoints(num_steps))
   windows = jnp.diff(review_at, prepend=0)
 
@@ -84,15 +94,23 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1]))
       sums, _ = jax.lax.scan(sample, zeros, jnp.arange(num_samples))
       gradient, values, logits = jax.tree.map(lambda s: s / num_samples, sums)
-    return gradient, values, jnp.argmax(logits, -1) != batch.labels
+    return finite(gradient), values, is_wrong(logits, batch.labels)
+
+  def decide(predict, batch, x):
+    """Whether the mean logits of fresh draws are wrong."""
+    draws = jax.lax.map(lambda number: predict(x, run_keys(batch, DECISION + number)),
+                        jnp.arange(num_samples))
+    return is_wrong(draws.mean(0), batch.labels)
 
   def start(predict, batch):
     x = project(batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon),
                 batch, norm)
     targets = jnp.zeros_like(batch.labels)
     if targeted:
-      targets = ranked_targets(predict(batch.images), batch.labels, batch.run)
+      extra = (run_keys(batch, DECISION),) if is_random else ()
+      targets = ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
     gradient, loss, broken = evaluate(predict, batch, x, targets, 1)
+    broken &= not is_random
     return {
         "x": x, "previous": x, "gradient": gradient, "targets": targets,
         "adversarial": x, "broken": broken,
@@ -115,6 +133,11 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
 
     window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
     is_review = window > 0
+    adversarial = select(wrong, x_new, state["adversarial"])
+    if is_random:
+      is_last = number == num_steps - 1
+      wrong = jax.lax.cond(jnp.any(is_last), lambda: is_last & decide(predict, batch, adversarial),
+                           lambda: jnp.zeros_like(is_last))
     halve = is_review & ((raised <= RAISED_SHARE * window) | (
         ~state["halved"] & (state["loss_at_review"] >= best[2])))
     return {
@@ -122,7 +145,7 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
         "previous": x,
         "gradient": select(halve, best[1], gradient),
         "targets": state["targets"],
-        "adversarial": select(wrong, x_new, state["adversarial"]),
+        "adversarial": adversarial,
         "broken": state["broken"] | wrong,
         "best": best[0], "best_gradient": best[1], "best_loss": best[2], "loss": loss,
         "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
@@ -168,6 +191,10 @@ def apgd(key, predict, images, labels, *, epsilon, norm="linf", loss="cross_entr
 
   Returns:
     Adversarial images like `images`: misclassified where the attack succeeded.
+
+  Raises:
+    ValueError: unknown norm or loss (the choices are listed).
+    AssertionError: wrong ranks or dtypes.
   """
   return run_alone(attack(norm=norm, loss=loss, targeted=targeted, num_steps=num_steps,
                           num_runs=num_runs, num_samples=num_samples),

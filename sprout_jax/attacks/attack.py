@@ -56,6 +56,22 @@ class Attack:
   note: str = ""
 
 
+def check_name(attack, what, name, table):
+  """Raises ValueError, listing the choices, unless `name` is in the table."""
+  if name not in table:
+    raise ValueError(f"{attack}: {what} is {name!r}; choose one of: {', '.join(sorted(table))}")
+
+
+def is_wrong(logits, labels):
+  """[batch] bool: another class is largest, or the outputs are not finite, which is no answer."""
+  return (jnp.argmax(logits, -1) != labels) | ~jnp.all(jnp.isfinite(logits), -1)
+
+
+def finite(gradient):
+  """The gradient with zeros where it is not finite: one such pixel must not spoil the image."""
+  return jnp.where(jnp.isfinite(gradient), gradient, 0)
+
+
 def example_keys(key, indices):
   """One key per example, from its index in the whole data set."""
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)

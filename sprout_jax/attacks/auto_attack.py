@@ -10,11 +10,9 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax.attacks import inspection
-from sprout_jax.attacks import norms
 from sprout_jax.attacks import resume
 from sprout_jax.attacks import slots
 from sprout_jax.attacks.apgd import attack as apgd
@@ -29,7 +27,8 @@ VERSIONS = {
 TARGETS = 9  # most targets of a targeted attack
 RESTARTS = {"plus": 5}  # of the untargeted attacks; 1 otherwise
 SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
-TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon
+TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon, per unit of size above 1
+CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; the attacks' are their numbers in ATTACKS
 
 
 def _untargeted_apgd(loss, classes_needed):
@@ -129,14 +128,17 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
   "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
   Square (5,000 queries), 100 iterations each of the first three. "plus" has 5 restarts of APGD on
   cross-entropy and DLR and of untargeted FAB as well; "rand" is for models that draw random numbers:
-  APGD on cross-entropy and DLR with gradients averaged over 20 draws. Every attack starts from the
+  APGD on cross-entropy and DLR with gradients averaged over 20 draws, where the mean logits of 20
+  fresh draws decide what is right, before and after. Every attack starts from the
   original images, on those that all attacks before it left robust; a misclassified image is never
   attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants and what they come from.
 
-  This drives compiled programs and is not itself jittable: broken images leave their batch at once
-  and others take their place, over all devices (see `slots`). An image's outcome depends on the key,
-  its own index and itself: not on the batch size, the order of work, the number of devices, or on
-  having been interrupted.
+  This drives compiled programs and is not itself jittable: every 10 steps (Square: 50) broken images
+  leave their batch and others take their place, over all devices (see `slots`). An image's outcome
+  depends on the key, its own index and itself: not on the batch size, the order of work, the number
+  of devices, or on having been interrupted, but for rounding, which follows the shapes of programs.
+  On GPUs and TPUs set `jax.default_matmul_precision("highest")` inside `predict`: rounded products
+  hide gradients.
 
   Args:
     key: a PRNG key.
@@ -153,8 +155,8 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
       numbers; default 0, 1, ..., n - 1.
     devices: the devices to use; default all.
     on_progress: function of a `Progress`, called after every compiled call. `print` will do.
-    state_file: path where the state is kept: the same call continues from it after a kill. Left
-      there when all is done; None keeps nothing.
+    state_file: path where the state is kept: the same call, with the same model, continues from it
+      after a kill. Left there when all is done; None keeps nothing.
     save_seconds: at most this often.
 
   Returns:
@@ -167,7 +169,8 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
     RuntimeError: a perturbation over epsilon, or outside the box: a defect of the attack.
   """
   names = VERSIONS.get(version, (version,)) if isinstance(version, str) else tuple(version)
-  inspection.check_arguments(names, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels)
+  inspection.check_arguments(names, ATTACKS, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels,
+                             batch_size)
   images, labels = np.asarray(images, np.float32), np.asarray(labels).astype(np.int32)
   indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
   devices = jax.devices() if devices is None else devices
@@ -176,7 +179,13 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
   batch_size = -(-batch_size // mesh.size) * mesh.size
   samples = SAMPLES.get(version, 1) if isinstance(version, str) else 1
   restarts = RESTARTS.get(version, 1) if isinstance(version, str) else 1
-  logits = inspection.clean_logits(key, predict, images, batch_size, mesh, samples)
+  predict = jax.device_put(jax.tree_util.Partial(predict), slots.shardings(mesh)[1])
+
+  def look(images, purpose):
+    keys = None if samples == 1 else inspection.draw_keys(key, purpose, indices, samples)
+    return inspection.all_logits(predict, images, batch_size, mesh, keys)
+
+  logits = look(images, CLEAN)
   inspection.check_outputs(logits, labels)
   attacks = {name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
              for name in names}
@@ -187,13 +196,16 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
       "examples": len(labels), "classes": logits.shape[-1],
       "attacks": {name: attack.spec for name, attack in attacks.items()},
       "notes": [f"{name}: {attack.note}" for name, attack in attacks.items() if attack.note],
+      "key_implementation": str(jax.random.key_impl(key)),
+      "jax": jax.__version__, "device": f"{mesh.size} x {devices[0].device_kind}",
+      "matmul_precision": str(jax.config.jax_default_matmul_precision),
   }
-  state = resume.State(state_file, save_seconds, spec, images, labels, indices, clean)
+  state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
       _run_attack(name, number, attack, key, predict, (images, labels, indices), epsilon, batch_size,
                   mesh, state, len(attacks), on_progress)
-  return _result(state, spec, predict, images, labels, clean, samples, batch_size, mesh, key)
+  return _result(state, spec, images, labels, clean, lambda adversarial: look(adversarial, FINAL))
 
 
 @functools.lru_cache(maxsize=64)
@@ -228,26 +240,33 @@ def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_siz
   state.finish(name)
 
 
-def _result(state, spec, predict, images, labels, clean, samples, batch_size, mesh, key):
+def _result(state, spec, images, labels, clean, look):
   """The result, after a last look at every adversarial image."""
-  size = np.asarray(norms.NORMS[spec["norm"]].size(jnp.asarray(state.images - images)))
-  outside = np.maximum(state.images - 1, -state.images).max(initial=0)
-  if not (size.max(initial=0) <= spec["epsilon"] + TOLERANCE and outside <= 0):
+  # On the host, and in blocks: all images at once may be more than a device holds.
+  size = np.array([_size(state.images[i] - images[i], spec["norm"]) for i in range(len(images))])
+  is_inside = all(image.min() >= 0 and image.max() <= 1 for image in state.images)
+  if not (size.max(initial=0) <= spec["epsilon"] + TOLERANCE * max(1, spec["epsilon"]) and is_inside):
     raise RuntimeError(f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon "
                        f"{spec['epsilon']:g}, or pixels leave [0, 1]; this is a defect of the attack")
-  again = inspection.clean_logits(key, predict, state.images, batch_size, mesh, samples)
+  again = look(state.images)
   attacked = clean & ~state.robust
   spec = spec | {
       "clean": _proportion(clean),
       "per_attack": {name: _proportion(robust) for name, robust in state.per_attack.items()},
       "robust": _proportion(state.robust),
       "largest_perturbation": float(size.max(initial=0)),
-      # Misclassified in the attack, but not when seen again: rounding, or a random model.
+      # Misclassified in the attack, but not when seen again: rounding, or a model's other draws.
       "not_misclassified_again": int((attacked & (again.argmax(-1) == labels)).sum()),
       "not_finite": int((~np.isfinite(again).all(-1)).sum()),
       "seconds": state.seconds(),
   }
   return AttackResult(state.robust, state.per_attack, state.images, spec)
+
+
+def _size(perturbation, norm):
+  """The norm of one perturbation, in float64."""
+  values = np.abs(perturbation.astype(np.float64))
+  return values.max() if norm == "linf" else np.sqrt((values ** 2).sum())
 
 
 def _proportion(outcomes, z=1.959963984540054):

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.apgd import ranked_targets
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import check_name
+from sprout_jax.attacks.attack import finite
+from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
@@ -44,15 +47,18 @@ def project_on_hyperplane(points, normal, offset, norm):
   slope = norms.NORMS[norm].slope(normal) * (weight > 0)
   gap = jnp.abs(gap)
 
-  def improve(_, t):
+  def improve(carry):
+    step, t, _ = carry
     reach = norms.per_example(t, points) * slope
     value = total(weight * jnp.minimum(reach, room))
     rate = total(jnp.where(reach < room, weight * slope, 0))
     # Never back: the function is concave, so that from the left only rounding overshoots.
-    return jnp.where(rate > 0, t + jnp.maximum(gap - value, 0) / jnp.where(rate > 0, rate, 1), t)
+    further = t + jnp.where(rate > 0, jnp.maximum(gap - value, 0) / jnp.where(rate > 0, rate, 1), 0)
+    return step + 1, further, jnp.any(further > t)
 
-  # Within 30 steps hundreds of saturated pixels are passed; each step is exact up to the next one.
-  t = jax.lax.fori_loop(0, 30, improve, jnp.zeros_like(gap))
+  # Each step is exact up to the next pixel that saturates; networks need about 4.
+  start = 0, jnp.zeros_like(gap), jnp.array(True)
+  _, t, _ = jax.lax.while_loop(lambda carry: (carry[0] < 30) & carry[2], improve, start)
   reach = norms.per_example(t, points) * slope
   # Where the box ends before the hyperplane is met, everything saturates.
   unreachable = total(weight * room) <= gap
@@ -69,6 +75,7 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
     num_steps: steps of a run.
     num_runs: restarts, or targets.
   """
+  check_name("fab", "norm", norm, norms.NORMS)
   geometry = norms.NORMS[norm]
   dual = norms.NORMS["l2"].size if norm == "l2" else lambda v: jnp.sum(jnp.abs(v), axis=(1, 2, 3))
 
@@ -81,14 +88,14 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
         f = pick(targets) - pick(batch.labels)
         return jnp.sum(f), f
       w, f = jax.grad(total, has_aux=True)(x)
-      return f, w
+      return f, finite(w)
     logits, pullback = jax.vjp(predict, x)
     is_label = jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=logits.dtype)
 
     def nearest(k, best):
       f_best, w_best, distance_best = best
       one = jax.nn.one_hot(k, logits.shape[-1], dtype=logits.dtype)[None] - is_label
-      w, = pullback(one)
+      w = finite(pullback(one)[0])
       f = jnp.sum(one * logits, -1)
       distance = jnp.where(batch.labels == k, jnp.inf, jnp.abs(f) / (dual(w) + 1e-12))
       nearer = distance < distance_best
@@ -118,9 +125,10 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
     from_x, from_origin = (project_on_hyperplane(p, w, offset, norm) for p in (x, origin))
     size_x, size_origin = (jnp.maximum(geometry.size(d), 1e-8) for d in (from_x, from_origin))
     alpha = norms.per_example(jnp.minimum(size_x / (size_x + size_origin), ALPHA_MAX), x)
-    x = jnp.clip((x + OVERSHOOT * from_x) * (1 - alpha)
-                 + (origin + OVERSHOOT * from_origin) * alpha, 0, 1)
-    wrong = jnp.argmax(predict(x), -1) != batch.labels
+    x_new = jnp.clip((x + OVERSHOOT * from_x) * (1 - alpha)
+                     + (origin + OVERSHOOT * from_origin) * alpha, 0, 1)
+    x = jnp.where(jnp.isfinite(x_new), x_new, x)
+    wrong = is_wrong(predict(x), batch.labels)
     distance = geometry.size(x - origin)
     nearer = wrong & (distance < state["distance"])
     return {

@@ -63,8 +63,8 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
 
   Args:
     attack: an `Attack`.
-    predict: function images -> logits (or of images and keys, as the attack wants it); the arrays of a
-      `jax.tree_util.Partial` are arguments of the compiled programs, not constants in them.
+    predict: a `jax.tree_util.Partial`, images -> logits (or of images and keys, as the attack wants
+      it), whose arrays are on the devices: arguments of the compiled programs, not constants in them.
     key: PRNG key of the attack.
     examples: host arrays (images, labels, indices that make the keys) of all examples.
     waiting: positions of the examples to attack.
@@ -73,9 +73,9 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
     mesh: mesh with one axis, "examples".
     chunk: steps between two looks.
   """
-  programs, (split, replicated) = _programs(attack, mesh, chunk), _shardings(mesh)
-  predict = jax.tree_util.Partial(predict)
-  given = predict, *_put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
+  programs = _programs(attack, mesh, chunk, str(jax.random.key_impl(key)))
+  split, replicated = shardings(mesh)
+  given = predict, *put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
   waiting = list(reversed(waiting))
   all_sizes = sizes(batch_size, mesh.size)
   size = _fitting(all_sizes, len(waiting))
@@ -94,18 +94,17 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
     if fresh.any():
       rows = np.maximum(index, 0)
       images, labels, indices = (array[rows] for array in examples)
-      new = _put((images, labels, indices.astype(np.uint32), number, fresh), split)
+      new = put((images, labels, indices.astype(np.uint32), number, fresh), split)
       slots = programs.refill(slots, *given, *new) if slots else programs.begin(*given, *new)
       fresh[:] = False
-    slots = programs.advance(slots, predict, _put(index >= 0, split))
-    broken, step, adversarial = programs.look(slots)
-    broken, step = np.asarray(broken), np.asarray(step)
+    slots = programs.advance(slots, predict, put(index >= 0, split))
+    broken, step = map(np.asarray, programs.look(slots))
     is_over = step >= attack.num_steps
     leaving = (index >= 0) & (broken | is_over & (number + 1 >= attack.num_runs))
     next_run = (index >= 0) & is_over & ~leaving
     number[next_run] += 1
     fresh[next_run] = True
-    adversarial = np.asarray(adversarial) if (leaving & broken).any() else None
+    adversarial = np.asarray(programs.fetch(slots)) if (leaving & broken).any() else None
     outcomes = [Outcome(int(index[slot]), bool(broken[slot]),
                         adversarial[slot] if broken[slot] else None)
                 for slot in np.flatnonzero(leaving)]
@@ -121,20 +120,21 @@ class _Programs(NamedTuple):
   advance: Callable
   take: Callable
   look: Callable
+  fetch: Callable
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(attack, mesh, chunk):
+def _programs(attack, mesh, chunk, key_impl):
   """The compiled programs of an attack; jax.jit specialises them to models and batch sizes.
 
   Key, radius and weights are arguments, so that the next call of the same attack on the same model
   compiles nothing.
   """
-  split, replicated = _shardings(mesh)
+  split, replicated = shardings(mesh)
 
   def begin(predict, key, epsilon, images, labels, indices, run, fresh):
     del fresh
-    batch = Batch(images, labels, example_keys(jax.random.wrap_key_data(key), indices), run, epsilon)
+    batch = Batch(images, labels, example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices), run, epsilon)
     return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
 
   def refill(slots, *args):
@@ -158,9 +158,6 @@ def _programs(attack, mesh, chunk):
   def take(slots, order):
     return jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, slots)
 
-  def look(slots):
-    return slots.state["broken"], slots.step, slots.state["adversarial"]
-
   def compiled(fn, **options):
     return jax.jit(lambda *args: jax.tree.map(
         lambda leaf: jax.lax.with_sharding_constraint(leaf, split if leaf.ndim else replicated),
@@ -168,10 +165,12 @@ def _programs(attack, mesh, chunk):
 
   return _Programs(compiled(begin), compiled(refill, donate_argnums=0),
                    compiled(advance, donate_argnums=0), compiled(take),
-                   jax.jit(look, out_shardings=replicated))
+                   jax.jit(lambda slots: (slots.state["broken"], slots.step), out_shardings=replicated),
+                   jax.jit(lambda slots: slots.state["adversarial"], out_shardings=replicated))
 
 
-def _shardings(mesh):
+def shardings(mesh):
+  """Where the examples of a batch live, and where everything else does."""
   return NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
 
 
@@ -180,7 +179,7 @@ def _fitting(all_sizes, count):
   return min((size for size in all_sizes if size >= count), default=all_sizes[0])
 
 
-def _put(tree, sharding):
+def put(tree, sharding):
   """Host arrays on the devices. Copies: on a CPU the device would share memory that changes here."""
   return jax.tree.map(lambda leaf: jax.make_array_from_callback(
       leaf.shape, sharding, lambda index: np.array(leaf[index])), tree)

@@ -1,7 +1,9 @@
 """Square Attack: random search with squares of shrinking size; needs no gradient.
 
 (Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a Query-efficient Black-box Adversarial
-Attack via Random Search", ECCV 2020.) Positions and signs are drawn per example, as in the paper.
+Attack via Random Search", ECCV 2020.) Three things differ from the authors' code: positions and signs
+are drawn per example, as in the paper; a square may lie at the last row and column (theirs never
+does); in L2 each channel of a square keeps its own mass, and the start's tiles are not transposed.
 """
 
 import jax
@@ -11,6 +13,8 @@ import numpy as np
 from sprout_jax import losses
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import check_name
+from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
@@ -43,6 +47,7 @@ def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
     num_steps: queries after the start's.
     num_runs: restarts.
   """
+  check_name("square", "norm", norm, norms.NORMS)
   height, width, channels = image_shape
   # The side as a function of the step has few values: a table for the bounds, then a lookup.
   bounds = [0] + [bound + 1 for bound in HALVE_AFTER if bound + 1 < num_steps]
@@ -59,7 +64,7 @@ def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
 
   def evaluate(predict, batch, x):
     logits = predict(x)
-    return losses.margin(logits, batch.labels), jnp.argmax(logits, -1) != batch.labels
+    return losses.margin(logits, batch.labels), is_wrong(logits, batch.labels)
 
   def begin(predict, batch):
     x = start(batch)

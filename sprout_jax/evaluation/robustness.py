@@ -46,7 +46,7 @@ def select(split, num_examples):
   return dataclasses.replace(split, images=split.images[rows], labels=split.labels[rows])
 
 
-def _key(seed):
+def root_key(seed):
   """The root of an evaluation's randomness; training folds in small numbers, its steps."""
   return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
@@ -61,7 +61,7 @@ def pgd_fn(model, spec, mesh):
   def attack(variables, epsilon, restart, images, labels, indices):
     predict = accuracy.predict_fn(model, variables)
     adversarial = attacks.pgd(
-        jax.random.fold_in(_key(spec.seed), restart), predict, images, labels,
+        jax.random.fold_in(root_key(spec.seed), restart), predict, images, labels,
         epsilon=epsilon, step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm,
         loss=spec.loss, indices=indices)
     size = attacks.NORMS[spec.norm].size(adversarial - images)

@@ -32,7 +32,21 @@ def attack_spec(entry):
 def title(entry):
   """The attack's name as people write it."""
   name, _, version = entry["name"].partition("-")
-  return f"AutoAttack ({version})" if name == "autoattack" else entry["name"].upper()
+  if name != "autoattack":
+    return entry["name"].upper()
+  # One of its attacks alone is not AutoAttack.
+  return f"AutoAttack ({version})" if len(entry["per_attack"]) > 1 else version.upper()
+
+
+def notes(entry):
+  """What a reader of an ensemble's number must know besides."""
+  spec = entry.get("spec", {})
+  found = [f"{title(entry)}: {note}" for note in spec.get("notes", ())]
+  for key, text in (("not_misclassified_again", "were misclassified in the attack but not when seen again"),
+                    ("not_finite", "have outputs that are not finite")):
+    if spec.get(key):
+      found.append(f"{title(entry)} at {entry['epsilon']:g}: {spec[key]} adversarial images {text}")
+  return found
 
 
 def families(attacks):
@@ -63,9 +77,9 @@ def run(results):
   if training["steps"] < training["planned_steps"]:
     lines.append(f"TRAINING IS INCOMPLETE: step {training['steps']} of {training['planned_steps']}")
   lines += [f"attack: {attack_spec(entries[0])}" for entries in families(attacks).values()]
-  lines += [f"note: {note}" for entry in attacks for note in entry.get("spec", {}).get("notes", ())]
+  lines += [f"note: {note}" for entry in attacks for note in notes(entry)]
   lines += ["", *_align([("", "accuracy [95 % interval]", "images"), *rows])]
-  if attacks and not any("per_attack" in entry for entry in attacks):
+  if attacks and not any(len(entry.get("per_attack", ())) > 1 for entry in attacks):
     lines += ["", "PGD gives an upper bound on robust accuracy: stronger attacks may lower it."]
   return "\n".join(lines)
 
@@ -76,7 +90,7 @@ def comparison(results):
   Args:
     results: {label: content of results.json}.
   """
-  specs = {f"{attack_spec(entry)}, {entry['count']} images"
+  specs = {(title(entry), f"{attack_spec(entry)}, {entry['count']} images")
            for found in results.values() for entry in found["attacks"]}
   data = {found["dataset"]["fingerprint"] for found in results.values()}
   by_column = [{(title(entry), entry["epsilon"]): entry for entry in found["attacks"]}
@@ -89,9 +103,9 @@ def comparison(results):
   lines = _align(rows)
   if len(data) > 1:
     lines += ["", "CAUTION: the runs have different data; the rows do not compare."]
-  if len(specs) > 1:
+  if len(specs) > len({name for name, _ in specs}):
     lines += ["", "CAUTION: the runs were attacked differently; the columns do not compare."]
-  lines += ["", *(f"attack: {spec}" for spec in sorted(specs))]
+  lines += ["", *(f"attack: {spec}" for _, spec in sorted(specs))]
   lines += [f"{label}: {found['clean']['count']} clean, "
             f"{found['attacks'][0]['count'] if found['attacks'] else 0} attacked images; "
             f"{found['dataset']['provenance']}" for label, found in results.items()]

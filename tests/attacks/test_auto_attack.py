@@ -129,7 +129,13 @@ def test_killed_and_resumed_is_identical(tmp_path):
     with pytest.raises(KeyboardInterrupt):
       attacks.auto_attack(KEY, predict, images, labels, state_file=file, save_seconds=0.0,
                           on_progress=stop_at(limit), **options)
-  resumed = attacks.auto_attack(KEY, predict, images, labels, state_file=file, **options)
+  del calls[:]
+  resumed = attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=calls.append,
+                                **options)
+  assert calls[0].attack == "apgd-t"  # the finished attack is not run again
+  nothing = []
+  attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=nothing.append, **options)
+  assert not nothing
   np.testing.assert_array_equal(resumed.robust, whole.robust)
   np.testing.assert_array_equal(resumed.images, whole.images)
   for name, robust in whole.per_attack.items():
@@ -137,6 +143,8 @@ def test_killed_and_resumed_is_identical(tmp_path):
   assert any("apgd-t (2 of 2), run" in text for text in seen) and "left" in seen[-1]
   with pytest.raises(ValueError, match="belongs to another call"):
     attacks.auto_attack(KEY, predict, images, labels, state_file=file, **options | {"epsilon": 0.1})
+  with pytest.raises(ValueError, match="belongs to another call"):  # the same clean outcomes
+    attacks.auto_attack(KEY, lambda x: 2 * predict(x), images, labels, state_file=file, **options)
 
 
 @pytest.mark.parametrize("disguise", ["masked", "smoothed"])
@@ -179,9 +187,18 @@ def test_models_that_draw_random_numbers():
 
   images = np.random.default_rng(3).random((16, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
-  result = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.1, version="rand", batch_size=16,
-                               devices=jax.devices()[:1])
+  options = dict(version="rand", devices=jax.devices()[:1])
+  result = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.1, batch_size=16, **options)
   assert result.spec["attacks"]["apgd-ce"]["samples"] == 20 and result.robust.sum() < 8
+  # Draws go by the example: another batch size and order, the same outcomes.
+  order = np.random.default_rng(5).permutation(16)
+  other = attacks.auto_attack(KEY, noisy, images[order], labels[order], epsilon=0.1, batch_size=5,
+                              indices=order, **options)
+  np.testing.assert_array_equal(other.robust, result.robust[order])
+  # A hundred looks at fresh draws are no attack: at radius 0 (nearly) all stays as it was.
+  still = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.0, batch_size=16, **options)
+  clean = still.spec["clean"]["accuracy"]
+  assert clean > 0.5 and still.spec["robust"]["accuracy"] >= clean - 2 / 16
 
 
 def test_the_versions_are_the_published_ensembles():
@@ -215,7 +232,10 @@ GOOD = dict(epsilon=0.1, version="apgd-ce")
     (dict(labels=np.array([0, 7])), "labels range from 0 to 7"),
     (dict(labels=np.array([0.0, 1.0])), "integers"),
     (dict(epsilon=-0.1), "epsilon is -0.1"), (dict(norm="l1"), "choose from: l2, linf"),
-    (dict(version="fast"), "choose from: apgd-ce, apgd-dlr"),
+    (dict(version="fast"), "choose from: apgd-ce, apgd-dlr"), (dict(version=[]), "at least one"),
+    (dict(version=["standard"]), "choose from"), (dict(version=["square", "square"]), "each once"),
+    (dict(batch_size=0), "batch_size is 0"), (dict(state_file="/nowhere/state.npz"), "does not exist"),
+    (dict(images=np.zeros((2, 3, 32, 32), np.float32)), "channels first"),
     (dict(predict=lambda x: jax.nn.softmax(linear_model()[1](x))), "are probabilities"),
     (dict(predict=lambda x: linear_model()[1](x) * jnp.nan), "not finite"),
 ])
@@ -233,6 +253,46 @@ def test_random_outputs_are_found_out():
       lambda: state.normal(size=()).astype(np.float32), jax.ShapeDtypeStruct((), jnp.float32))
   with pytest.raises(ValueError, match="version='rand'"):
     attacks.auto_attack(KEY, noisy, np.full((2, *SHAPE), 0.5, np.float32), np.array([0, 1]), **GOOD)
+
+
+def test_gradients_and_outputs_that_are_not_finite_protect_no_one():
+  """A NaN in one pixel's gradient changes nothing; a model that answers NaN is wrong."""
+  predict = network()
+
+  @jax.custom_vjp
+  def poison(x):
+    return x
+
+  poison.defvjp(lambda x: (x, None), lambda _, g: (g.at[:, 0, 0, 0].set(jnp.nan),))
+  images = np.random.default_rng(3).random((24, *SHAPE)).astype(np.float32)
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  options = dict(epsilon=0.03, batch_size=24, devices=jax.devices()[:1])
+  plain, poisoned = (attacks.auto_attack(KEY, model, images, labels, version=["apgd-ce", "fab-t"], **options)
+                     for model in (predict, lambda x: predict(poison(x))))
+  assert abs(int(plain.robust.sum()) - int(poisoned.robust.sum())) <= 3
+  assert np.isfinite(poisoned.images).all()
+
+  def fragile(x):  # NaN as soon as the mean moves
+    clean = jnp.abs(x.mean((1, 2, 3)) - 0.5)[:, None] < 1e-4
+    return jnp.where(clean, jnp.array([[2.0, 0.0]]), jnp.nan) + 0 * x.mean((1, 2, 3))[:, None]
+
+  flat = np.full((4, *SHAPE), 0.5, np.float32)
+  result = attacks.auto_attack(KEY, fragile, flat, np.zeros(4, np.int32), version="square", **options)
+  assert not result.robust.any() and result.spec["not_finite"] == 4
+
+
+def test_square_breaks_what_is_near_in_both_norms():
+  """Without gradients it must still find most of what lies well within the ball."""
+  weights, predict = linear_model()
+  images, labels = interior(24, predict)
+  for norm, dual, share in (("linf", 1, 0.5), ("l2", 2, 0.35)):
+    distance = distance_to_boundary(weights, images, labels, dual)
+    epsilon = float(np.quantile(distance[distance > 0], 0.6) / share)
+    result = attacks.auto_attack(KEY, predict, images, labels, epsilon=min(epsilon, 0.4) if norm == "linf"
+                                 else epsilon, norm=norm, version="square", batch_size=24,
+                                 devices=jax.devices()[:1])
+    near = (distance > 0) & (distance < share * epsilon)
+    assert near.sum() > 5 and result.robust[near].mean() < 0.2
 
 
 def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):

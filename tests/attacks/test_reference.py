@@ -1,4 +1,4 @@
-"""APGD and targeted APGD against the outcomes of the reference implementation, where they are at hand.
+"""APGD against the outcomes of the reference implementation, where they are at hand.
 
 All of it, with FAB and Square on 200 images of each network: `benchmarks/auto_attack.py parity`.
 """

@@ -40,7 +40,7 @@ def test_autoattack_stands_beside_pgd(tmp_path):
   (folder / "results.json").write_text(json.dumps(results))
   text = report.run(folder)
   for part in ("AutoAttack (standard), epsilon 0.03       25.0 % [20.0, 30.0]    1000",
-               "AutoAttack (standard) Linf, the worst of apgd-ce, square, seed 3", "note: apgd-t: few",
+               "AutoAttack (standard) Linf, the worst of apgd-ce, square, seed 3", "note: AutoAttack (standard): apgd-t: few",
                "PGD-20, epsilon 0.03"):
     assert part in text, text
   assert "upper bound" not in text
