@@ -8,6 +8,7 @@ import scipy.optimize
 
 from sprout_jax import attacks
 from sprout_jax import losses
+from sprout_jax.attacks.apgd import attack as apgd_attack
 from sprout_jax.attacks.apgd import checkpoints
 from sprout_jax.attacks.apgd import ranked_targets
 from sprout_jax.attacks.attack import Batch
@@ -237,3 +238,34 @@ def test_carlini_wagner_leaves_what_it_cannot_break():
   sure = lambda x: jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], -1) + 0 * x.mean((1, 2, 3))[:, None]
   found = attacks.carlini_wagner(sure, images, np.array([0, 0]), num_steps=5, num_searches=2)
   np.testing.assert_array_equal(found, images)
+
+
+@pytest.mark.parametrize("raised, halved_before, improved, halves", [
+    (15, True, True, True),  # with this step's 16 of 22: at most 0.75 of the window
+    (16, True, True, False),
+    (16, False, True, False), (16, False, False, True),  # not halved last time, and no better since
+    (16, True, False, False),
+])
+def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, halves):
+  """The 22nd step of 100, which raises the loss: the step size, and from where the run goes on."""
+  attack = apgd_attack(loss="margin", num_steps=100)
+  predict = lambda x: jnp.stack([jnp.full(len(x), 9.0), x.mean((1, 2, 3))], -1)  # never wrong
+  batch = square_batch(count=1, size=4)
+  state = attack.start(predict, batch)
+  low = batch.images - 0.05
+  state |= {"x": low, "previous": low, "loss": jnp.full(1, -9.0), "best": batch.images - 0.09,
+            "best_loss": jnp.full(1, -9.0 if improved else 5.0),
+            "loss_at_review": jnp.full(1, -8.9 if improved else 5.0),
+            "raised": jnp.full(1, raised), "halved": jnp.full(1, halved_before)}
+  after = attack.step(predict, batch, state, jnp.full(1, 21))
+  assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
+  assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0
+  # Where it is halved, the best point is where it goes on: the step just taken where that was best.
+  moved = np.asarray(after["x"])
+  if halves and not improved:
+    np.testing.assert_allclose(moved, batch.images - 0.09, atol=1e-6)
+  else:
+    np.testing.assert_allclose(moved, batch.images + 0.1, atol=1e-6)
+  between = attack.step(predict, batch, state, jnp.full(1, 20))
+  assert float(between["step_size"][0]) == pytest.approx(0.2)
+  assert int(between["raised"][0]) == raised + 1
