@@ -260,12 +260,13 @@ def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, h
   after = attack.step(predict, batch, state, jnp.full(1, 21))
   assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
   assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0
-  # Where it is halved, the best point is where it goes on: the step just taken where that was best.
+  # From -0.05, z = P(-0.05 + 0.2) = 0.1; three quarters of the way: 0.0625. Where the step is halved,
+  # the run goes on from its best point, which may be this one.
   moved = np.asarray(after["x"])
   if halves and not improved:
     np.testing.assert_allclose(moved, batch.images - 0.09, atol=1e-6)
   else:
-    np.testing.assert_allclose(moved, batch.images + 0.1, atol=1e-6)
+    np.testing.assert_allclose(moved, batch.images + 0.0625, atol=1e-6)
   between = attack.step(predict, batch, state, jnp.full(1, 20))
   assert float(between["step_size"][0]) == pytest.approx(0.2)
   assert int(between["raised"][0]) == raised + 1
