@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import default  # noqa: E402: after the path
+from sprout_jax import configuration  # noqa: E402
 from sprout_jax import methods  # noqa: E402
 from sprout_jax import models  # noqa: E402
 from sprout_jax import sharding  # noqa: E402
@@ -48,7 +49,7 @@ def compile_row(row, model_name, image_shape, batch_size, num_steps, mesh):
   config.model.name = model_name
   if draw:
     config.method.draw = draw
-  options = [{k: v for k, v in section.to_dict().items() if k != "name"}
+  options = [configuration.options(section)
              for section in (config.method, config.penalty, config.model)]
   model = models.create(model_name, num_classes=CLASSES, image_shape=image_shape, **options[2])
   recipe = state_lib.make_recipe(

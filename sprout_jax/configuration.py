@@ -107,6 +107,11 @@ def _get(config, dotted):
   return config
 
 
+def options(section):
+  """A config section without its name, as keyword arguments."""
+  return {key: value for key, value in section.to_dict().items() if key != "name"}
+
+
 def flatten(config, prefix=""):
   """Returns {"optimizer.learning_rate": 0.1, ...}; tuples become lists, as in JSON."""
   flat = {}

@@ -20,13 +20,13 @@ from sprout_jax import models
 from sprout_jax import records
 from sprout_jax import report
 from sprout_jax import sharding
+from sprout_jax import statistics
 from sprout_jax import workdir as workdir_lib
 from sprout_jax.data import array_cache
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import accuracy
 from sprout_jax.evaluation import ensemble
 from sprout_jax.evaluation import robustness
-from sprout_jax.evaluation import statistics
 from sprout_jax.progress import Progress
 from sprout_jax.training import checkpoints
 from sprout_jax.training import loop
@@ -45,8 +45,8 @@ def train(config, workdir):
   configuration.validate(config)
   models.check_name(config.model.name)
   _cache_compilations()
-  method = methods.create(config.method.name, _options(config.method))
-  penalty = methods.create_penalty(config.penalty.name, _options(config.penalty))
+  method = methods.create(config.method.name, configuration.options(config.method))
+  penalty = methods.create_penalty(config.penalty.name, configuration.options(config.penalty))
   workdir_lib.check_owner(workdir, config)
   mesh = _mesh(config)
   dataset = _load(config)
@@ -214,11 +214,6 @@ def _cache_compilations():
     jax.config.update("jax_compilation_cache_dir", str(array_cache.directory() / "xla"))
 
 
-def _options(section):
-  """A config section without its name, as keyword arguments."""
-  return {key: value for key, value in section.to_dict().items() if key != "name"}
-
-
 def _mesh(config):
   mesh = sharding.make_mesh()
   sharding.check_batch("config.batch_size", config.batch_size, mesh)
@@ -235,7 +230,7 @@ def _load(config):
 
 def _model(config, dataset):
   return models.create(config.model.name, num_classes=dataset.num_classes,
-                       image_shape=dataset.image_shape, **_options(config.model))
+                       image_shape=dataset.image_shape, **configuration.options(config.model))
 
 
 def _selected_variables(config, workdir, model, dataset, mesh):

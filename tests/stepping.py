@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from configs import default
+from sprout_jax import configuration
 from sprout_jax import data
 from sprout_jax import methods
 from sprout_jax import sharding
@@ -45,14 +46,10 @@ def make_config(overrides, method="sprout", variant="paper", penalty="none"):
   return config
 
 
-def options(section):
-  return {key: value for key, value in section.to_dict().items() if key != "name"}
-
-
 def make_recipe(config, model, steps_per_epoch=80):
   return state_lib.make_recipe(
-      config, model, methods.create(config.method.name, options(config.method)),
-      methods.create_penalty(config.penalty.name, options(config.penalty)), 10, steps_per_epoch)
+      config, model, methods.create(config.method.name, configuration.options(config.method)),
+      methods.create_penalty(config.penalty.name, configuration.options(config.penalty)), 10, steps_per_epoch)
 
 
 def minibatch(step=0, size=16):

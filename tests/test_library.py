@@ -22,7 +22,7 @@ def test_pure_functions_import_neither_tensorflow_nor_training():
   assert done.returncode == 0, done.stderr
   own, foreign = done.stdout.splitlines()
   assert {name.removeprefix("sprout_jax").partition(".attacks")[0] for name in own.split()} == {
-      "", ".losses", ".vicinity"}
+      "", ".losses", ".statistics", ".vicinity"}
   assert not foreign.strip()
 
 
@@ -36,13 +36,13 @@ def test_arrows_point_one_way():
   """Which rooms each room may import, as DESIGN and the README say."""
   pure = {"vicinity", "losses", "attacks"}
   allowed = {
-      "vicinity": set(), "losses": set(), "attacks": {"losses"},
+      "vicinity": set(), "losses": set(), "statistics": set(), "attacks": {"losses", "statistics"},
       "errors": set(), "sharding": {"errors"}, "progress": set(),
       "methods": pure | {"errors"},
       "models": {"errors"}, "data": {"errors"},
       "training": {"methods", "models", "data", "errors", "sharding", "progress",
                    "records"},
-      "evaluation": {"attacks", "models", "data", "errors", "sharding"},
+      "evaluation": {"attacks", "models", "data", "errors", "sharding", "statistics"},
       "report": {"errors", "records"}, "records": set(),
       "configuration": {"attacks", "errors", "records", "training"},
       "workdir": {"configuration", "errors"},

@@ -2,7 +2,6 @@
 
 import json
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -14,31 +13,21 @@ from sprout_jax import run
 from sprout_jax import sharding
 from sprout_jax.data import Split
 from sprout_jax.evaluation import ensemble
-
-
-class Linear(nn.Module):
-  @nn.compact
-  def __call__(self, images, train):
-    return nn.Dense(2)((images - 0.5).reshape(len(images), -1))
+from tests.linear import Linear
+from tests.linear import linear_problem
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.02])
 def test_validation_is_clean_or_under_attack(epsilon):
   """A linear model: right under attack where the margin exceeds epsilon |w|_1."""
-  rng = np.random.default_rng(0)
-  images = rng.uniform(0.4, 0.6, (64, 3, 3, 1)).astype(np.float32)
-  kernel = rng.normal(size=(9, 2)).astype(np.float32)
-  labels = rng.integers(2, size=64).astype(np.int32)
-  weights = kernel[:, 0] - kernel[:, 1]
-  margin = ((images.reshape(64, 9) - 0.5) @ weights) * np.where(labels == 0, 1, -1)
+  split, variables, margin, norm = linear_problem(64)
   config = default.get_config("natural")
   config.validation.epsilon, config.evaluation.batch_size = epsilon, 16
   mesh = sharding.make_mesh(jax.devices()[:1])
-  variables = {"params": {"Dense_0": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}
-  found = run._validation(config, Split(images, labels), Linear(), mesh)(variables)
+  found = run._validation(config, split, Linear(), mesh)(variables)
   assert found["accuracy"] == np.mean(margin > 0)
   if epsilon:
-    assert found["robust_accuracy"] == np.mean(margin > epsilon * np.abs(weights).sum()) < found["accuracy"]
+    assert found["robust_accuracy"] == np.mean(margin > epsilon * norm) < found["accuracy"]
     assert "PGD-10, Linf, epsilon 0.02" in run._selection(config)
   else:
     assert set(found) == {"accuracy"}
@@ -52,26 +41,20 @@ def test_without_a_validation_split_there_is_nothing_to_measure():
 
 def test_autoattack_of_a_trained_model(tmp_path):
   """Entries of results.json; the state stays in the folder, and a second call reads it."""
-  rng = np.random.default_rng(0)
-  images = rng.uniform(0.4, 0.6, (40, 3, 3, 1)).astype(np.float32)
-  kernel = rng.normal(size=(9, 2)).astype(np.float32)
-  labels = rng.integers(2, size=40).astype(np.int32)
-  weights = kernel[:, 0] - kernel[:, 1]
-  margin = ((images.reshape(40, 9) - 0.5) @ weights) * np.where(labels == 0, 1, -1)
-  variables = {"params": {"Dense_0": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}
+  split, variables, margin, norm = linear_problem(40)
   options = dict(version="apgd-ce", norm="linf", epsilons=(0.01, 0.03), seed=3, batch_size=32,
                  folder=tmp_path / "attacks")
   seen = []
-  entries = ensemble.entries(Linear(), variables, Split(images, labels), **options,
+  entries = ensemble.entries(Linear(), variables, split, **options,
                              on_progress=lambda epsilon, progress: seen.append(progress))
   for entry, epsilon in zip(entries, (0.01, 0.03)):
-    assert entry["accuracy"] == np.mean(margin > epsilon * np.abs(weights).sum())
+    assert entry["accuracy"] == np.mean(margin > epsilon * norm)
     assert (entry["name"], entry["epsilon"], entry["count"]) == ("autoattack-apgd-ce", epsilon, 40)
     assert entry["per_attack"] == {"apgd-ce": entry["accuracy"]} and entry["spec"]["examples"] == 40
     json.dumps(entry)
   assert len(list((tmp_path / "attacks").glob("*.npz"))) == 2
   assert seen[-1].work == seen[-1].done == seen[-1].total and seen[-1].examples == 40
-  again = ensemble.entries(Linear(), variables, Split(images, labels), **options,
+  again = ensemble.entries(Linear(), variables, split, **options,
                            on_progress=lambda epsilon, progress: pytest.fail("attacked again"))
   assert [e["accuracy"] for e in again] == [e["accuracy"] for e in entries]
 

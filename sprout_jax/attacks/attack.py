@@ -92,9 +92,8 @@ def select(mask, new, old):
 
 
 def project(candidates, batch, norm):
-  """The nearest points in the ball around the images, then in the box [0, 1]."""
-  perturbation = norms.NORMS[norm].project(candidates - batch.images, batch.epsilon)
-  return jnp.clip(batch.images + perturbation, 0, 1)
+  """`norms.project` on the ball around the batch's images."""
+  return norms.project(candidates, batch.images, batch.epsilon, norm)
 
 
 def run_alone(attack, key, predict, images, labels, epsilon, indices=None):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sprout_jax import statistics
 from sprout_jax.attacks import inspection
 from sprout_jax.attacks import resume
 from sprout_jax.attacks import slots
@@ -168,7 +169,8 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
       to another call.
     RuntimeError: a perturbation over epsilon, or outside the box: a defect of the attack.
   """
-  names = VERSIONS.get(version, (version,)) if isinstance(version, str) else tuple(version)
+  ensemble = version if isinstance(version, str) else None
+  names = tuple(version) if ensemble is None else VERSIONS.get(ensemble, (ensemble,))
   inspection.check_arguments(names, ATTACKS, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels,
                              batch_size)
   images, labels = np.asarray(images, np.float32), np.asarray(labels).astype(np.int32)
@@ -177,8 +179,7 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
   mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices,
                        axis_types=(jax.sharding.AxisType.Auto,))
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  samples = SAMPLES.get(version, 1) if isinstance(version, str) else 1
-  restarts = RESTARTS.get(version, 1) if isinstance(version, str) else 1
+  samples, restarts = SAMPLES.get(ensemble, 1), RESTARTS.get(ensemble, 1)
   predict = jax.device_put(jax.tree_util.Partial(predict), slots.shardings(mesh)[1])
 
   def look(images, purpose):
@@ -191,7 +192,7 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
              for name in names}
   clean = logits.argmax(-1) == labels
   spec = {
-      "version": version if isinstance(version, str) else list(names), "norm": norm,
+      "version": ensemble or list(names), "norm": norm,
       "epsilon": float(epsilon), "seed": np.asarray(jax.random.key_data(key)).tolist(),
       "examples": len(labels), "classes": logits.shape[-1],
       "attacks": {name: attack.spec for name, attack in attacks.items()},
@@ -242,7 +243,7 @@ def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_siz
 
 def _result(state, spec, images, labels, clean, look):
   """The result, after a last look at every adversarial image."""
-  # On the host, and in blocks: all images at once may be more than a device holds.
+  # On the host, one by one: all images at once may be more than a device holds.
   size = np.array([_size(state.images[i] - images[i], spec["norm"]) for i in range(len(images))])
   is_inside = all(image.min() >= 0 and image.max() <= 1 for image in state.images)
   if not (size.max(initial=0) <= spec["epsilon"] + TOLERANCE * max(1, spec["epsilon"]) and is_inside):
@@ -251,9 +252,10 @@ def _result(state, spec, images, labels, clean, look):
   again = look(state.images)
   attacked = clean & ~state.robust
   spec = spec | {
-      "clean": _proportion(clean),
-      "per_attack": {name: _proportion(robust) for name, robust in state.per_attack.items()},
-      "robust": _proportion(state.robust),
+      "clean": statistics.proportion(clean.sum(), len(clean)),
+      "per_attack": {name: statistics.proportion(robust.sum(), len(robust))
+                     for name, robust in state.per_attack.items()},
+      "robust": statistics.proportion(state.robust.sum(), len(state.robust)),
       "largest_perturbation": float(size.max(initial=0)),
       # Misclassified in the attack, but not when seen again: rounding, or a model's other draws.
       "not_misclassified_again": int((attacked & (again.argmax(-1) == labels)).sum()),
@@ -267,12 +269,3 @@ def _size(perturbation, norm):
   """The norm of one perturbation, in float64."""
   values = np.abs(perturbation.astype(np.float64))
   return values.max() if norm == "linf" else np.sqrt((values ** 2).sum())
-
-
-def _proportion(outcomes, z=1.959963984540054):
-  """Share of True, with the 95 % Wilson interval."""
-  n, k = len(outcomes), int(outcomes.sum())
-  p, shrink = k / n, 1 + z * z / n
-  center = (p + z * z / (2 * n)) / shrink
-  half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / shrink
-  return {"accuracy": p, "count": n, "interval": [max(0.0, center - half), min(1.0, center + half)]}

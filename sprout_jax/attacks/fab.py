@@ -7,6 +7,7 @@
 import jax
 import jax.numpy as jnp
 
+from sprout_jax import losses
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.apgd import ranked_targets
 from sprout_jax.attacks.attack import Attack
@@ -83,9 +84,7 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
     """(f, w): the linearised z_k - z_y at x, for the target, or for the class nearest to x."""
     if targeted:
       def total(x):
-        logits = predict(x)
-        pick = lambda k: jnp.take_along_axis(logits, k[:, None], -1)[:, 0]
-        f = pick(targets) - pick(batch.labels)
+        f = losses.targeted_margin(predict(x), batch.labels, targets)
         return jnp.sum(f), f
       w, f = jax.grad(total, has_aux=True)(x)
       return f, finite(w)

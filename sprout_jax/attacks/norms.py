@@ -67,6 +67,11 @@ def _l2_project(perturbation, epsilon):
   return perturbation * jnp.minimum(1, per_example(epsilon, perturbation) / size)
 
 
+def project(candidates, images, epsilon, norm):
+  """The nearest points in the ball around the images, then in the box [0, 1]."""
+  return jnp.clip(images + NORMS[norm].project(candidates - images, epsilon), 0, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Norm:
   """What defines an attack's threat model, apart from the loss.

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from sprout_jax import losses
 from sprout_jax.attacks import norms
+from sprout_jax.attacks.attack import check_name
+from sprout_jax.attacks.attack import example_keys
 
 # The log odds are a monotone function of the cross-entropy: the same steps and the same best
 # iterate, but a gradient that does not vanish on confident models.
@@ -68,8 +70,7 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
   """
   for what, name, table in (("norm", norm, norms.NORMS), ("start", start, STARTS), ("keep", keep, KEEP),
                             *([] if callable(loss) else [("loss", loss, LOSSES)])):
-    if name not in table:
-      raise ValueError(f"pgd: {what} is {name!r}; choose one of: {', '.join(sorted(table))}")
+    check_name("pgd", what, name, table)
   if num_steps < 0 or num_restarts < 1:
     raise ValueError(f"pgd: num_steps is {num_steps} and num_restarts {num_restarts}; they must "
                      "be at least 0 and 1")
@@ -85,12 +86,10 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
   indices = jnp.arange(images.shape[0]) if indices is None else jnp.asarray(indices)
 
   def project(candidates):
-    perturbation = geometry.project(candidates - images, epsilon)
-    return jnp.clip(images + perturbation, 0, 1)
+    return norms.project(candidates, images, epsilon, norm)
 
   def begin(restart):
-    restart_key = jax.random.fold_in(key, restart)
-    keys = jax.vmap(lambda index: jax.random.fold_in(restart_key, index))(indices)
+    keys = example_keys(jax.random.fold_in(key, restart), indices)
     return project(images + STARTS[start](keys, images, epsilon, geometry))
 
   def ascend(candidates, velocity, gradient):

@@ -134,7 +134,8 @@ def _programs(attack, mesh, chunk, key_impl):
 
   def begin(predict, key, epsilon, images, labels, indices, run, fresh):
     del fresh
-    batch = Batch(images, labels, example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices), run, epsilon)
+    keys = example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices)
+    batch = Batch(images, labels, keys, run, epsilon)
     return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
 
   def refill(slots, *args):

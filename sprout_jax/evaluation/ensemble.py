@@ -9,7 +9,6 @@ from sprout_jax import attacks
 from sprout_jax.data import to_float
 from sprout_jax.evaluation import accuracy
 from sprout_jax.evaluation import robustness
-from sprout_jax.evaluation import statistics
 
 
 def entries(model, variables, split, *, version, norm, epsilons, seed, batch_size, folder,
@@ -43,7 +42,7 @@ def entries(model, variables, split, *, version, norm, epsilons, seed, batch_siz
         # Of the attacks with gradients, where there are any.
         "steps": min(entry["steps"] for entry in result.spec["attacks"].values()),
         "restarts": attacks.RESTARTS.get(version, 1), "seed": seed,
-        **statistics.proportion(result.robust.sum(), len(result.robust)),
+        **result.spec["robust"],
         "per_attack": {name: float(robust.mean()) for name, robust in result.per_attack.items()},
         "spec": result.spec})
   return found

@@ -9,9 +9,9 @@ import numpy as np
 
 from sprout_jax import attacks
 from sprout_jax import sharding
+from sprout_jax import statistics
 from sprout_jax.data import to_float
 from sprout_jax.evaluation import accuracy
-from sprout_jax.evaluation import statistics
 
 TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon
 

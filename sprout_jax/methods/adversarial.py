@@ -14,6 +14,7 @@ from sprout_jax.errors import check_range
 from sprout_jax.methods.method import BATCH_NORM
 from sprout_jax.methods.method import Adversary
 from sprout_jax.methods.method import Method
+from sprout_jax.methods.method import cross_entropy
 from sprout_jax.methods.vicinal import natural
 
 
@@ -27,18 +28,16 @@ def pgd(*, epsilon, step_size, num_steps, norm, start, batch_norm):
     epsilon, step_size, num_steps, norm, start: as in `attacks.pgd`.
     batch_norm: of the attack's passes, a key of `BATCH_NORM`.
   """
-  _check_ball(epsilon, norm)
-  check_range("config.method.step_size", step_size, 0, 10)
-  check_range("config.method.num_steps", num_steps, 1, 1000)
+  _check_attack(epsilon, step_size, num_steps, batch_norm, norm)
   check_choice("config.method.start", start, attacks.STARTS)
-  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
   def probe(key, indices, network, x, y):
     return attacks.pgd(key, network.predict(batch_norm), x, y, epsilon=epsilon, step_size=step_size,
                        num_steps=num_steps, norm=norm, start=start, keep="last", indices=indices,
                        loss=losses.soft_cross_entropy)
 
-  return Method(natural().vicinity, probe, _loss_of_attacked)
+  return Method(natural().vicinity, probe,
+                lambda network, x, y, adversarial: cross_entropy(network, adversarial, y))
 
 
 def fast(*, epsilon, step_size, batch_norm):
@@ -92,12 +91,9 @@ def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
     beta: weight of the divergence, >= 0.
     batch_norm: of the attack's passes, a key of `BATCH_NORM`.
   """
-  _check_ball(epsilon, "linf")
-  check_range("config.method.step_size", step_size, 0, 10)
-  check_range("config.method.num_steps", num_steps, 1, 1000)
+  _check_attack(epsilon, step_size, num_steps, batch_norm)
   check_range("config.method.beta", beta, 0, 1000)
   check_choice("config.method.start", start, [name for name in attacks.STARTS if name != "clean"])
-  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
   def probe(key, indices, network, x, y):
     predict = network.predict(batch_norm)
@@ -131,11 +127,8 @@ def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
     ratio: the paper's beta, > 0; to infinity: the label stays.
     batch_norm: of the attack's passes, a key of `BATCH_NORM`.
   """
-  _check_ball(epsilon, "linf")
-  check_range("config.method.step_size", step_size, 0, 10)
-  check_range("config.method.num_steps", num_steps, 1, 1000)
+  _check_attack(epsilon, step_size, num_steps, batch_norm)
   check_range("config.method.ratio", ratio, 1e-6, 1e12)
-  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)
 
   def probe(key, indices, network, x, y):
     predict = network.predict(batch_norm)
@@ -148,12 +141,7 @@ def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
         loss=lambda logits, targets: -losses.cross_entropy(logits, targets))
     return adversarial, _adversarial_labels(logits, is_label, ratio)
 
-  def loss(network, x, y, found):
-    adversarial, labels = found
-    logits, batch_stats = network.apply(adversarial, True)
-    return losses.soft_cross_entropy(logits, labels), (logits, batch_stats)
-
-  return Method(natural().vicinity, probe, loss)
+  return Method(natural().vicinity, probe, lambda network, x, y, found: cross_entropy(network, *found))
 
 
 def _adversarial_labels(logits, is_label, ratio, gamma=0.01):
@@ -166,12 +154,14 @@ def _adversarial_labels(logits, is_label, ratio, gamma=0.01):
   return jnp.where(is_label, 1 - delta, delta * share)
 
 
-def _loss_of_attacked(network, x, y, adversarial):
-  logits, batch_stats = network.apply(adversarial, True)
-  return losses.soft_cross_entropy(logits, y), (logits, batch_stats)
-
-
 def _check_ball(epsilon, norm):
   check_choice("config.method.norm", norm, attacks.NORMS)
   largest = 1 if norm == "linf" else 1000
   check_range("config.method.epsilon", epsilon, 0, largest, unit="(pixels are in [0, 1])")
+
+
+def _check_attack(epsilon, step_size, num_steps, batch_norm, norm="linf"):
+  _check_ball(epsilon, norm)
+  check_range("config.method.step_size", step_size, 0, 10)
+  check_range("config.method.num_steps", num_steps, 1, 1000)
+  check_choice("config.method.batch_norm", batch_norm, BATCH_NORM)

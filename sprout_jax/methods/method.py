@@ -28,11 +28,10 @@ class Network:
     return lambda images: self.apply(images, batch_norm == "train")[0]
 
 
-def vicinal_loss(network, x, y, found):
-  """Cross-entropy of the vicinity's labels on the vicinity's images, without an attack."""
-  del found
-  logits, batch_stats = network.apply(x, True)
-  return losses.soft_cross_entropy(logits, y), (logits, batch_stats)
+def cross_entropy(network, images, labels):
+  """What `Method.loss` returns where it is the cross-entropy of one training pass."""
+  logits, batch_stats = network.apply(images, True)
+  return losses.soft_cross_entropy(logits, labels), (logits, batch_stats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +75,6 @@ class Method:
 
   vicinity: Callable
   probe: Callable | None = None
-  loss: Callable = vicinal_loss
+  loss: Callable = lambda network, x, y, found: cross_entropy(network, x, y)
   steps_per_batch: int = 1
   adversary: Adversary = Adversary()

@@ -3,12 +3,12 @@
 import jax
 import optax
 
-from sprout_jax import losses
 from sprout_jax import vicinity
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
 from sprout_jax.methods.method import BATCH_NORM
 from sprout_jax.methods.method import Method
+from sprout_jax.methods.method import cross_entropy
 
 
 def natural():
@@ -83,8 +83,6 @@ def stable(*, noise_stddev, alpha, batch_norm):
 
   def loss(network, x, y, found):
     noisy, prediction = found
-    logits, batch_stats = network.apply(noisy, True)
-    labels = (1 - alpha) * y + alpha * prediction
-    return losses.soft_cross_entropy(logits, labels), (logits, batch_stats)
+    return cross_entropy(network, noisy, (1 - alpha) * y + alpha * prediction)
 
   return Method(natural().vicinity, probe, loss)
