@@ -9,8 +9,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
+
+from sprout_jax.models.convolution import convolve
 
 ACTIVATIONS = {
     "relu": nn.relu,
@@ -73,43 +74,10 @@ class Classifier(nn.Module):
     return ACTIVATIONS[self.activation](x)
 
 
-def convolve(images, kernel, strides, padding, patches):
-  """Two-dimensional cross-correlation.
-
-      out[b, i, j, f] = sum_{u, v, c} padded[b, i strides + u, j strides + v, c] kernel[u, v, c, f]
-
-  Args:
-    images: [batch, height, width, channels].
-    kernel: [rows, columns, channels, features].
-    strides: in both directions.
-    padding: zeros on all four sides. Explicit: with stride 2, "SAME" is not what PyTorch does.
-    patches: False is XLA's convolution, True one matmul over patches (rows * columns times the
-      images' memory). Same result up to rounding.
-
-  Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
-  """
-  if not patches:
-    return lax.conv_general_dilated(images, kernel, (strides, strides), [(padding, padding)] * 2,
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
-  rows, columns, channels, features = kernel.shape
-  images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  batch, height, width, _ = images.shape
-  height, width = (height - rows) // strides + 1, (width - columns) // strides + 1
-  shifted = [images[:, u:u + (height - 1) * strides + 1:strides,
-                    v:v + (width - 1) * strides + 1:strides]
-             for u in range(rows) for v in range(columns)]
-  x = shifted[0] if len(shifted) == 1 else jnp.concatenate(shifted, axis=-1)
-  x = x.reshape(batch * height * width, rows * columns * channels)
-  return (x @ kernel.reshape(-1, features)).reshape(batch, height, width, features)
-
-
 class Conv(nn.Module):
-  """Square convolution with explicit padding; see `convolve`.
+  """Square convolution with explicit padding, in the form of the platform: see `convolution`.
 
-  On a CPU it is a matmul over patches. XLA's CPU convolution, inside a `while` or `scan`, ran a
-  small CNN's training step about 30 times slower than outside (29 against 817 images/s on two
-  cores), and training and attacks are loops; the matmul reaches 1,980 images/s inside the loop.
-  Elsewhere it is XLA's own. The backend is asked for at trace time.
+  The backend is asked for at trace time.
   """
   features: int
   kernel_size: int
@@ -123,7 +91,7 @@ class Conv(nn.Module):
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param("kernel", HE_FAN_OUT, shape, jnp.float32)
     x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding,
-                 patches=jax.default_backend() == "cpu")
+                 matmuls=jax.default_backend() == "cpu")
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       x += bias.astype(self.dtype).reshape(1, 1, 1, -1)

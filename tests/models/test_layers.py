@@ -1,62 +1,17 @@
-"""Convolution against XLA's, pooling against NumPy, blocks against NumPy and SciPy."""
+"""Pooling against NumPy, blocks against NumPy and SciPy."""
+
 from functools import partial
-import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import signal, special
+from scipy import special
 
 from sprout_jax.models import layers
 from sprout_jax.models.resnet import Bottleneck
-
-
-def correlate(x, kernel, strides, padding):
-  """Convolution by SciPy, one channel at a time."""
-  x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  out = np.stack([np.stack([
-      sum(signal.correlate2d(image[..., c], kernel[..., c, f], "valid") for c in range(x.shape[-1]))
-      for f in range(kernel.shape[-1])], axis=-1) for image in x])
-  return out[:, ::strides, ::strides]
-
-
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
-@pytest.mark.parametrize("strides", [1, 2])
-def test_patches_equal_xla_in_value_and_gradients(kernel_size, strides):
-  rng = np.random.default_rng(0)
-  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  kernel = draw(kernel_size, kernel_size, 3, 4)
-  cases = []  # padding, images, expected, weights of the outputs (so that all gradients differ)
-  for padding, size in itertools.product((0, 1, 3), ((8, 8), (9, 7))):
-    images = draw(2, *size, 3)
-    expected = correlate(images, kernel, strides, padding)
-    cases.append((padding, images, expected, draw(*expected.shape)))
-
-  @partial(jax.jit, static_argnums=0)  # all cases in one program: compiling is what takes time
-  def run(patches):
-    results = []
-    for padding, images, _, weights in cases:
-      convolve = lambda x, k, p=padding: layers.convolve(x, k, strides, p, patches)
-      out, pullback = jax.vjp(convolve, images, kernel)
-      results.append((out, *pullback(weights)))
-    return results
-
-  for (_, _, expected, _), mine, stock in zip(cases, run(True), run(False), strict=True):
-    np.testing.assert_allclose(mine[0], expected, rtol=1e-4, atol=1e-4)
-    for a, b in zip(mine, stock, strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("patches", [True, False])
-def test_bfloat16_convolution_stays_bfloat16_and_near(patches):
-  rng = np.random.default_rng(1)
-  images, kernel = rng.normal(size=(2, 6, 6, 3)), rng.normal(size=(3, 3, 3, 4))
-  half = [jnp.array(a, jnp.bfloat16) for a in (images, kernel)]
-  out = layers.convolve(*half, 2, 1, patches)
-  assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(out.astype(jnp.float32), correlate(images, kernel, 2, 1), atol=0.15)
+from tests.models.reference import correlate
 
 
 def test_conv_adds_its_bias_and_uses_the_platforms_form(monkeypatch):

@@ -1,0 +1,98 @@
+"""Compiled steps of training and of attacks on random images, ready to be timed."""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from configs import default  # noqa: E402: after the path
+from sprout_jax import configuration  # noqa: E402
+from sprout_jax import methods  # noqa: E402
+from sprout_jax import models  # noqa: E402
+from sprout_jax import sharding  # noqa: E402
+from sprout_jax.training import parallel  # noqa: E402
+from sprout_jax.training import state as state_lib  # noqa: E402
+from sprout_jax.training import step as step_lib  # noqa: E402
+
+CLASSES = 10
+
+
+def random_data(image_shape, batch_size):
+  """uint8 images and labels, on the host."""
+  rng = np.random.default_rng(0)
+  return (rng.integers(0, 256, (batch_size, *image_shape), dtype=np.uint8),
+          rng.integers(0, CLASSES, batch_size, dtype=np.int32))
+
+
+def make_recipe(config, image_shape):
+  """(recipe, function that creates its state) of a config."""
+  model = models.create(config.model.name, num_classes=CLASSES, image_shape=image_shape,
+                        **configuration.options(config.model))
+  recipe = state_lib.make_recipe(
+      config, model, methods.create(config.method.name, configuration.options(config.method)),
+      methods.create_penalty(config.penalty.name, configuration.options(config.penalty)), CLASSES,
+      steps_per_epoch=100)
+  return recipe, functools.partial(state_lib.create, recipe, image_shape)
+
+
+def training(model_name, image_shape, batch_size, num_steps, *, method="natural", variant="paper",
+             penalty="none", options=None, dtype="float32"):
+  """A function that trains `num_steps` steps, as the launcher does, and waits for them.
+
+  With crops and flips, over data on the device, in one compiled call.
+
+  Args:
+    options: {"method.draw": "mean"}: further values of the config.
+  """
+  config = default.get_config(method=method, variant=variant, penalty=penalty)
+  config.batch_size = batch_size
+  config.dataset.crop_padding, config.dataset.flip = 4, True
+  config.model.name, config.model.dtype = model_name, dtype
+  config.update_from_flattened_dict(options or {})
+  recipe, create = make_recipe(config, image_shape)
+  mesh = sharding.make_mesh()
+  run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", num_steps)
+  state = jax.jit(create, out_shardings=sharding.replicated(mesh))()
+  data = sharding.put(random_data(image_shape, batch_size), sharding.replicated(mesh))
+  indices = np.tile(np.arange(batch_size), (num_steps, 1))
+
+  def steps():
+    nonlocal state
+    state, metrics = run(state, *data, indices)
+    jax.block_until_ready((state, metrics))
+
+  steps()  # compiles
+  return steps
+
+
+def attacking(model_name, image_shape, batch_size, num_steps, dtype="float32"):
+  """A function that takes `num_steps` signed gradient steps on a batch, and waits for them.
+
+  A step is a forward pass in evaluation mode and the gradient for the input, in one compiled loop.
+  """
+  model = models.create(model_name, num_classes=CLASSES, image_shape=image_shape, dtype=dtype)
+  images, labels = random_data(image_shape, batch_size)
+  images = jnp.asarray(images, jnp.float32) / 255
+  variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
+
+  @jax.jit
+  def attack(variables, images, labels):
+    def loss(x):
+      logits = model.apply(variables, x, train=False)
+      return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], -1))
+
+    def body(_, x):
+      x = x + 0.007 * jnp.sign(jax.grad(loss)(x))
+      return jnp.clip(jnp.clip(x, images - 0.03, images + 0.03), 0, 1)
+    return jax.lax.fori_loop(0, num_steps, body, images)
+
+  def steps():
+    jax.block_until_ready(attack(variables, images, labels))
+
+  steps()
+  return steps

@@ -1,0 +1,115 @@
+"""Two-dimensional convolution, in the form that is fast where it runs.
+
+GPUs and TPUs run XLA's own. On a CPU its gradients are ten to a hundred times slower than matmuls
+inside compiled loops, and training and attacks are loops. There, convolution is matmuls here:
+
+- Of few channels (the images): one matmul over patches, the rows x columns x channels values of
+  each window.
+- Otherwise: patches hold one row of the window only, and one matmul multiplies them by all rows of
+  the kernel; the products are added, each shifted by its row. Windows overlap in rows and columns;
+  copying the columns before and adding the rows after moves three times less memory than copying
+  both, and gives the matmul three times the features.
+- Large batches in pieces of a few images, whose patches and products stay in the CPU's cache:
+  writing them to memory would take as long as the matmul. They are made again for the gradient.
+
+All are the same sum up to rounding, differentiable in every mode and to any order.
+"""
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# By measurement (benchmarks/convolution.py), as the form for each shape is.
+FEW_CHANNELS = 8  # fewer are convolved by one matmul over whole windows
+PIECE = 8 * 2**20  # bytes of patches and products of a piece
+
+
+def convolve(images, kernel, strides, padding, matmuls, pieces=None):
+  """Two-dimensional cross-correlation.
+
+      out[b, i, j, f] = sum_{u, v, c} padded[b, i strides + u, j strides + v, c] kernel[u, v, c, f]
+
+  Args:
+    images: [batch, height, width, channels].
+    kernel: [rows, columns, channels, features].
+    strides: in both directions.
+    padding: zeros on all four sides. Explicit: with stride 2, "SAME" is not what PyTorch does.
+    matmuls: False is XLA's convolution, True matmuls.
+    pieces: of how many equal parts the batch is; a divisor of its size. None: as many as memory
+      suggests, but 1 where there are several devices, over which the batch may be cut already.
+
+  Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
+  """
+  if not matmuls:
+    return lax.conv_general_dilated(images, kernel, (strides, strides), [(padding, padding)] * 2,
+                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  if images.shape[-1] < FEW_CHANNELS:
+    return _by_windows(images, kernel, strides, padding)
+  if pieces is None:
+    pieces = 1 if jax.device_count() > 1 else _num_pieces(images, kernel, strides, padding)
+  # The kernel is transposed here, once, and not for every piece.
+  piece = functools.partial(_by_rows, strides=strides, padding=padding)
+  kernel = kernel.transpose(1, 2, 0, 3)
+  if pieces == 1:
+    return piece(images, kernel)
+  piece = jax.checkpoint(piece, prevent_cse=False)
+  out = lax.map(lambda images: piece(images, kernel), images.reshape(pieces, -1, *images.shape[1:]))
+  return out.reshape(-1, *out.shape[2:])
+
+
+def _num_pieces(images, kernel, strides, padding):
+  """The smallest divisor of the batch that makes pieces small enough."""
+  rows, columns, channels, features = kernel.shape
+  batch, height, width, _ = images.shape
+  positions = batch * height * _count(width, columns, strides, padding)
+  size = positions * (columns * channels + rows * features) * images.dtype.itemsize
+  return next(n for n in range(1, batch + 1) if batch % n == 0 and (size <= n * PIECE or n == batch))
+
+
+def _count(size, window, strides, padding):
+  """How many windows there are in one direction."""
+  return (size + 2 * padding - window) // strides + 1
+
+
+def _strided(x, axis, start, count, strides):
+  return lax.slice_in_dim(x, start, start + (count - 1) * strides + 1, strides, axis)
+
+
+def _by_windows(images, kernel, strides, padding):
+  rows, columns, channels, features = kernel.shape
+  batch, height, width, _ = images.shape
+  height, width = (_count(height, rows, strides, padding), _count(width, columns, strides, padding))
+  images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  x = jnp.concatenate([
+      _strided(_strided(images, 1, u, height, strides), 2, v, width, strides)
+      for u in range(rows) for v in range(columns)], axis=-1)
+  x = x.reshape(-1, rows * columns * channels) @ kernel.reshape(-1, features)
+  return x.reshape(batch, height, width, features)
+
+
+def _by_rows(images, kernel, strides, padding):
+  """out[i] = sum_u (patches of row i strides + u - padding) @ kernel[u].
+
+  With strides, a row of the images meets only every `strides`-th row of the kernel: the rows of
+  each remainder are one matmul. The kernel is [columns, channels, rows, features] here.
+  """
+  columns, channels, rows, features = kernel.shape
+  batch, height, width, _ = images.shape
+  height, width = (_count(height, rows, strides, padding), _count(width, columns, strides, padding))
+  images = jnp.pad(images, ((0, 0), (0, 0), (padding, padding), (0, 0)))
+  out = jnp.zeros((batch, height, width, features), images.dtype)
+  for remainder in range(strides):
+    met = [u for u in range(rows) if (u - padding) % strides == remainder]
+    part = images[:, remainder::strides]
+    if not met or not part.shape[1]:
+      continue
+    x = jnp.concatenate([_strided(part, 2, v, width, strides) for v in range(columns)], axis=-1)
+    weights = kernel[:, :, met[0]::strides].reshape(columns * channels, -1)
+    products = (x.reshape(-1, columns * channels) @ weights).reshape(*x.shape[:3], -1)
+    for u, product in zip(met, jnp.split(products, len(met), axis=-1)):
+      low = (padding + remainder - u) // strides  # exact; where negative, rows are cut off
+      high = height - x.shape[1] - low
+      out += lax.pad(product, jnp.zeros((), out.dtype), ((0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0)))
+  return out
