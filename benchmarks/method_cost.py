@@ -17,12 +17,12 @@ import timing
 from sprout_jax import methods
 
 ROWS = {name: dict(method=name) for name in methods.METHODS} | {
-    "sprout, draw=mean": dict(method="sprout", options={"method.draw": "mean"}),
-    "sprout, released": dict(method="sprout", variant="released"),
-    "natural + gradient_norm": dict(method="natural", penalty="gradient_norm"),
-    "natural + cure": dict(method="natural", penalty="cure"),
-    "sprout + gradient_norm": dict(method="sprout", penalty="gradient_norm"),
-    "pgd + awp": dict(method="pgd", options={"awp_gamma": 5e-3}),
+    "sprout_mean": dict(method="sprout", options={"method.draw": "mean"}),
+    "sprout_released": dict(method="sprout", variant="released"),
+    "gradient_norm": dict(method="natural", penalty="gradient_norm"),
+    "cure": dict(method="natural", penalty="cure"),
+    "sprout_gradient_norm": dict(method="sprout", penalty="gradient_norm"),
+    "pgd_awp": dict(method="pgd", options={"awp_gamma": 5e-3}),
 }
 
 
@@ -34,9 +34,11 @@ def main():
   parser.add_argument("--num_steps", type=int, default=2, help="steps per timing")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--rows", default=",".join(name.replace(", ", "/") for name in ROWS),
-                      help="names of rows; write 'sprout/released' for 'sprout, released'")
+                      help="names of rows; write 'sprout/released' for 'sprout_released'")
   parser.add_argument("--output", help="JSON file for the rows")
   args = parser.parse_args()
+  if unknown := set(args.rows.split(",")) - set(ROWS):
+    parser.error(f"unknown rows {sorted(unknown)}; choose from: {', '.join(ROWS)}")
   shape = tuple(int(size) for size in args.image_shape.split(","))
   make = functools.partial(steps.training, args.model, shape, args.batch_size, args.num_steps)
   hardware, rows = timing.hardware(), timing.read(args.output)
@@ -44,7 +46,7 @@ def main():
   print(f"{args.model}, batch {args.batch_size}, {hardware['cpu']}, {hardware['device']}, "
         f"{args.rounds} pairs of {args.num_steps} steps")
   print(f"{'':26} {'natural steps':>13}  {'range':>13}  {'seconds per minibatch':>21}")
-  for name in (name.replace("/", ", ") for name in args.rows.split(",")):
+  for name in args.rows.split(","):
     row = next((row for row in rows if (row["method"], row["model"], row["batch_size"]) == (
         name, args.model, args.batch_size)), None)
     if row is None:

@@ -40,11 +40,9 @@ def make_recipe(config, image_shape):
   return recipe, functools.partial(state_lib.create, recipe, image_shape)
 
 
-def training(model_name, image_shape, batch_size, num_steps, *, method="natural", variant="paper",
-             penalty="none", options=None, dtype="float32"):
-  """A function that trains `num_steps` steps, as the launcher does, and waits for them.
-
-  With crops and flips, over data on the device, in one compiled call.
+def training_program(model_name, image_shape, batch_size, num_steps, *, method="natural",
+                     variant="paper", penalty="none", options=None, dtype="float32"):
+  """(compiled steps, state, data on the device, config, recipe), as the launcher has them.
 
   Args:
     options: {"method.draw": "mean"}: further values of the config.
@@ -59,6 +57,16 @@ def training(model_name, image_shape, batch_size, num_steps, *, method="natural"
   run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", num_steps)
   state = jax.jit(create, out_shardings=sharding.replicated(mesh))()
   data = sharding.put(random_data(image_shape, batch_size), sharding.replicated(mesh))
+  return run, state, data, config, recipe
+
+
+def training(model_name, image_shape, batch_size, num_steps, **options):
+  """A function that trains `num_steps` steps, as the launcher does, and waits for them.
+
+  With crops and flips, over data on the device, in one compiled call; arguments as those of
+  `training_program`.
+  """
+  run, state, data, *_ = training_program(model_name, image_shape, batch_size, num_steps, **options)
   indices = np.tile(np.arange(batch_size), (num_steps, 1))
 
   def steps():

@@ -51,6 +51,8 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; weights are float32
   config.model.mean = (0.0,)  # normalisation (x - mean) / std inside the model, in pixel units;
   config.model.std = (1.0,)  # one value, or one per channel
+  # Gradients compute each block's inside again instead of keeping it: less memory, more time.
+  config.model.remat = False
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = "sgd"  # "sgd" | "adamw"

@@ -44,7 +44,7 @@ def train(config, workdir):
   """
   configuration.validate(config)
   models.check_name(config.model.name)
-  _cache_compilations()
+  cache_compilations()
   method = methods.create(config.method.name, configuration.options(config.method))
   penalty = methods.create_penalty(config.penalty.name, configuration.options(config.penalty))
   workdir_lib.check_owner(workdir, config)
@@ -109,7 +109,7 @@ def evaluate(workdir, config=None):
     workdir_lib.check_owner(workdir, config)
   config = config or stored
   configuration.validate(config)
-  _cache_compilations()
+  cache_compilations()
   mesh = _mesh(config)
   dataset = _load(config)
   _evaluate(config, workdir, dataset, _model(config, dataset), mesh, reuse=False)
@@ -152,6 +152,8 @@ def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
                        "weights": "ema" if options.use_ema else "raw"},
         "training": {"seconds": sum(record.get("seconds", 0) for record in history),
                      "steps": max((record["step"] for record in history), default=step),
+                     "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
+                                              default=0),
                      "planned_steps": config.num_epochs * loop.steps_per_epoch(config, dataset)},
     }
     if jax.process_index() == 0:
@@ -205,7 +207,7 @@ def show_report(workdirs):
   print(report.compare(workdirs), flush=True)
 
 
-def _cache_compilations():
+def cache_compilations():
   """Keeps compiled programs in the user's cache folder, unless JAX's own settings say otherwise.
 
   JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off.

@@ -55,7 +55,8 @@ def results(workdir):
 
 def records(workdir):
   """metrics.jsonl without what the clock decides."""
-  return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second")}
+  return [{k: v for k, v in json.loads(line).items() if k not in (
+      "seconds", "images_per_second", "peak_memory_bytes")}
           for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -47,7 +47,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def create(name, *, num_classes, image_shape, activation="relu", dtype="float32",
-           mean=(0.0,), std=(1.0,)) -> Classifier:
+           mean=(0.0,), std=(1.0,), remat=False) -> Classifier:
   """The named model, unbound: `init` makes its variables, `apply` runs it.
 
   Args:
@@ -57,6 +57,7 @@ def create(name, *, num_classes, image_shape, activation="relu", dtype="float32"
     activation: a key of ACTIVATIONS.
     dtype: compute dtype, a key of DTYPES.
     mean, std: subtracted, then divided by; one number per channel or one for all, in [0, 1] pixels.
+    remat: less memory for more time, see `layers.Classifier`.
 
   Raises:
     UserError: an argument is none of these, or the model cannot take images of that size.
@@ -71,7 +72,7 @@ def create(name, *, num_classes, image_shape, activation="relu", dtype="float32"
   height, width, channels = image_shape
   model = _factory(name)(num_classes=num_classes, activation=activation, dtype=DTYPES[dtype],
                          mean=_per_channel("mean", mean, channels),
-                         std=_per_channel("std", std, channels))
+                         std=_per_channel("std", std, channels), remat=remat)
   if min(model.std) <= 0:
     raise UserError(f"std is {std!r}; every entry must be greater than 0")
   if not _takes(model, height, width):

@@ -38,15 +38,19 @@ class Classifier(nn.Module):
     activation: a key of ACTIVATIONS.
     dtype: what convolutions, norms and activations compute in.
     mean, std: per channel, or one number for all of them, in units of the pixels.
+    remat: gradients compute the inside of every block again, instead of keeping it: one more forward
+      pass, for the memory of the blocks' inputs and of one block (Chen et al., 2016). For GPUs and
+      TPUs: XLA's CPU compiler was seen to need the same memory with it.
 
-  A subclass defines `features(x, train) -> [batch, features]` and states its image sizes: height
-  and width are at least `smallest` and multiples of `multiple`.
+  A subclass defines `features(x, train) -> [batch, features]`, with its parts inside `self.block`,
+  and states its image sizes: height and width are at least `smallest` and multiples of `multiple`.
   """
   num_classes: int
   activation: str = "relu"
   dtype: Any = jnp.float32
   mean: tuple = (0.0,)
   std: tuple = (1.0,)
+  remat: bool = False
 
   # Facts of a class, not fields: Flax makes a field of whatever is annotated.
   smallest = 1
@@ -69,6 +73,10 @@ class Classifier(nn.Module):
 
   def features(self, x, train):
     raise NotImplementedError
+
+  def block(self, fn, x):
+    """fn(self, x), which may make submodules; with `remat`, computed again for gradients."""
+    return (nn.remat(fn) if self.remat else fn)(self, x)
 
   def act(self, x):
     return ACTIVATIONS[self.activation](x)

@@ -17,8 +17,10 @@ class PreActResNet18(Classifier):
     x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv")(x)
     for stage in (1, 2, 3, 4):
       for i in (1, 2):
-        x = PreActBlock(32 * 2**stage, 2 if stage > 1 and i == 1 else 1,
-                        self.activation, self.dtype, name=f"block{stage}_{i}")(x, train)
+        def block(self, x, stage=stage, i=i):
+          return PreActBlock(32 * 2**stage, 2 if stage > 1 and i == 1 else 1,
+                             self.activation, self.dtype, name=f"block{stage}_{i}")(x, train)
+        x = self.block(block, x)
     if self.final_norm:
       x = self.act(norm(train, self.dtype, "norm")(x))
     return average_pool(x, 1).reshape(len(x), -1)

@@ -57,6 +57,8 @@ class ResNet(Classifier):
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for stage, count in enumerate(BLOCKS[self.depth], start=1):
       for i in range(1, count + 1):
-        x = Bottleneck(32 * 2**stage, 2 if stage > 1 and i == 1 else 1,
-                       self.activation, self.dtype, name=f"block{stage}_{i}")(x, train)
+        def block(self, x, stage=stage, i=i):
+          return Bottleneck(32 * 2**stage, 2 if stage > 1 and i == 1 else 1,
+                            self.activation, self.dtype, name=f"block{stage}_{i}")(x, train)
+        x = self.block(block, x)
     return average_pool(x, 1).reshape(len(x), -1)

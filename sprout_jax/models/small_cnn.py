@@ -19,6 +19,8 @@ class SmallCNN(Classifier):
   def features(self, x, train):
     del train  # nothing here depends on it
     for i, (width, strides) in enumerate(((32, 1), (64, 2), (128, 2)), start=1):
-      x = Conv(width, 3, strides, 1, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
-      x = self.act(x)
+      def block(self, x, i=i, width=width, strides=strides):
+        conv = Conv(width, 3, strides, 1, use_bias=True, dtype=self.dtype, name=f"conv{i}")
+        return self.act(conv(x))
+      x = self.block(block, x)
     return average_pool(x, 2).reshape(len(x), -1)

@@ -28,8 +28,10 @@ class VGG(Classifier):
 
   def features(self, x, train):
     for stage, (width, count) in enumerate(zip(WIDTHS, CONVOLUTIONS[self.depth]), start=1):
-      for i in range(1, count + 1):
-        x = Conv(width, 3, padding=1, use_bias=True, dtype=self.dtype, name=f"conv{stage}_{i}")(x)
-        x = self.act(norm(train, self.dtype, f"norm{stage}_{i}")(x))
-      x = max_pool(x)
+      def block(self, x, stage=stage, width=width, count=count):
+        for i in range(1, count + 1):
+          x = Conv(width, 3, padding=1, use_bias=True, dtype=self.dtype, name=f"conv{stage}_{i}")(x)
+          x = self.act(norm(train, self.dtype, f"norm{stage}_{i}")(x))
+        return max_pool(x)
+      x = self.block(block, x)
     return average_pool(x, 1).reshape(len(x), -1)

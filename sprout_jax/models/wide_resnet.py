@@ -34,7 +34,9 @@ class WideResNet(Classifier):
     x = Conv(16, 3, padding=1, dtype=self.dtype, name="conv")(x)
     for group in (1, 2, 3):
       for i in range(1, (self.depth - 4) // 6 + 1):
-        x = PreActBlock(8 * 2**group * self.width, 2 if group > 1 and i == 1 else 1,
-                        self.activation, self.dtype, name=f"block{group}_{i}")(x, train)
+        def block(self, x, group=group, i=i):
+          return PreActBlock(8 * 2**group * self.width, 2 if group > 1 and i == 1 else 1,
+                             self.activation, self.dtype, name=f"block{group}_{i}")(x, train)
+        x = self.block(block, x)
     x = self.act(norm(train, self.dtype, "norm")(x))
     return average_pool(x, 1).reshape(len(x), -1)

@@ -57,6 +57,11 @@ def families(attacks):
   return found
 
 
+def _peak_memory(training):
+  peak = training.get("peak_memory_bytes")  # runs of earlier versions have none
+  return f" and {peak / 2**30:.1f} GiB at its peak" if peak else ""
+
+
 def run(results):
   """The table of one run."""
   config, checkpoint = results["config"], results["checkpoint"]
@@ -70,7 +75,7 @@ def run(results):
       f"weights: {checkpoint['which']} checkpoint (step {checkpoint['step']}"
       f"{checkpoint['which'] == 'best' and ', by ' + checkpoint['selected_by'] or ''}), "
       f"{checkpoint['weights']}; "
-      f"training took {results['training']['seconds']:.0f} s; evaluated on "
+      f"training took {results['training']['seconds']:.0f} s{_peak_memory(results['training'])}; evaluated on "
       f"{results['versions']['devices']}, computing in {config['model']['dtype']}",
   ]
   training = results["training"]

@@ -209,7 +209,8 @@ class Log:
           "epoch": end / self._per_epoch, "steps": end - start, "loss": float(loss.mean()),
           "accuracy": float(accuracy.mean()), "grad_norm": float(grad_norm.mean()),
           "learning_rate": self._learning_rate(end - 1), "images_per_second": speed,
-          "seconds": seconds, **{name: values.mean().item() if values.ndim == 1 else values[-1].tolist()
+          "seconds": seconds, "peak_memory_bytes": metrics_lib.peak_memory(),
+          **{name: values.mean().item() if values.ndim == 1 else values[-1].tolist()
                                  for name, values in history.items()}})
     self._progress.update(end, f"epoch {end / self._per_epoch:.1f}  loss {loss.mean():.4f}  "
                           f"accuracy {accuracy.mean():.4f}  {speed:,.0f} images/s")

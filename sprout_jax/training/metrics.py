@@ -3,10 +3,20 @@
 import json
 import os
 import pathlib
+import resource
+import sys
 
+import jax
 import tensorboardX
 
 from sprout_jax import records
+
+
+def peak_memory():
+  """The most memory used so far, in bytes: of the fullest device; on a CPU, of this process."""
+  peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+  unit = 1 if sys.platform == "darwin" else 1024
+  return max(peaks) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class MetricsLog:

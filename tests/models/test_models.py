@@ -217,3 +217,35 @@ def test_bytes_are_refused():
   with pytest.raises(TypeError, match="divide by 255"):
     jax.eval_shape(partial(model.init, train=False), jax.random.key(0),
                    jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8))
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "vgg11", "preact_resnet18", "resnet50_cifar", "wrn_10_1"])
+def test_remat_keeps_parameters_names_and_shapes(name):
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), FLOAT32)
+  plain, remat = (jax.eval_shape(partial(build(name, 32, remat=remat).init, train=True),
+                                 jax.random.key(0), images) for remat in (False, True))
+  assert jax.tree.structure(plain) == jax.tree.structure(remat)
+  assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, remat)
+
+
+def test_remat_has_the_same_gradients_from_less_memory():
+  """What the backward pass gets from the forward pass: the leaves of the pullback."""
+  images = images_of(8, 16)
+  variables = variables_of(build("wrn_16_1", 16), images)
+
+  def loss(remat):
+    model = build("wrn_16_1", 16, remat=remat)
+
+    def mean_square(params):
+      logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+      return jnp.mean(logits ** 2), new
+    return mean_square
+
+  plain, remat = (jax.jit(jax.value_and_grad(loss(remat), has_aux=True))(variables["params"])
+                  for remat in (False, True))
+  for a, b in zip(*map(jax.tree.leaves, (plain, remat)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+  kept = [sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(
+      lambda params, remat=remat: jax.vjp(loss(remat), params, has_aux=True)[1], variables["params"])))
+          for remat in (False, True)]
+  assert kept[1] < 0.4 * kept[0]

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+
 from sprout_jax import records
 from sprout_jax.training import metrics
 
@@ -23,3 +25,10 @@ def test_records_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
 
 def test_no_file_is_no_records(tmp_path):
   assert records.read_metrics(tmp_path) == [] and records.read_results(tmp_path) is None
+
+
+def test_peak_memory_is_in_bytes():
+  """Once an array larger than all before is filled, the peak is between its size and both together."""
+  before = metrics.peak_memory()
+  used = np.ones(before // 8 + 2**25)
+  assert used.nbytes <= metrics.peak_memory() <= used.nbytes + 1.1 * before
