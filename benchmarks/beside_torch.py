@@ -25,6 +25,8 @@ def main(description, kind):
     parser.add_argument("--methods", default="natural", help=f"of {', '.join(LOSSES)}; sprout is "
                         "compared with natural steps of PyTorch")
   parser.add_argument("--dtype", default="float32", help="bfloat16: PyTorch runs in mixed precision")
+  parser.add_argument("--peak_tflops", type=float, help="of the device in that type: prints the share "
+                      "of it that the model's own operations reach (natural steps and attacks)")
   parser.add_argument("--num_steps", type=int, default=4, help="steps per timing")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--output", help="JSON file for the rows")
@@ -39,7 +41,7 @@ def main(description, kind):
           row = named | _measure(named, kind, libraries, args)
           rows.append(row)
           timing.write(args.output, rows)
-        _show(row)
+        _show(row, args.peak_tflops)
 
 
 def _torch(kind, args):
@@ -72,17 +74,24 @@ def _measure(named, kind, libraries, args):
   seconds = timing.alternate(runs, args.rounds)
   count = batch_size * args.num_steps
   row = {"num_steps": args.num_steps, "images_per_second": count / timing.median(seconds[""])}
+  if method in ("natural", "attack"):  # two operations a multiplication; the input's gradient, the kernel's
+    passes = 3 if method == "natural" else 2
+    row["model_tflop_per_second"] = (
+        2e-12 * passes * steps.multiplications(model, IMAGE_SHAPE) * row["images_per_second"])
   for library in libraries:
     row[f"{library}_images_per_second"] = count / timing.median(seconds[library])
     row[f"{library}_ratios"] = timing.ratios(seconds[library], seconds[""])
   return row | {"hardware": timing.hardware()}
 
 
-def _show(row):
+def _show(row, peak_tflops):
   text = (f"{row['model']:16} batch {row['batch_size']:4}  {row['method']:16} {row['dtype']}  "
           f"{row['images_per_second']:8.1f} images/s")
   for name in (key.removesuffix("_ratios") for key in row if key.endswith("_ratios")):
     pairs = row[f"{name}_ratios"]
     text += (f" | {name} {row[f'{name}_images_per_second']:8.1f}: x{timing.median(pairs):.2f} "
              f"({pairs[0]:.2f}-{pairs[-1]:.2f})")
+  if "model_tflop_per_second" in row:
+    text += f" | {row['model_tflop_per_second']:.3g} TFLOP/s"
+    text += f", {row['model_tflop_per_second'] / peak_tflops:.1%} of the peak" if peak_tflops else ""
   print(text, flush=True)

@@ -25,12 +25,14 @@ PIECES = {
         "method_cost_small_cnn": "method_cost.py --model small_cnn --image_shape 8,8,1 --batch_size 64 "
                                  "--num_steps 20",
         "convolution": "convolution.py --forms windows,rows,chosen",
+        **{f"profile_{model}": f"profile_step.py --model {model}" for model in MODELS},
         "input_pipeline": "input_pipeline.py --model vgg16 --batch_size 64",
         "startup": "startup.py --model vgg16 --rounds 3",
     },
     "gpu": {
+        # 989 TFLOP/s: an H200's (and H100 SXM's) dense bfloat16 peak, by its data sheet.
         "train_wrn_28_10": "train_step.py --models wrn_28_10 --batch_sizes 256,512 --dtype bfloat16 "
-                           "--num_steps 20",
+                           "--num_steps 20 --peak_tflops 989",
         "train_vgg16": "train_step.py --models vgg16 --batch_sizes 128,512,1024 --dtype bfloat16 "
                        "--methods natural,sprout,sprout_released,pgd --num_steps 50",
         "train_preact_resnet18": "train_step.py --models preact_resnet18 --batch_sizes 128,512 --dtype "

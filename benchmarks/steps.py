@@ -4,6 +4,7 @@ import functools
 import pathlib
 import sys
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from sprout_jax import configuration  # noqa: E402
 from sprout_jax import methods  # noqa: E402
 from sprout_jax import models  # noqa: E402
 from sprout_jax import sharding  # noqa: E402
+from sprout_jax.models.layers import Conv  # noqa: E402
 from sprout_jax.training import parallel  # noqa: E402
 from sprout_jax.training import state as state_lib  # noqa: E402
 from sprout_jax.training import step as step_lib  # noqa: E402
@@ -27,6 +29,24 @@ def random_data(image_shape, batch_size):
   rng = np.random.default_rng(0)
   return (rng.integers(0, 256, (batch_size, *image_shape), dtype=np.uint8),
           rng.integers(0, CLASSES, batch_size, dtype=np.int32))
+
+
+def multiplications(name, image_shape):
+  """Of one image's forward pass: outputs times inputs per output, over all layers."""
+  model = models.create(name, num_classes=CLASSES, image_shape=image_shape)
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
+  _, state = jax.eval_shape(lambda v, x: model.apply(
+      v, x, train=False, mutable=["intermediates"],
+      capture_intermediates=lambda module, _: isinstance(module, (Conv, nn.Dense))), variables, images)
+  total = 0
+  for path, (out,) in jax.tree.leaves_with_path(
+      state["intermediates"], is_leaf=lambda leaf: isinstance(leaf, tuple)):
+    kernel = variables["params"]
+    for key in path[:-1]:
+      kernel = kernel[key.key]
+    total += out.size * kernel["kernel"].size // kernel["kernel"].shape[-1]
+  return total
 
 
 def make_recipe(config, image_shape):

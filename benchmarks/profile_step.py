@@ -1,0 +1,77 @@
+"""Where the time of a training step goes, by kind of operation, and the matmuls' speed.
+
+    python benchmarks/profile_step.py --model vgg16 --batch_size 64 --output FILE.json
+
+From JAX's profiler, on a CPU: the operations of the compiled program run one after another, most on
+all cores, so their durations add up to nearly the step. Beside it, the bound: the multiplications of
+the network's convolutions and dense layer, forward and for both gradients, at the speed of one large
+float32 matmul.
+"""
+
+import argparse
+import collections
+import glob
+import re
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+
+import steps
+import timing
+
+KINDS = (  # the first pattern found in an operation's name says what it is
+    ("matmul", r"ynn|dot|conv"),
+    ("patches and shifted sums", r"concatenate|pad|slice|copy"),
+    ("elementwise and reductions", r"."),
+)
+
+
+def matmul_speed(size=2048, rounds=5):
+  """GFLOP/s of one float32 matmul, the best of some."""
+  a = jnp.ones((size, size), jnp.float32)
+  run = jax.jit(lambda a: a @ a)
+  times = timing.alternate({"": lambda: jax.block_until_ready(run(a))}, rounds + 1)[""]
+  return 2 * size ** 3 / min(times[1:]) / 1e9
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--model", default="vgg16")
+  parser.add_argument("--batch_size", type=int, default=64)
+  parser.add_argument("--num_steps", type=int, default=4)
+  parser.add_argument("--output", help="JSON file")
+  args = parser.parse_args()
+  if jax.default_backend() != "cpu":
+    sys.exit("this reads the CPU's profile; for a GPU use jax.profiler with TensorBoard or Perfetto")
+  shape = (32, 32, 3)
+  run = steps.training(args.model, shape, args.batch_size, args.num_steps)
+  wall = timing.median(timing.alternate({"": run}, 3)[""]) / args.num_steps
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      run()
+    path, = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+    profile = jax.profiler.ProfileData.from_file(path)
+  seconds = collections.Counter()
+  for plane in profile.planes:
+    for line in plane.lines:
+      for event in line.events:
+        # A loop's own event contains those of its body.
+        if "hlo_op" in dict(event.stats) and not event.name.startswith("while"):
+          kind = next(kind for kind, pattern in KINDS if re.search(pattern, event.name))
+          seconds[kind] += event.duration_ns / 1e9 / args.num_steps
+  speed = matmul_speed()
+  flop = 3 * 2 * steps.multiplications(args.model, shape) * args.batch_size
+  result = {"model": args.model, "batch_size": args.batch_size, "step_seconds": wall,
+            "seconds": dict(seconds), "gflop": flop / 1e9, "matmul_gflop_per_second": speed,
+            "matmul_bound_seconds": flop / speed / 1e9, "hardware": timing.hardware()}
+  print(f"{args.model}, batch {args.batch_size}: {1e3 * wall:.0f} ms a step; {flop / 1e9:.0f} GFLOP at "
+        f"{speed:.0f} GFLOP/s would be {1e3 * flop / speed / 1e9:.0f} ms")
+  for kind, value in seconds.most_common():
+    print(f"  {kind:28} {1e3 * value:7.1f} ms")
+  timing.write(args.output, result)
+
+
+if __name__ == "__main__":
+  main()
