@@ -2,13 +2,17 @@
 
     python benchmarks/compare_methods.py digits --workdir runs/methods        # 3 seeds
     python benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout
-    python benchmarks/compare_methods.py digits --workdir runs/methods --table_only
+    python benchmarks/compare_methods.py digits --workdir runs/methods --table_only --costs FILE.json
 
 Each run is a workdir of launch.py, which does not repeat what is complete, continues what was
-stopped, and refuses a workdir that was trained otherwise. `--results DIR` copies their results.json there, and reads them from there for the table.
+stopped, and refuses a workdir that was trained otherwise. `--results DIR` copies their results.json
+there, and reads them from there for the table. `--costs` adds a column: the time of a step in
+natural steps, from a file of method_cost.py, which times pairs (training times of runs that shared a
+machine say little).
 """
 
 import argparse
+import json
 import pathlib
 import shutil
 import statistics
@@ -85,20 +89,20 @@ def attack_spec(run):
   return [{k: v for k, v in entry.items() if k not in found} for entry in run["attacks"]]
 
 
-def table(results):
+def table(results, seeds, costs):
   """Markdown: one row per method; mean +- standard deviation over seeds, or the 95 % interval."""
   first = next(iter(results.values()))[0]["attacks"]
   specs = [attack_spec(run) for runs in results.values() for run in runs]
   if any(spec != specs[0] for spec in specs):
     sys.exit("the runs were attacked in different ways; evaluate them again with the same flags")
-  lines = [f"| method | seeds | training, s | clean | "
-           + " | ".join(f"{entry['epsilon']:.4g}" for entry in first) + " |",
-           "|---" * (4 + len(first)) + "|"]
+  columns = ["method", *["step"] * bool(costs), "clean", *[f"{entry['epsilon']:.4g}" for entry in first]]
+  lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
   for row, runs in results.items():
     cells = [[run["clean"] for run in runs]] + [
         [run["attacks"][i] for run in runs] for i in range(len(first))]
-    seconds = statistics.mean(run["training"]["seconds"] for run in runs)
-    lines.append(f"| {row} | {len(runs)} | {seconds:.0f} | {' | '.join(map(cell, cells))} |")
+    cost = [f"{costs[row]:.2f}" if row in costs else ""] * bool(costs)
+    name = f"{row} ({len(runs)} of {seeds} seeds)" if len(runs) < seeds else row
+    lines.append(f"| {' | '.join([name, *cost, *map(cell, cells)])} |")
   return "\n".join(lines)
 
 
@@ -116,6 +120,7 @@ def main():
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the workdirs")
   parser.add_argument("--rows", help="comma-separated; default: all of the protocol")
   parser.add_argument("--results", type=pathlib.Path, help="folder for copies of results.json")
+  parser.add_argument("--costs", type=pathlib.Path, help="JSON file of method_cost.py")
   parser.add_argument("--table_only", action="store_true", help="train nothing")
   args = parser.parse_args()
   protocol, results = PROTOCOLS[args.protocol], {}
@@ -138,8 +143,9 @@ def main():
   attack = next(iter(results.values()))[0]["attacks"][0]
   print(f"Accuracy in percent: clean, and under {attack['name']} ({attack['norm']}, {attack['loss']}, "
         f"{attack['restarts']} restarts, step {attack['step_size']:g}, {attack['count']} images) per "
-        "epsilon\n")
-  print(table(results))
+        f"epsilon; {len(protocol['seeds'])} seed(s)\n")
+  costs = {row["method"]: row["natural_steps"] for row in json.loads(args.costs.read_text())} if args.costs else {}
+  print(table(results, len(protocol["seeds"]), costs))
 
 
 if __name__ == "__main__":
