@@ -18,7 +18,7 @@ from sprout_jax.evaluation import robustness
 from tests.linear import Linear
 from tests.linear import linear_problem
 
-MESH = sharding.make_mesh()
+ALONE = sharding.make_mesh(jax.devices()[:1])  # compiles faster than eight
 ALL, NONE = np.ones(1000, bool), np.zeros(1000, bool)
 
 
@@ -133,7 +133,7 @@ PROBES = {"noise": probes.noise, "fgsm": probes.fgsm, "pgd": PGD,
           "apgd": functools.partial(attacks.apgd, num_steps=20)}
 
 
-def outcomes(attack, model=None, variables=None, epsilon=0.05, mesh=MESH, restarts=1):
+def outcomes(attack, model=None, variables=None, epsilon=0.05, mesh=ALONE, restarts=1):
   split, own, margin, _ = linear_problem(200)
   fn = probes.attack_fn(model or Linear(), attack, "linf", 0, mesh)
   return probes.outcomes(fn, variables or own, split, margin > 0, epsilon, 64, mesh, "attack", restarts)
@@ -158,8 +158,8 @@ def test_on_a_model_without_gradients_the_checks_fire():
   assert found["fgsm"].mean() > found["noise"].mean() + 0.1  # no step at all
   assert not checks.black_box(found["fgsm"], {"noise": found["noise"]})["passed"]
   assert not checks.order({name: found[name] for name in ("noise", "fgsm")})["passed"]
-  health = gradients.health(gradients.health_fn(Quantised(), MESH), masked, split.images,
-                            split.labels, 2, 64, MESH)
+  health = gradients.health(gradients.health_fn(Quantised(), ALONE), masked, split.images,
+                            split.labels, 2, 64, ALONE)
   assert not checks.gradients(health)["passed"] and health["losses"]["margin"]["zero"] == 1
 
 
@@ -176,16 +176,16 @@ def test_restarts_differ_and_devices_do_not():
   weak = functools.partial(probes.noise, num_draws=1)
   one, three = outcomes(weak), outcomes(weak, restarts=3)
   assert (three <= one).all() and three.sum() < one.sum()
-  np.testing.assert_array_equal(one, outcomes(weak, mesh=sharding.make_mesh(jax.devices()[:1])))
+  np.testing.assert_array_equal(one, outcomes(weak, mesh=sharding.make_mesh()))
 
 
 def test_pgd_runs_as_it_does_elsewhere():
   """Outcomes are those of `robustness.pgd_curve`, of which only counts are stored."""
   split, variables, margin, _ = linear_problem(200)
   spec = robustness.PgdSpec("linf", 2, 0.01, 2, "cross_entropy", 5)
-  fn = robustness.pgd_fn(Linear(), spec, MESH)
-  entry, = robustness.pgd_curve(fn, variables, split, margin > 0, spec, [0.05], 64, MESH)
-  found = probes.outcomes(fn, variables, split, margin > 0, 0.05, 64, MESH, "pgd", restarts=2)
+  fn = robustness.pgd_fn(Linear(), spec, ALONE)
+  entry, = robustness.pgd_curve(fn, variables, split, margin > 0, spec, [0.05], 64, ALONE)
+  found = probes.outcomes(fn, variables, split, margin > 0, 0.05, 64, ALONE, "pgd", restarts=2)
   assert entry["accuracy"] == found.mean()
 
 
@@ -202,7 +202,7 @@ def test_best_losses_of_a_linear_model_by_formula():
   """The lead of the wrong class grows by step * |w|_1 until the ball's edge stops it at its vertex."""
   split, variables, margin, norm = linear_problem(16)
   spec = robustness.PgdSpec("linf", 40, 0.004, 1, "margin", 0)
-  fn = probes.best_losses_fn(Linear(), spec, MESH)
+  fn = probes.best_losses_fn(Linear(), spec, ALONE)
   found = np.asarray(fn(variables, np.float32(0.05), split.images, split.labels, np.arange(16)))
   assert found.shape == (16, 41) and (np.diff(found) >= 0).all()
   np.testing.assert_allclose(found[:, -1], 0.05 * norm - margin, rtol=1e-4, atol=1e-4)
@@ -211,7 +211,7 @@ def test_best_losses_of_a_linear_model_by_formula():
   assert checks.converged(found)["passed"] and (found[:, 26] == found[:, 40]).all()
   assert not checks.converged(found[:, :11])["passed"]
   # The same run as `attacks.pgd` within `robustness.pgd_fn`: its loss after 3 steps.
-  short = robustness.pgd_fn(Linear(), robustness.PgdSpec("linf", 3, 0.004, 1, "margin", 0), MESH)
+  short = robustness.pgd_fn(Linear(), robustness.PgdSpec("linf", 3, 0.004, 1, "margin", 0), ALONE)
   predict = lambda x: Linear().apply(variables, x, train=False)
   adversarial = attacks.pgd(
       jax.random.fold_in(robustness.root_key(0), 0), predict, split.images, split.labels,

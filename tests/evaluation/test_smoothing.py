@@ -1,6 +1,7 @@
 """smoothing: the closed form of a linear model, Clopper-Pearson by the beta quantile, votes by hand."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,12 +17,13 @@ from tests.linear import Linear
 from tests.linear import linear_problem
 
 SPEC = smoothing.SmoothingSpec(sigma=0.1, n0=50, n=4000, alpha=0.001, seed=0)
-MESHES = [sharding.make_mesh(jax.devices()[:count]) for count in (1, 8)]
+ONE, EIGHT = (sharding.make_mesh(jax.devices()[:count]) for count in (1, 8))
+counts_fn = functools.cache(smoothing.counts_fn)
 
 
-def certify(spec, mesh, count=24, draws_per_pass=100, rows=slice(None), model=None):
+def certify(spec, mesh, count=24, draws_per_pass=100, rows=slice(None)):
   split, variables, _, _ = linear_problem(count)
-  counts = smoothing.counts_fn(model or Linear(), spec, draws_per_pass, mesh)
+  counts = counts_fn(Linear(), spec, draws_per_pass, mesh)
   return smoothing.certify(counts, variables, split.images[rows], np.arange(count)[rows], spec, 16,
                            mesh)
 
@@ -36,7 +38,7 @@ def closed_form(count):
 
 def test_radius_of_a_linear_model_is_its_distance_to_the_plane():
   """P(class) = Phi(distance / sigma), so sigma Phi^-1(P) is the distance, and the bound below it."""
-  outcomes = certify(SPEC, MESHES[1])
+  outcomes = certify(SPEC, ONE)
   distance, probability = closed_form(24)
   successes = np.array([outcome["successes"] for outcome in outcomes])
   deviation = np.sqrt(probability * (1 - probability) / SPEC.n)
@@ -54,7 +56,7 @@ def test_radius_of_a_linear_model_is_its_distance_to_the_plane():
 
 
 def test_outcomes_are_the_formula_of_their_counts():
-  for outcome in certify(SPEC, MESHES[0]):
+  for outcome in certify(SPEC, ONE):
     bound = scipy.stats.beta.ppf(SPEC.alpha, outcome["successes"], SPEC.n - outcome["successes"] + 1)
     np.testing.assert_allclose(outcome["lower_bound"], bound, rtol=1e-9)
     if bound > 0.5:
@@ -76,19 +78,19 @@ def test_bound_is_the_one_sided_one(successes, n, alpha):
 
 def test_outcome_depends_on_neither_slice_nor_devices_nor_draws_per_pass():
   spec = dataclasses.replace(SPEC, n=333)  # no multiple of a pass
-  whole = certify(spec, MESHES[0])
-  assert certify(spec, MESHES[1], draws_per_pass=16) == whole
-  parts = [certify(spec, MESHES[1], rows=rows) for rows in (slice(0, 5), slice(5, 24))]
+  whole = certify(spec, ONE)
+  assert certify(spec, EIGHT, draws_per_pass=16) == whole
+  parts = [certify(spec, EIGHT, rows=rows) for rows in (slice(0, 5), slice(5, 24))]
   assert parts[0] + parts[1] == whole
-  assert certify(dataclasses.replace(spec, seed=1), MESHES[0]) != whole
+  assert certify(dataclasses.replace(spec, seed=1), ONE) != whole
 
 
 def test_selection_and_estimation_have_draws_of_their_own_and_exactly_n():
   split, variables, _, _ = linear_problem(8)
-  counts = smoothing.counts_fn(Linear(), SPEC, 16, MESHES[0])
-  first, second = (np.asarray(counts(variables, purpose, np.int32(100), split.images, np.arange(8)))
+  counts = counts_fn(Linear(), SPEC, 100, ONE)
+  first, second = (np.asarray(counts(variables, purpose, np.int32(130), split.images, np.arange(8)))
                    for purpose in (smoothing.SELECTION, smoothing.ESTIMATION))
-  assert (first.sum(1) == 100).all() and (second.sum(1) == 100).all() and (first != second).any()
+  assert (first.sum(1) == 130).all() and (second.sum(1) == 130).all() and (first != second).any()
 
 
 class Constant(nn.Module):
@@ -103,8 +105,8 @@ class Constant(nn.Module):
 
 def test_a_coin_abstains_and_what_is_not_finite_votes_for_nobody():
   images = np.full((8, 3, 3, 1), 0.5, np.float32)
-  counts = smoothing.counts_fn(Constant(), SPEC, 100, MESHES[1])
-  outcomes = smoothing.certify(counts, {}, images, np.arange(8), SPEC, 8, MESHES[1])
+  counts = smoothing.counts_fn(Constant(), SPEC, 100, ONE)
+  outcomes = smoothing.certify(counts, {}, images, np.arange(8), SPEC, 8, ONE)
   assert all(outcome["prediction"] is None and outcome["radius"] == 0 for outcome in outcomes)
   votes = np.asarray(counts({}, 1, np.int32(4000), images, np.arange(8)))
   expected = 4000 * (1 - scipy.stats.norm.sf(1))
