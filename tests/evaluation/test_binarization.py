@@ -19,6 +19,7 @@ from sprout_jax.models import layers
 RNG = np.random.default_rng(0)
 ALONE = sharding.make_mesh(jax.devices()[:1])  # compiles faster than eight
 read_out = jax.jit(binarization.read_out)
+success_fn = functools.cache(binarization.success_fn)
 IMAGES = RNG.uniform(size=(10, 4, 4, 1)).astype(np.float32)
 IMAGES[:3] = IMAGES[:3].round()  # black and white: at the edge of the box
 EPSILON = 0.05
@@ -47,11 +48,11 @@ VARIABLES = {"params": {"Dense_0": DENSE}}
 PGD = functools.partial(attacks.pgd, step_size=0.01, num_steps=20)
 
 
-def success(model, attack, norm="linf", variables=VARIABLES, epsilon=EPSILON, mesh=ALONE,
-            rows=slice(None), **options):
-  fn = binarization.success_fn(model, attack, norm, 0, mesh, **options)
+def success(model, attack, norm="linf", variables=VARIABLES, epsilon=EPSILON,
+            rows=slice(None)):
+  fn = success_fn(model, attack, norm, 0, ALONE)
   return binarization.success(
-      fn, variables, IMAGES[rows], np.arange(10)[rows], epsilon, 16, mesh)
+      fn, variables, IMAGES[rows], np.arange(10)[rows], epsilon, 16, ALONE)
 
 
 def test_widest_margin_by_hand():
@@ -85,8 +86,8 @@ def test_features_are_the_input_of_the_last_layer():
   found = np.asarray(binarization.features(model, variables, IMAGES))
   expected = np.maximum(((IMAGES - 0.5) / 0.25).reshape(10, 16) @ DENSE["kernel"], 0)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(found @ dense["kernel"] + 1, model.apply(variables, IMAGES, train=False),
-                             rtol=1e-4, atol=1e-4)
+  logits = model.apply(variables, IMAGES, train=False)
+  np.testing.assert_allclose(found @ dense["kernel"] + 1, logits, rtol=1e-4, atol=1e-4)
   assert success(model, PGD, variables=variables)["success"] >= 0.95
 
 
@@ -131,17 +132,20 @@ def test_noise_as_an_attack_is_the_baseline():
   attack = functools.partial(probes.noise, num_draws=binarization.NUM_RANDOM)
   found = success(Features(), attack)
   assert 0 < found["success"] < 1 and abs(found["success"] - found["random_success"]) < 0.35
-  easy = success(Features(), attack, num_inner=20)  # few points say little about where the edge is
-  assert easy["random_success"] > found["random_success"] + 0.2
 
 
 def test_outcome_depends_on_neither_slice_nor_devices():
+  def tells_score(key, predict, images, labels, **kwargs):
+    """Its perturbation's size gives the read-out away, and with it all the points."""
+    return images + 0.2 * predict(images)[:, 1, None, None, None] * jnp.sign(images - 0.5)
+
   def outcomes(mesh, rows):
-    fn = binarization.success_fn(Features(bend=0.3), probes.fgsm, "linf", 0, mesh, 20)
+    fn = binarization.success_fn(Features(bend=0.3), tells_score, "linf", 0, mesh, 20)
     return np.asarray(fn(VARIABLES, np.float32(0.2), IMAGES[rows], np.arange(10)[rows]))
   whole, part = outcomes(ALONE, slice(None)), outcomes(sharding.make_mesh(), slice(2, 10))
   np.testing.assert_array_equal(part[:, :3], whole[2:, :3])
-  np.testing.assert_allclose(part[:, 3], whole[2:, 3], atol=1e-6)
+  np.testing.assert_allclose(part[:, 3], whole[2:, 3], atol=4e-3)
+  assert np.std(whole[:, 3]) > 1e-2
 
 
 def test_features_that_do_not_tell_points_apart_leave_nothing_to_attack():

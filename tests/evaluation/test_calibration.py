@@ -24,8 +24,8 @@ def test_three_images_by_hand():
   np.testing.assert_allclose([found["confidence"], found["accuracy"]], [0.7, 2 / 3])
   assert [b["count"] for b in found["bins"]] == [0, 1, 2]
   assert found["bins"][0]["confidence"] is None and found["bins"][0]["accuracy"] is None
-  np.testing.assert_allclose([found["bins"][2][key] for key in ("low", "high", "confidence", "accuracy")],
-                             [2 / 3, 1, 0.8, 0.5])
+  last = [found["bins"][2][key] for key in ("low", "high", "confidence", "accuracy")]
+  np.testing.assert_allclose(last, [2 / 3, 1, 0.8, 0.5])
   json.dumps(found, allow_nan=False)
 
 
@@ -39,7 +39,7 @@ def test_bins_are_open_below_and_closed_above():
 
 @pytest.mark.parametrize("shift", [0.0, 0.1])
 def test_a_classifier_with_a_known_error(shift):
-  """Right with probability (confidence - shift): the error is the shift, the others closed forms."""
+  """Right with probability (confidence - shift): the error is the shift, the rest closed forms."""
   rng = np.random.default_rng(0)
   count = 200_000
   p = rng.uniform(0.62, 0.98, count)
@@ -48,8 +48,9 @@ def test_a_classifier_with_a_known_error(shift):
   found = calibration(logits, np.where(right, 0, 1))
   np.testing.assert_allclose(found["ece"], shift, atol=4e-3)
   q = p - shift
-  np.testing.assert_allclose(found["brier"], np.mean(2 * (q * (1 - p)**2 + (1 - q) * p**2)), rtol=0.01)
-  np.testing.assert_allclose(found["nll"], -np.mean(q * np.log(p) + (1 - q) * np.log(1 - p)), rtol=0.01)
+  brier = np.mean(2 * (q * (1 - p)**2 + (1 - q) * p**2))
+  nll = -np.mean(q * np.log(p) + (1 - q) * np.log(1 - p))
+  np.testing.assert_allclose([found["brier"], found["nll"]], [brier, nll], rtol=0.01)
   assert sum(b["count"] for b in found["bins"]) == count and found["num_bins"] == 15
 
 

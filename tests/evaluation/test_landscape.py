@@ -27,8 +27,8 @@ def surface(mesh, seed=0, count=6, rows=slice(None), scale=1.0):
 def test_linear_model_by_its_formula():
   """softplus(-(margin - a |w|_1 + b w . r)): along the sign gradient the margin falls by |w|_1.
 
-  w . r is not known, but is the same number along the whole row; pixels leave [0, 1] and the formula
-  still holds, so nothing is clipped.
+  w . r is not known, but is the same number along the whole row; pixels leave [0, 1] and the
+  formula still holds, so nothing is clipped.
   """
   _, _, margin, norm = linear_problem(6)
   found = surface(ALONE)
@@ -41,7 +41,7 @@ def test_linear_model_by_its_formula():
 
 
 def test_random_direction_is_a_sign_for_every_pixel():
-  """w . r is one of the 2^9 sums of +-w, not of a normal draw's, and another one for other seeds."""
+  """w . r is one of the 2^9 sums of +-w, and another one for other images and seeds."""
   _, variables, _, _ = linear_problem(6)
   kernel = variables["params"]["Dense_0"]["kernel"]
   w = kernel[:, 0] - kernel[:, 1]

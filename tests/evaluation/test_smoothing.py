@@ -1,4 +1,4 @@
-"""smoothing: the closed form of a linear model, Clopper-Pearson by the beta quantile, votes by hand."""
+"""smoothing: a linear model's closed form, Clopper-Pearson by the beta quantile, votes by hand."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def closed_form(count):
 
 
 def test_radius_of_a_linear_model_is_its_distance_to_the_plane():
-  """P(class) = Phi(distance / sigma), so sigma Phi^-1(P) is the distance, and the bound below it."""
+  """P(class) = Phi(distance / sigma), so sigma Phi^-1(P) is the distance; the bound is below it."""
   outcomes = certify(SPEC, ONE)
   distance, probability = closed_form(24)
   successes = np.array([outcome["successes"] for outcome in outcomes])
@@ -57,7 +57,8 @@ def test_radius_of_a_linear_model_is_its_distance_to_the_plane():
 
 def test_outcomes_are_the_formula_of_their_counts():
   for outcome in certify(SPEC, ONE):
-    bound = scipy.stats.beta.ppf(SPEC.alpha, outcome["successes"], SPEC.n - outcome["successes"] + 1)
+    hits = outcome["successes"]
+    bound = scipy.stats.beta.ppf(SPEC.alpha, hits, SPEC.n - hits + 1)
     np.testing.assert_allclose(outcome["lower_bound"], bound, rtol=1e-9)
     if bound > 0.5:
       np.testing.assert_allclose(outcome["radius"], SPEC.sigma * scipy.stats.norm.ppf(bound))
@@ -66,7 +67,8 @@ def test_outcomes_are_the_formula_of_their_counts():
       assert outcome["prediction"] is None and outcome["radius"] == 0
 
 
-@pytest.mark.parametrize("successes, n, alpha", [(100_000, 100_000, 0.001), (7, 10, 0.05), (1, 9, 0.2)])
+@pytest.mark.parametrize(
+    "successes, n, alpha", [(100_000, 100_000, 0.001), (7, 10, 0.05), (1, 9, 0.2)])
 def test_bound_is_the_one_sided_one(successes, n, alpha):
   """The bound is the p at which `successes` or more have probability alpha (not alpha / 2)."""
   bound = smoothing.lower_bound(successes, n, alpha)
@@ -125,7 +127,8 @@ def test_result_by_hand():
   assert found["radii"] == [0.3, 0.9, 0.0, 0.1] and found["predictions"] == [1, 0, None, 2]
 
 
-@pytest.mark.parametrize("change", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 0}, {"alpha": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 0}, {"alpha": 1.0}])
 def test_senseless_specs_are_refused(change):
   with pytest.raises(UserError, match=f"smoothing: {next(iter(change))} is"):
     dataclasses.replace(SPEC, **change)
