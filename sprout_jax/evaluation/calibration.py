@@ -1,0 +1,70 @@
+"""Calibration: whether the model is right as often as it says."""
+
+import jax
+import numpy as np
+
+from sprout_jax import sharding
+from sprout_jax import statistics
+from sprout_jax.evaluation import accuracy
+
+
+def logits_fn(model, mesh):
+  """Compiles (variables, images) -> logits [batch, classes], for `accuracy.map_batches`."""
+  return jax.jit(lambda variables, images: accuracy.predict_fn(model, variables)(images),
+                 out_shardings=sharding.replicated(mesh))
+
+
+def calibration(logits, labels, num_bins=15):
+  """Expected calibration error, proper scores, and the bins of a reliability diagram.
+
+  With the images of bin m those whose confidence max_k softmax(z)_k is in ((m - 1) / M, m / M],
+
+      ECE = sum_m |bin m| / n * |accuracy(bin m) - confidence(bin m)|    (Guo et al., ICML 2017)
+      NLL = mean of -log softmax(z)_y, in nats
+      Brier = mean of sum_k (softmax(z)_k - [k = y])^2, from 0 to 2    (Brier, 1950)
+
+  Args:
+    logits: host array [n, classes].
+    labels: int array [n].
+    num_bins: M, of equal width.
+
+  Returns:
+    {"ece", "nll", "brier", "confidence" (mean), "accuracy", "count", "interval", "num_bins",
+    "bins": [{"low", "high", "count", "confidence", "accuracy"}]}; the last two are None in an empty
+    bin.
+
+  Raises:
+    ValueError: wrong shapes, labels out of range, or logits that are not finite.
+  """
+  import scipy.special  # slow to import
+  logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+  if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+    raise ValueError(f"calibration: logits have shape {logits.shape} and labels {labels.shape}; "
+                     "expected [n, classes] and [n], n at least 1")
+  if labels.min() < 0 or labels.max() >= logits.shape[1]:
+    raise ValueError(f"calibration: labels range from {labels.min()} to {labels.max()}, but there "
+                     f"are {logits.shape[1]} classes")
+  if not np.isfinite(logits).all():
+    broken = np.sum(~np.isfinite(logits).all(-1))
+    raise ValueError(f"calibration: the logits of {broken} images are not finite; look for "
+                     "overflow in the model")
+  log_probabilities = scipy.special.log_softmax(logits, axis=-1)
+  probabilities = np.exp(log_probabilities)
+  confidence, right = probabilities.max(-1), logits.argmax(-1) == labels
+  edges = np.arange(num_bins + 1) / num_bins
+  bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
+  bins = []
+  for number in range(num_bins):
+    members = bin_of == number
+    filled = members.any()
+    bins.append({"low": float(edges[number]), "high": float(edges[number + 1]),
+                 "count": int(members.sum()),
+                 "confidence": float(confidence[members].mean()) if filled else None,
+                 "accuracy": float(right[members].mean()) if filled else None})
+  gaps = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins if b["count"]]
+  targets = np.eye(logits.shape[1])[labels]
+  return {"ece": float(sum(gaps) / len(labels)),
+          "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+          "brier": float(((probabilities - targets) ** 2).sum(-1).mean()),
+          "confidence": float(confidence.mean()),
+          **statistics.proportion(right.sum(), len(right)), "num_bins": num_bins, "bins": bins}

@@ -1,0 +1,77 @@
+"""calibration: three images by hand; a classifier whose calibration error is known."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sprout_jax import sharding
+from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation.calibration import calibration
+from sprout_jax.evaluation.calibration import logits_fn
+from tests.linear import Linear
+from tests.linear import linear_problem
+
+
+def test_three_images_by_hand():
+  """Confidences 0.8 (right), 0.8 (wrong), 0.5 (right), in three bins of a third each."""
+  probabilities = np.array([[0.8, 0.2], [0.2, 0.8], [0.5, 0.5]])
+  found = calibration(np.log(probabilities) + 3.0, [0, 0, 0], num_bins=3)
+  np.testing.assert_allclose(found["ece"], (2 * abs(0.5 - 0.8) + 1 * abs(1 - 0.5)) / 3)
+  np.testing.assert_allclose(found["nll"], -(np.log(0.8) + np.log(0.2) + np.log(0.5)) / 3)
+  np.testing.assert_allclose(found["brier"], (2 * 0.2**2 + 2 * 0.8**2 + 2 * 0.5**2) / 3)
+  np.testing.assert_allclose([found["confidence"], found["accuracy"]], [0.7, 2 / 3])
+  assert [b["count"] for b in found["bins"]] == [0, 1, 2]
+  assert found["bins"][0]["confidence"] is None and found["bins"][0]["accuracy"] is None
+  last = [found["bins"][2][key] for key in ("low", "high", "confidence", "accuracy")]
+  np.testing.assert_allclose(last, [2 / 3, 1, 0.8, 0.5])
+  json.dumps(found, allow_nan=False)
+
+
+def test_bins_are_open_below_and_closed_above():
+  """A confidence on an edge belongs to the bin below it; 1 to the last."""
+  logits = np.array([[0.0, 0.0], [0.0, 1000.0]])  # confidences 1/2 and 1
+  counts = [b["count"] for b in calibration(logits, [0, 1], num_bins=2)["bins"]]
+  assert counts == [1, 1]
+  assert calibration(logits[:1], [0], num_bins=4)["bins"][1]["count"] == 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_a_classifier_with_a_known_error(shift):
+  """Right with probability (confidence - shift): the error is the shift, the rest closed forms."""
+  rng = np.random.default_rng(0)
+  count = 200_000
+  p = rng.uniform(0.62, 0.98, count)
+  right = rng.random(count) < p - shift
+  logits = np.stack([np.log(p / (1 - p)), np.zeros(count)], -1)
+  found = calibration(logits, np.where(right, 0, 1))
+  np.testing.assert_allclose(found["ece"], shift, atol=4e-3)
+  q = p - shift
+  brier = np.mean(2 * (q * (1 - p)**2 + (1 - q) * p**2))
+  nll = -np.mean(q * np.log(p) + (1 - q) * np.log(1 - p))
+  np.testing.assert_allclose([found["brier"], found["nll"]], [brier, nll], rtol=0.01)
+  assert sum(b["count"] for b in found["bins"]) == count and found["num_bins"] == 15
+
+
+def test_confident_logits_do_not_overflow():
+  found = calibration([[1e4, 0.0], [0.0, 1e4]], [0, 0])
+  np.testing.assert_allclose([found["nll"], found["ece"], found["brier"]], [5e3, 0.5, 1])
+
+
+@pytest.mark.parametrize("logits, labels, message", [
+    ([[1.0, np.nan]], [0], "logits of 1 images are not finite"), ([[1.0, 0.0]], [2], "2 classes"),
+    ([[1.0, 0.0]], [0, 1], "expected"), (np.zeros((0, 2)), [], "at least 1")])
+def test_wrong_input_is_refused(logits, labels, message):
+  with pytest.raises(ValueError, match=message):
+    calibration(logits, labels)
+
+
+def test_logits_on_all_devices():
+  split, variables, margin, _ = linear_problem()
+  mesh = sharding.make_mesh()
+  fn = logits_fn(Linear(), mesh)
+  logits = accuracy.map_batches(lambda x: fn(variables, x), (split.images,), 16, mesh)
+  difference = logits[np.arange(37), split.labels] - logits[np.arange(37), 1 - split.labels]
+  np.testing.assert_allclose(difference, margin, rtol=1e-4, atol=1e-5)
+  assert jax.device_count() == 8
