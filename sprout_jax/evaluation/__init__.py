@@ -1,5 +1,7 @@
 """Evaluation: what a trained model is worth, with the uncertainty beside every number.
 
-`accuracy` counts, `robustness` and `ensemble` attack. Nothing here knows how the
-model was trained: it gets a Flax module and its variables.
+`accuracy` counts, `robustness` and `ensemble` attack. `smoothing` certifies, `calibration` compares
+confidence with accuracy, `landscape` and `gradients` look at the loss around the images. `checks`
+says which numbers are too good to be true, from what `probes` and `binarization` measure. Nothing
+here knows how the model was trained: it gets a Flax module and its variables.
 """
