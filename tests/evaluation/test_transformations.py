@@ -136,7 +136,8 @@ def test_colour_equals_pil_up_to_its_rounding(name, enhance, factor):
   levels = np.asarray(COLOUR * 255).astype(np.uint8)
   expected = [np.asarray(enhance(PIL.Image.fromarray(image)).enhance(factor)) for image in levels]
   result = apply(name, factor, jnp.asarray(levels, jnp.float32) / 255) * 255
-  assert np.abs(result - np.array(expected)).max() < 1 + factor  # PIL truncates, and rounds the grey before scaling
+  # PIL truncates, and rounds the grey before it is scaled.
+  assert np.abs(result - np.array(expected)).max() < 1 + factor
 
 
 def test_grayscale_is_the_luma_and_leaves_one_channel():
