@@ -5,7 +5,6 @@ import functools
 import io
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -206,9 +205,8 @@ def test_a_motion_trail_by_hand(degrees):
       column = x + np.ceil(t * np.cos(np.radians(degrees)) - 0.5)
       expected[y, x] += weight * image[int(row.clip(0, SIZE - 1)), int(column.clip(0, SIZE - 1))]
   tables = linear.motion_weights([(radius, stddev), (6, 2)])
-  np.testing.assert_allclose(
-      linear.motion_blur(jnp.asarray(image), degrees, jnp.asarray(tables[0], jnp.float32)),
-      expected, atol=1e-5)
+  ours = jax.jit(linear.motion_blur)(image, degrees, tables[0].astype(np.float32))
+  np.testing.assert_allclose(ours, expected, atol=1e-5)
   assert not tables[0, 9:].any() and (tables[1] > 0).all()
 
 
@@ -221,17 +219,17 @@ def test_directions_of_motion_blur():
   assert scipy.stats.kstest(angles, scipy.stats.uniform(-45, 90).cdf).pvalue > 0.01
   taps = np.arange(2 * 9 + 1)
   weights = np.exp(-taps ** 2 / (2 * 2.5 ** 2))
-  np.testing.assert_allclose(  # by pixels a tap is off by 0.5 sqrt(1/3), of either sign
-      np.hypot(y, x).mean(), weights @ taps / weights.sum(), atol=0.05)
+  # Taps are on whole pixels, which adds a little.
+  np.testing.assert_allclose(np.hypot(y, x).mean(), weights @ taps / weights.sum(), rtol=0.05)
 
 
 @pytest.mark.parametrize("severity, last", [(1, 1.06), (2, 1.11), (3, 1.15), (4, 1.20), (5, 1.25)])
 def test_zoom_blur(severity, last):
   image = IMAGES[0]
-  factors = 1 + 0.01 * np.arange(round(100 * (last - 1)) + 1)
+  factors = np.arange(1, last + 0.005, 0.01)
   total = image.astype(float)
   for factor in factors:
-    side = int(np.ceil(SIZE / np.round(factor, 2)))
+    side = int(np.ceil(SIZE / factor))
     top = (SIZE - side) // 2
     cut = image[top : top + side, top : top + side]
     zoomed = scipy.ndimage.zoom(cut, (factor, factor, 1), order=1)
@@ -273,7 +271,7 @@ def test_fog(severity, amount, decay):
 
 def test_plasma_of_an_oblong_is_cut_from_a_torus():
   noise = jax.random.uniform(KEY, (16, 16), minval=-1, maxval=1)
-  np.testing.assert_allclose(weather.plasma(KEY, (9, 12), 2.0),
+  np.testing.assert_allclose(jax.jit(weather.plasma, static_argnums=1)(KEY, (9, 12), 2.0),
                              plasma_by_points(np.asarray(noise, float), 2.0)[:9, :12], atol=1e-5)
 
 
@@ -391,19 +389,20 @@ def test_elastic_transform(severity, jitter, amount, stddev):
     np.testing.assert_allclose(spread.std(), SIZE * jitter / np.sqrt(3), rtol=0.1)
 
 
+def jpeg_by_pil(levels, quality):
+  file = io.BytesIO()
+  PIL.Image.fromarray(levels).save(file, "JPEG", quality=quality)
+  return np.asarray(PIL.Image.open(file), float)
+
+
 @pytest.mark.parametrize("severity, quality", [*enumerate([80, 65, 58, 50, 40], 1)])
 def test_jpeg_equals_pil(severity, quality):
-  def coded(levels):
-    file = io.BytesIO()
-    PIL.Image.fromarray(levels).save(file, "JPEG", quality=quality)
-    return np.asarray(PIL.Image.open(file), float)
-
   levels = np.round(IMAGES * 255).astype(np.uint8)
-  expected = np.stack([coded(image) for image in levels])
+  expected = np.stack([jpeg_by_pil(image, quality) for image in levels])
   difference = run("jpeg_compression", severity) * 255 - expected
-  # Of 7 to 11 levels of distortion. What is left: libjpeg's transform has fixed-point coefficients,
-  # so that a quotient near a half is rounded another way now and then.
-  assert np.abs(difference).mean() < 0.4 and (np.abs(difference) > 1.5).mean() < 0.06
+  # In levels, beside a distortion of 7 to 11. What is left: libjpeg's transform has fixed-point
+  # coefficients, so that a quotient near a half is rounded another way now and then.
+  assert np.abs(difference).mean() < 0.15 and (np.abs(difference) > 1.5).mean() < 0.03
 
 
 @pytest.mark.parametrize("shape", [(9, 13, 3), (24, 18, 3), (10, 12, 1)])
@@ -411,7 +410,6 @@ def test_jpeg_of_other_shapes_equals_pil(shape):
   height, width, depth = shape
   levels = np.round(IMAGES[:, :height, :width, :depth] * 255).astype(np.uint8)
   result = jax.jit(CORRUPTIONS["jpeg_compression"])(KEY, levels.astype(np.float32) / 255, 5)
-  for image, ours in zip(levels, np.asarray(result) * 255, strict=True):
-    file = io.BytesIO()
-    PIL.Image.fromarray(image if depth == 3 else image[..., 0]).save(file, "JPEG", quality=40)
-    assert np.abs(ours - np.asarray(PIL.Image.open(file), float).reshape(shape)).mean() < 1.5
+  expected = np.stack([
+      jpeg_by_pil(image if depth == 3 else image[..., 0], 40) for image in levels])
+  assert np.abs(np.asarray(result) * 255 - expected.reshape(result.shape)).mean() < 0.15

@@ -22,6 +22,11 @@ CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47
 # The orthonormal cosine transform of 8 points: cos((2 i + 1) u pi / 16) / 2, row 0 1 / sqrt(8).
 COSINES = np.cos(np.outer(np.arange(8), 2 * np.arange(8) + 1) * np.pi / 16) / 2
 COSINES[0] = 1 / np.sqrt(8)
+SCALE = 4 * np.sqrt(8)  # of the integers that libjpeg keeps between the two axes
+
+TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5],
+                   [0.5, -0.418687589, -0.081312411]])
+TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136286, -0.714136286], [1, 1.772, 0]])
 
 
 def quantisation_tables(base):
@@ -41,21 +46,24 @@ def jpeg_compression(key, image, severity):
   fine = at(severity, quantisation_tables(LUMINANCE))
   if image.shape[-1] == 1:
     return _coded(levels[..., 0], fine)[..., None] / 255
-  red, green, blue = jnp.moveaxis(levels, -1, 0)
-  luma = _round(0.299 * red + 0.587 * green + 0.114 * blue)
   coarse = at(severity, quantisation_tables(CHROMINANCE))
-  blue_chroma, red_chroma = (
-      _chroma(_round(128 + plane), coarse) - 128 for plane in (
-          -0.168735892 * red - 0.331264108 * green + 0.5 * blue,
-          0.5 * red - 0.418687589 * green - 0.081312411 * blue))
-  luma = _coded(luma, fine)
-  return jnp.stack([luma + _round(1.402 * red_chroma),
-                    luma + _round(-0.344136286 * blue_chroma - 0.714136286 * red_chroma),
-                    luma + _round(1.772 * blue_chroma)], -1) / 255
+  luma, blue_chroma, red_chroma = jnp.moveaxis(_mixed(levels, TO_YCC, [0, 128, 128]), -1, 0)
+  planes = [_coded(luma, fine),
+            _chroma(blue_chroma, coarse) - 128, _chroma(red_chroma, coarse) - 128]
+  return _mixed(jnp.stack(planes, -1), TO_RGB, [0, 0, 0]) / 255
 
 
 def _round(values):
   return jnp.floor(values + 0.5)
+
+
+def _mixed(planes, matrix, offsets):
+  """Another colour space, [..., 3] to [..., 3], rounded in 16-bit fixed point as libjpeg does."""
+  matrix = np.round(65536 * matrix).astype(np.int32)
+  half = np.where(offsets, 32767, 32768)  # the halves of what has an offset, the chroma, go down
+  products = planes.astype(jnp.int32)[..., None, :] * matrix.reshape(1, 1, 3, 3)
+  rounded = (products.sum(-1) + half.reshape(1, 1, 3).astype(np.int32)) >> 16
+  return (rounded + np.int32(offsets).reshape(1, 1, 3)).astype(jnp.float32)
 
 
 def _coded(plane, table):
@@ -63,11 +71,13 @@ def _coded(plane, table):
   height, width = plane.shape
   plane = jnp.pad(plane, ((0, -height % 8), (0, -width % 8)), "edge")
   blocks = (plane - 128).reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8)
-  # Both transforms act on axes 1 and 3; libjpeg keeps coefficients to an eighth before it divides.
-  eighths = _round(8 * jnp.einsum("ui,vj,aibj->aubv", COSINES, COSINES, blocks))
+  # libjpeg divides coefficients that are rounded to eighths.
+  rows = _round(SCALE * jnp.einsum("vj,aibj->aibv", COSINES, blocks))
+  eighths = _round(8 / SCALE * jnp.einsum("ui,aibv->aubv", COSINES, rows))
   table = table[None, :, None, :]
   counts = jnp.sign(eighths) * jnp.floor((jnp.abs(eighths) + 4 * table) / (8 * table))
-  blocks = jnp.einsum("ui,vj,aubv->aibj", COSINES, COSINES, counts * table)
+  columns = _round(SCALE * jnp.einsum("ui,aubv->aibv", COSINES, counts * table))
+  blocks = jnp.einsum("vj,aibv->aibj", COSINES, columns) / SCALE
   return jnp.clip(_round(blocks.reshape(plane.shape) + 128), 0, 255)[:height, :width]
 
 
