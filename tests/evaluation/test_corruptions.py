@@ -265,8 +265,9 @@ def test_fog(severity, amount, decay):
   index = 3
   noise = jax.random.uniform(jax.random.fold_in(KEY, index), (SIZE, SIZE), minval=-1, maxval=1)
   mist = amount * plasma_by_points(np.asarray(noise, float), decay)[..., None]
-  expected = (IMAGES[index] + mist) * IMAGES[index].max() / (IMAGES[index].max() + amount)
-  np.testing.assert_allclose(run("fog", severity)[index], expected, atol=1e-5)
+  dim = 0.7 * IMAGES
+  expected = (dim[index] + mist) * dim[index].max() / (dim[index].max() + amount)
+  np.testing.assert_allclose(run("fog", severity, dim)[index], expected, atol=1e-5)
 
 
 def test_plasma_of_an_oblong_is_cut_from_a_torus():
@@ -278,55 +279,44 @@ def test_plasma_of_an_oblong_is_cut_from_a_torus():
 @pytest.mark.parametrize("severity, image_weight, frost_weight", [
     (1, 1, 0.2), (2, 1, 0.3), (3, 0.9, 0.4), (4, 0.85, 0.4), (5, 0.75, 0.45)])
 def test_frost(severity, image_weight, frost_weight):
-  texture = run("frost", severity, 0 * IMAGES) / frost_weight
-  np.testing.assert_allclose(texture, texture[..., 2:] * [0.8, 0.9, 1.0], atol=1e-6)
-  assert texture.min() < 0.05 and 0.95 < texture.max() <= 1 + 1e-6 and 0.4 < texture.mean() < 0.75
-  expected = image_weight * IMAGES + frost_weight * texture
-  np.testing.assert_allclose(run("frost", severity), expected.clip(0, 1), atol=1e-5)
+  index = 3
+  noise = jax.random.uniform(jax.random.fold_in(KEY, index), (SIZE, SIZE), minval=-1, maxval=1)
+  field = plasma_by_points(np.asarray(noise, float), 2)
+  ridges = np.minimum(2 * field, 2 - 2 * field)[..., None]
+  expected = image_weight * IMAGES[index] + frost_weight * ridges * [0.8, 0.9, 1.0]
+  np.testing.assert_allclose(run("frost", severity)[index], expected.clip(0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("severity, constants", [
-    (1, (0.1, 0.2, 1, 0.6, 8, 3, 0.95)), (3, (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9)),
+    (1, (0.1, 0.2, 1, 0.6, 8, 3, 0.95)), (2, (0.1, 0.2, 1, 0.5, 10, 4, 0.9)),
+    (3, (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9)), (4, (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85)),
     (5, (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8))])
-def test_snow_has_the_moments_of_a_numpy_version(severity, constants):
+def test_snow(severity, constants):
+  """Of the same draws, with SciPy's zoom and the trail as a sum of shifted copies."""
   mean, stddev, zoom, threshold, radius, blur, keep = constants
-  rng = np.random.default_rng(0)
+  index = 3
+  key_flakes, key_angle = jax.random.split(jax.random.fold_in(KEY, index))
+  flakes = mean + stddev * np.asarray(jax.random.normal(key_flakes, (SIZE, SIZE, 1)))[..., 0]
+  side = int(np.ceil(SIZE / zoom))
+  start = (SIZE - side) // 2
+  cut = flakes[start : start + side, start : start + side]
+  flakes = scipy.ndimage.zoom(cut, zoom, order=1)
+  start = (len(flakes) - SIZE) // 2
+  flakes = flakes[start : start + SIZE, start : start + SIZE].clip(0, 1)
+  flakes[flakes < threshold] = 0
   taps = np.arange(2 * radius + 1)
-  weights = np.exp(-taps ** 2 / (2 * blur ** 2)) / np.exp(-taps ** 2 / (2 * blur ** 2)).sum()
-  reference = []
-  for _ in range(320):
-    side = int(np.ceil(SIZE / zoom))
-    flakes = scipy.ndimage.zoom(rng.normal(mean, stddev, (SIZE, SIZE))[
-        (SIZE - side) // 2 :, (SIZE - side) // 2 :][:side, :side], zoom, order=1)
-    start = (len(flakes) - SIZE) // 2
-    flakes = flakes[start : start + SIZE, start : start + SIZE].clip(0, 1)
-    flakes[flakes < threshold] = 0
-    padded = np.pad(flakes, 2 * radius, "edge")
-    angle = np.radians(rng.uniform(-135, -45))
-    rows, columns = (np.ceil(taps * along(angle) - 0.5).astype(int) + 2 * radius
-                     for along in (np.sin, np.cos))
-    trail = sum(w * padded[y : y + SIZE, x : x + SIZE]
-                for w, y, x in zip(weights, rows, columns, strict=True))
-    reference.append(trail + np.rot90(trail, 2))
-  reference = np.clip(np.array(reference) + (1 - keep) * 0.5, 0, 1)
-
-  results = many("snow", severity, 0 * IMAGES[0])
-  np.testing.assert_array_equal(results[..., 0], results[..., 2])
-  for statistic in (lambda x: x.mean((1, 2)), lambda x: x.std((1, 2)),
-                    lambda x: np.abs(np.diff(x, axis=1)).mean((1, 2)),
-                    lambda x: np.abs(np.diff(x, axis=2)).mean((1, 2))):
-    ours, theirs = statistic(results[..., 0]), statistic(reference)
-    error = np.hypot(ours.std(), theirs.std()) / np.sqrt(320)
-    assert abs(ours.mean() - theirs.mean()) < 4 * error
-
-
-def test_snow_whitens():
-  bright = np.float32([1.0, 0.2, 0.4])
-  luma = bright @ np.float32([0.299, 0.587, 0.114])
-  keep = 0.95
-  expected = (keep * bright + (1 - keep) * np.maximum(bright, 1.5 * luma + 0.5)).clip(0, 1)
-  results = run("snow", 1, np.broadcast_to(bright, IMAGES.shape))
-  np.testing.assert_allclose(results.min((0, 1, 2)), expected, atol=1e-6)  # where no flake falls
+  weights = scipy.stats.norm.pdf(taps, scale=blur)
+  angle = np.radians(float(jax.random.uniform(key_angle, minval=-135, maxval=-45)))
+  rows, columns = (np.ceil(taps * along(angle) - 0.5).astype(int) + 2 * radius
+                   for along in (np.sin, np.cos))
+  padded = np.pad(flakes, 2 * radius, "edge")
+  trail = sum(w * padded[y : y + SIZE, x : x + SIZE]
+              for w, y, x in zip(weights / weights.sum(), rows, columns, strict=True))
+  image = IMAGES[index]
+  grey = (image @ [0.299, 0.587, 0.114])[..., None]
+  whitened = keep * image + (1 - keep) * np.maximum(image, 1.5 * grey + 0.5)
+  expected = whitened + (trail + np.rot90(trail, 2))[..., None]
+  np.testing.assert_allclose(run("snow", severity)[index], expected.clip(0, 1), atol=1e-5)
 
 
 # Digital.
@@ -412,4 +402,5 @@ def test_jpeg_of_other_shapes_equals_pil(shape):
   result = jax.jit(CORRUPTIONS["jpeg_compression"])(KEY, levels.astype(np.float32) / 255, 5)
   expected = np.stack([
       jpeg_by_pil(image if depth == 3 else image[..., 0], 40) for image in levels])
-  assert np.abs(np.asarray(result) * 255 - expected.reshape(result.shape)).mean() < 0.15
+  difference = np.abs(np.asarray(result) * 255 - expected.reshape(result.shape))
+  assert difference.mean() < 0.5 and np.median(difference.mean((1, 2, 3))) < 0.05

@@ -66,7 +66,7 @@ def test_quarter_turn_of_an_oblong_image():
       apply("rotation", 90.0, jnp.asarray(image, jnp.float32)), expected)
 
 
-@pytest.mark.parametrize("degrees", [10.0, -37.5, 160.0])
+@pytest.mark.parametrize("degrees", [10.0, -37.5, 70.0, 160.0, 250.0])  # every quarter
 def test_rotation_equals_scipy(degrees):
   # SciPy turns the other way: from its first axis to its second.
   expected = per_channel(lambda plane: scipy.ndimage.rotate(

@@ -14,14 +14,15 @@ What differs from the published files, so that accuracies here are not those on 
 - No rounding to 8 bits, which the authors' files have at the end (downwards, half a level darker in
   the mean) and some corruptions in between; only `jpeg_compression` rounds, as JPEG does.
 - `frost` takes a procedural texture for the authors' photographs; its brightness and its grain are
-  chosen by eye and not measured from them: the least comparable of the 15.
-- `defocus_blur` and `elastic_transform` interpolate exactly, where OpenCV has fixed-point weights.
-- `shot_noise` has a JAX Poisson sampler, which the default PRNG alone supports.
+  a choice, not measured from them: the least comparable of the 15.
+- `elastic_transform` interpolates exactly, where OpenCV rounds places to 1/32 of a pixel.
+- `jpeg_compression` has an exact cosine transform where libjpeg's has fixed-point coefficients: a
+  coefficient now and then is rounded another way, 0.1 of 255 levels in the mean.
 
 What does not: `glass_blur` copies neighbours as the authors' code does (its exchange of two pixels
-by NumPy views overwrites one of them, and the paper's shuffle is no shuffle); ImageMagick's
-one-sided motion trail; SciPy's zoom, whose result is up to half a pixel off centre; libjpeg's
-roundings and its interpolation of colour.
+by NumPy views overwrites one of them, so that nothing is shuffled); ImageMagick's one-sided motion
+trail; SciPy's zoom and its slight shift off the centre; libjpeg's other roundings and its
+interpolation of colour.
 
 The constants are those for 32x32 pixels. On other sizes `elastic_transform`, `pixelate` and
 `zoom_blur` scale with the side, and `fog` and `frost` have the next power of two as their coarsest
@@ -32,9 +33,9 @@ treated as grey.
 
 The mean distortion, mean |corrupted - x|, grows with the severity save where the published
 constants themselves do not make it grow: `elastic_transform` (the affine jitter shrinks while the
-shifts grow), `frost` (from 4 on the image is darkened more than the frost adds), `glass_blur` (2 to
-3 and 4 to 5 blur more and shuffle no more) and `motion_blur` (3 and 4 differ in taps beyond six
-standard deviations, that is not at all).
+shifts grow), `frost` (from 4 on the image is darkened more than the frost adds), `glass_blur` (1 to
+3, and 4 to 5, blur more and move no pixel further) and `motion_blur` (3 and 4 differ in taps beyond
+six standard deviations, that is not at all).
 
 The files: `contract` (from an image to a batch), `linear` (filters that several share), `noise`,
 `blur`, `weather`, `digital`, `jpeg`.
