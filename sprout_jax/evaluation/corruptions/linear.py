@@ -1,0 +1,84 @@
+"""Linear filters of one axis as matrices, and motion blur: what several corruptions share.
+
+The matrices are made in NumPy when a function is traced and depend on the image's size alone; the
+tables have one entry per severity. A plane is filtered by `rows @ plane @ columns.T`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
+
+
+def both_axes(rows, image, columns):
+  """Filters each channel: out[y, x, c] = sum_ij rows[y, i] columns[x, j] image[i, j, c]."""
+  return jnp.einsum("yi,ijc,xj->yxc", rows, image, columns)
+
+
+@functools.cache
+def gaussian(size, stddevs, mode, truncate):
+  """[len(stddevs), size, size]: SciPy's Gaussian filters; `mode` and `truncate` as there."""
+  smooth = lambda stddev: scipy.ndimage.gaussian_filter1d(
+      np.eye(size), stddev, axis=0, mode=mode, truncate=truncate)
+  return np.stack([smooth(stddev) if stddev else np.eye(size) for stddev in stddevs])
+
+
+@functools.cache
+def clipped_zoom(size, factor):
+  """[size, size]: cuts the middle ceil(size / factor) pixels and zooms them linearly.
+
+  The first and last pixel of the cut stay the ends of a result of round(ceil(size / factor) *
+  factor) pixels, as in `scipy.ndimage.zoom`, of whose middle `size` pixels are kept.
+  """
+  kept = int(np.ceil(size / factor))
+  start = (size - kept) // 2
+  zoomed = scipy.ndimage.zoom(np.eye(size)[start : start + kept], (factor, 1), order=1)
+  start = (len(zoomed) - size) // 2
+  return zoomed[start : start + size]
+
+
+@functools.cache
+def box(size, between):
+  """[size, size]: a box filter down to `between` pixels, and each of these repeated, as in PIL."""
+  def resize(old, new):
+    reach = max(old / new, 1) / 2
+    offset = np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new
+    weights = (offset > -reach) & (offset <= reach)
+    return weights / weights.sum(1, keepdims=True)
+  return resize(between, size) @ resize(size, between)
+
+
+def motion_weights(radii_and_stddevs):
+  """[severities, taps]: half a Gaussian, exp(-t^2 / (2 stddev^2)) for t = 0 ... 2 radius, sum 1."""
+  taps = np.arange(2 * max(radius for radius, _ in radii_and_stddevs) + 1)
+  weights = np.stack([np.exp(-0.5 * (taps / stddev) ** 2) * (taps <= 2 * radius)
+                      for radius, stddev in radii_and_stddevs])
+  return weights / weights.sum(1, keepdims=True)
+
+
+def motion_blur(image, degrees, weights):
+  """sum_t weights[t] image[y + dy_t, x + dx_t]: a trail to one side, edge pixels repeated.
+
+  (dy_t, dx_t) = t (sin, cos), each rounded to whole pixels (halves down), as in ImageMagick.
+
+  Args:
+    image: [height, width, channels].
+    degrees: the trail's direction, scalar; 0 looks to the right, 90 down.
+    weights: [taps], from `motion_weights`.
+  """
+  height, width, _ = image.shape
+  pad = weights.shape[0] - 1
+  padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)), "edge")
+  steps = jnp.arange(pad + 1, dtype=jnp.float32)
+  angle = jnp.deg2rad(degrees)
+  offsets = jnp.ceil(steps[:, None] * jnp.stack([jnp.sin(angle), jnp.cos(angle)])[None] - 0.5)
+
+  def add(total, tap):
+    (dy, dx), weight = tap
+    shifted = jax.lax.dynamic_slice(padded, (pad + dy, pad + dx, 0), image.shape)
+    return total + weight * shifted, None
+
+  return jax.lax.scan(
+      add, jnp.zeros_like(image), (offsets.astype(jnp.int32), jnp.asarray(weights)))[0]
