@@ -2,9 +2,10 @@
 
     python launch.py --config configs/cifar10.py:model=vgg16,method=sprout --workdir DIR
 
-Measured so far (benchmarks/results/cifar10_*; JPEG re-encoded images, not pixel-exact; one seed): the
-small CNN after 15 epochs at rate 0.05, natural 64.4 % clean and 1.5 % under PGD-20 at epsilon 0.03,
-SPROUT 55.4 % and 5.3 %. The 200-epoch runs of the paper: not measured.
+Measured so far (JPEG re-encoded images, not pixel-exact; one seed): the small CNN after 10 epochs with
+AdamW, every method (`benchmarks/compare_methods.py cifar10`, benchmarks/results/methods/cifar10_*, table in
+README.md); VGG-16 with SPROUT for one epoch, which shows that it runs
+(benchmarks/results/cifar10_vgg16_sprout). The 200-epoch runs of the paper: not measured.
 
 Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method and penalty (rows of
 configs/methods.py), variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps its
