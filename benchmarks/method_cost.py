@@ -16,12 +16,13 @@ import timing
 
 from sprout_jax import methods
 
+GELU = {"model.activation": "gelu"}  # as compare_methods.py trains them
 ROWS = {name: dict(method=name) for name in methods.METHODS} | {
     "sprout_mean": dict(method="sprout", options={"method.draw": "mean"}),
     "sprout_released": dict(method="sprout", variant="released"),
-    "gradient_norm": dict(method="natural", penalty="gradient_norm"),
+    "gradient_norm": dict(method="natural", penalty="gradient_norm", options=GELU),
     "cure": dict(method="natural", penalty="cure"),
-    "sprout_gradient_norm": dict(method="sprout", penalty="gradient_norm"),
+    "sprout_gradient_norm": dict(method="sprout", penalty="gradient_norm", options=GELU),
     "pgd_awp": dict(method="pgd", options={"awp_gamma": 5e-3}),
 }
 
@@ -33,8 +34,7 @@ def main():
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--num_steps", type=int, default=2, help="steps per timing")
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--rows", default=",".join(name.replace(", ", "/") for name in ROWS),
-                      help="names of rows; write 'sprout/released' for 'sprout_released'")
+  parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated")
   parser.add_argument("--output", help="JSON file for the rows")
   args = parser.parse_args()
   if unknown := set(args.rows.split(",")) - set(ROWS):
