@@ -116,7 +116,7 @@ def success_fn(model, attack, norm, seed, mesh, num_inner=NUM_INNER):
                           indices=indices, num_draws=NUM_RANDOM)
     return jnp.stack([built, jnp.argmax(predict(adversarial), -1) == 1,
                       jnp.argmax(predict(random), -1) == 1,
-                      probes.excess(images, adversarial, epsilon, norm)], axis=-1)
+                      robustness.excess(images, adversarial, epsilon, norm)], axis=-1)
   return jax.jit(search, out_shardings=sharding.replicated(mesh))
 
 
@@ -155,7 +155,7 @@ def success(compiled, variables, images, indices, epsilon, batch_size, mesh):
   found = found[found[:, 0] > 0.5]
   if not len(found):
     return result | {"count": 0, "success": None, "random_success": None, "interval": None}
-  probes.refuse_excess(f"the attack of the binarisation test at epsilon {epsilon:g}", found[:, 3])
+  robustness.refuse_excess(f"the attack of the binarisation test at epsilon {epsilon:g}", found[:, 3])
   rate = statistics.proportion(found[:, 1].sum(), len(found))
   return result | {"count": len(found), "success": rate["accuracy"],
                    "random_success": float(found[:, 2].mean(dtype=np.float64)),

@@ -6,6 +6,7 @@ import numpy as np
 
 from sprout_jax import attacks
 from sprout_jax import sharding
+from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import select
@@ -34,21 +35,9 @@ def attack_fn(model, attack, norm, seed, mesh):
     adversarial = attack(jax.random.fold_in(robustness.root_key(seed), restart), predict, images,
                          labels, epsilon=epsilon, norm=norm, indices=indices)
     right = ~is_wrong(predict(adversarial), labels)
-    return jnp.stack([right, excess(images, adversarial, epsilon, norm)], axis=-1)
+    return jnp.stack([right, robustness.excess(images, adversarial, epsilon, norm)],
+                     axis=-1)
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
-
-
-def excess(images, adversarial, epsilon, norm):
-  """By how much perturbations exceed epsilon or pixels leave [0, 1]: float [batch], <= 0 if not."""
-  outside = jnp.max(jnp.maximum(adversarial - 1, -adversarial), axis=(1, 2, 3))
-  return jnp.maximum(attacks.NORMS[norm].size(adversarial - images) - epsilon, outside)
-
-
-def refuse_excess(name, excess_of):
-  """Raises RuntimeError if an attack left its threat model: its numbers would be worth nothing."""
-  if not np.max(excess_of) <= robustness.TOLERANCE:
-    raise RuntimeError(f"{name} exceeded its threat model by {np.max(excess_of):.2g}; this is a "
-                       "defect of the attack")
 
 
 def outcomes(compiled, variables, split, clean_correct, epsilon, batch_size, mesh, name,
@@ -81,7 +70,7 @@ def outcomes(compiled, variables, split, clean_correct, epsilon, batch_size, mes
           lambda images, labels, indices, restart=restart: compiled(
               variables, np.float32(epsilon), restart, to_float(images), labels, indices),
           (split.images[rows], split.labels[rows], rows.astype(np.int32)), batch_size, mesh)
-      refuse_excess(f"{name} at epsilon {epsilon:g}", found[:, 1])
+      robustness.refuse_excess(f"{name} at epsilon {epsilon:g}", found[:, 1])
       robust[rows] = found[:, 0] > 0.5
   return robust
 
@@ -135,7 +124,7 @@ def best_losses_fn(model, spec, mesh):
     begin = geometry.start(example_keys(key, indices), images, epsilon)
 
     def project(candidates):
-      return jnp.clip(images + geometry.project(candidates - images, epsilon), 0, 1)
+      return norms.project(candidates, images, epsilon, spec.norm)
 
     def step(carry, _):
       x, best = carry

@@ -51,6 +51,19 @@ def root_key(seed):
   return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
 
+def excess(images, adversarial, epsilon, norm):
+  """By how much perturbations exceed epsilon or pixels leave [0, 1]: float [batch], <= 0 if not."""
+  outside = jnp.max(jnp.maximum(adversarial - 1, -adversarial), axis=(1, 2, 3))
+  return jnp.maximum(attacks.NORMS[norm].size(adversarial - images) - epsilon, outside)
+
+
+def refuse_excess(name, excess_of):
+  """Raises RuntimeError if an attack left its threat model: its numbers would be worth nothing."""
+  if not np.max(excess_of) <= TOLERANCE:
+    raise RuntimeError(f"{name} exceeded its threat model by {np.max(excess_of):.2g}; this is a "
+                       "defect of the attack")
+
+
 def pgd_fn(model, spec, mesh):
   """Compiles (variables, epsilon, restart, images, labels, indices) -> [batch, 2] float32.
 
@@ -64,10 +77,8 @@ def pgd_fn(model, spec, mesh):
         jax.random.fold_in(root_key(spec.seed), restart), predict, images, labels,
         epsilon=epsilon, step_size=spec.step_size, num_steps=spec.num_steps, norm=spec.norm,
         loss=spec.loss, indices=indices)
-    size = attacks.NORMS[spec.norm].size(adversarial - images)
-    outside = jnp.max(jnp.maximum(adversarial - 1, -adversarial), axis=(1, 2, 3))
     right = jnp.argmax(predict(adversarial), axis=-1) == labels
-    return jnp.stack([right.astype(jnp.float32), jnp.maximum(size - epsilon, outside)], axis=-1)
+    return jnp.stack([right, excess(images, adversarial, epsilon, spec.norm)], axis=-1)
   return jax.jit(attack, out_shardings=sharding.replicated(mesh))
 
 
@@ -111,9 +122,7 @@ def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_siz
     if len(rows):
       outcome = accuracy.map_batches(
           fn, (split.images[rows], split.labels[rows], rows.astype(np.int32)), batch_size, mesh, on_batch)
-      if outcome[:, 1].max() > TOLERANCE:
-        raise RuntimeError(f"PGD at epsilon {epsilon:g} exceeded its threat model by "
-                           f"{outcome[:, 1].max():.2g}; this is a defect of the attack")
+      refuse_excess(f"PGD at epsilon {epsilon:g}", outcome[:, 1])
       robust[rows] = outcome[:, 0] > 0.5
     if restart == spec.num_restarts - 1:
       entries.append(spec.entry(float(epsilon), robust))

@@ -54,7 +54,7 @@ def brightness(images, factor):
   Raises:
     UserError: images that are not float or not of rank 4 (all functions of this module).
   """
-  _check(images)
+  check_images(images)
   return jnp.clip(images * _scalar(factor, images), 0, 1)
 
 
@@ -71,7 +71,7 @@ def contrast(images, factor):
   Returns:
     An array like `images`.
   """
-  _check(images)
+  check_images(images)
   mean = jnp.mean(luma(images), axis=(1, 2, 3), keepdims=True)
   factor = _scalar(factor, images)
   return jnp.clip(factor * images + (1 - factor) * mean, 0, 1)
@@ -89,7 +89,7 @@ def saturation(images, factor):
   Returns:
     An array like `images`.
   """
-  _check(images)
+  check_images(images)
   factor = _scalar(factor, images)
   return jnp.clip(factor * images + (1 - factor) * luma(images), 0, 1)
 
@@ -119,7 +119,7 @@ def rotate(images, degrees):
   Returns:
     An array like `images`: the canvas keeps its size.
   """
-  _check(images)
+  check_images(images)
   quarters = jnp.round(jnp.asarray(degrees, jnp.float32) / 90)
   rest = jnp.deg2rad(degrees - 90 * quarters)
   cos, sin = jnp.cos(rest), jnp.sin(rest)
@@ -139,7 +139,7 @@ def translate(images, dx, dy):
   Returns:
     An array like `images`.
   """
-  _check(images)
+  check_images(images)
   y, x = _centred(images)
   return _resample(images, y - dy, x - dx)
 
@@ -156,7 +156,7 @@ def scale(images, factor):
   Returns:
     An array like `images`.
   """
-  _check(images)
+  check_images(images)
   y, x = _centred(images)
   return _resample(images, y / factor, x / factor)
 
@@ -175,7 +175,7 @@ def blur(images, stddev):
   Returns:
     An array like `images`.
   """
-  _check(images)
+  check_images(images)
   rows, columns = (_gaussian_matrix(size, stddev) for size in images.shape[1:3])
   return jnp.clip(jnp.einsum("yi,bijc,xj->byxc", rows, images, columns, precision="highest"),
                   0, 1).astype(images.dtype)
@@ -225,7 +225,8 @@ TRANSFORMATIONS = {
 }
 
 
-def _check(images):
+def check_images(images):
+  """Raises UserError unless they are floats of rank 4."""
   if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
     raise UserError(f"images are {images.dtype} of shape {images.shape}; expected floats in "
                     "[0, 1], [batch, height, width, channels]")

@@ -9,6 +9,7 @@ import numpy as np
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import UserError
+from sprout_jax.evaluation.transformations import check_images
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -39,9 +40,7 @@ def at(severity, table):
 
 
 def _check(images, severity):
-  if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-    raise UserError(f"images are {images.dtype} of shape {images.shape}; expected floats in "
-                    "[0, 1], [batch, height, width, channels]")
+  check_images(images)
   if images.shape[-1] not in (1, 3) or min(images.shape[1:3]) < 8:
     raise UserError(f"images have shape {images.shape}; corruptions are defined for 1 or 3 "
                     "channels and at least 8x8 pixels")
