@@ -17,6 +17,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from configs import stored
 from sprout_jax import configuration
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
@@ -51,7 +52,7 @@ def main(argv):
   if MODE.value == "train":
     run.train(CONFIG.value, WORKDIR.value)
   elif MODE.value == "evaluate":
-    run.evaluate(WORKDIR.value, CONFIG.value)
+    run.evaluate(CONFIG.value or stored.get_config(WORKDIR.value), WORKDIR.value)
   else:
     run.show_report(WORKDIR.value.split(","))
 

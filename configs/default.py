@@ -7,11 +7,12 @@
 A config holds values only. The keys are locked: a misspelt one raises and names the nearest.
 Change a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean.
 Values are checked, before anything is compiled, in `sprout_jax.configuration`. The keys of the
-methods and penalties, with their meaning, are in `configs/methods.py`.
+methods and penalties are in `configs/methods.py`, those of the evaluations in `configs/evaluation.py`.
 """
 
 import ml_collections
 
+from configs import evaluation
 from configs import methods
 
 
@@ -78,27 +79,7 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.validation.step_size = 2 / 255  # in pixel units
   config.validation.num_steps = 10
 
-  config.evaluation = ml_collections.ConfigDict()
-  config.evaluation.checkpoint = "best"  # "best" on the validation split (without one: last) | "last"
-  config.evaluation.use_ema = False  # evaluate the moving average of the weights
-  config.evaluation.num_examples = 0  # test images under attack, a fixed random choice; 0 = all
-  config.evaluation.batch_size = 256  # images per compiled call, over all devices together
-  # "pgd" over a grid of radii | "autoattack": the ensemble, as the section auto_attack says.
-  config.evaluation.attacks = ("pgd",)
-  config.evaluation.norm = "linf"  # "linf" | "l2"
-  # PGD's radii, in pixel units.
-  config.evaluation.epsilons = tuple(round(0.005 * k, 3) for k in range(15))
-  config.evaluation.num_steps = 20
-  config.evaluation.step_size = 0.007  # in pixel units
-  config.evaluation.num_restarts = 1
-  config.evaluation.loss = "cross_entropy"  # "cross_entropy" | "margin"
-  config.evaluation.seed = 0  # of the random starts, and of AutoAttack
-  config.evaluation.auto_attack = ml_collections.ConfigDict()
-  # "standard" | "plus", or one of its attacks: "apgd-ce" | "apgd-dlr" | "apgd-t" | "fab" | "fab-t" |
-  # "square". The norm is that above.
-  config.evaluation.auto_attack.version = "standard"
-  config.evaluation.auto_attack.epsilons = (8 / 255,)  # radii in pixel units
-
+  config.evaluation = evaluation.get_config()
   config.method = methods.build(methods.METHOD_OPTIONS, "method", method, variant)
   config.penalty = methods.build(methods.PENALTY_OPTIONS, "penalty", penalty)
   return config.lock()

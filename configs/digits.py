@@ -33,4 +33,8 @@ def get_config(arguments=""):
   config.checkpoint.every_epochs = 10
   config.evaluation.epsilons = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
   config.evaluation.step_size = 0.03
+  config.evaluation.epsilon = 0.1
+  config.evaluation.auto_attack.epsilons = (0.1,)
+  config.evaluation.strength.num_examples = 100
+  config.evaluation.smoothing.update(num_examples=100, n=10_000)
   return config

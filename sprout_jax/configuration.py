@@ -9,11 +9,11 @@ import math
 
 import ml_collections
 
-from sprout_jax import attacks
 from sprout_jax import records
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
+from sprout_jax.evaluation import options as evaluation_options
 from sprout_jax.training import optimizers
 
 # What may differ between two runs in one workdir: it does not change the trained parameters.
@@ -62,43 +62,24 @@ def validate(config):
       ("optimizer.decay_factor", 0, 1), ("optimizer.accumulate_steps", 1, inf),
       ("checkpoint.every_epochs", 1, inf), ("checkpoint.every_steps", 0, inf),
       ("checkpoint.keep", 1, inf),
-      ("evaluation.num_examples", 0, inf), ("evaluation.batch_size", 1, inf),
-      ("evaluation.num_steps", 0, inf), ("evaluation.step_size", 1e-6, inf),
-      ("evaluation.num_restarts", 1, inf), ("evaluation.seed", 0, 2**32 - 1)):
+      ("evaluation.batch_size", 1, inf)):
     check_range(f"config.{key}", _get(config, key), low, high)
   check_range("config.optimizer.warmup_epochs", config.optimizer.warmup_epochs, 0, config.num_epochs,
               unit="(config.num_epochs)")
   for key, choices in (
       ("optimizer.name", optimizers.OPTIMIZERS), ("optimizer.schedule", optimizers.SCHEDULES),
-      ("evaluation.checkpoint", ("best", "last")), ("evaluation.norm", attacks.NORMS),
-      ("evaluation.loss", attacks.LOSSES)):
+      ("evaluation.checkpoint", ("best", "last"))):
     check_choice(f"config.{key}", _get(config, key), choices)
   if not config.optimizer.learning_rate:
     raise UserError("config.optimizer.learning_rate is 0; nothing would be learned")
-  for name in config.evaluation.attacks:
-    check_choice("config.evaluation.attacks: an entry", name, ("pgd", "autoattack"))
-  check_choice("config.evaluation.auto_attack.version", config.evaluation.auto_attack.version,
-               # A model that draws random numbers is not what is trained here.
-               [*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS])
-  for key in ("evaluation.epsilons", "evaluation.auto_attack.epsilons"):
-    _check_radii(f"config.{key}", _get(config, key), 1 if config.evaluation.norm == "linf" else inf)
   optimizers.check_schedule(config.optimizer, config.num_epochs)
   if config.validation.epsilon and not config.dataset.validation_fraction:
     raise UserError("config.validation.epsilon needs images to validate on: set e.g. "
                     "--config.dataset.validation_fraction=0.1 (it is 0)")
+  evaluation_options.validate(config.evaluation)
   if config.evaluation.use_ema and not config.ema_decay:
     raise UserError("config.evaluation.use_ema needs an average to use: set e.g. "
                     "--config.ema_decay=0.999 (it is 0 = off)")
-
-
-def _check_radii(key, epsilons, largest):
-  """Raises UserError unless the radii are within bounds and ascend."""
-  if not epsilons:
-    raise UserError(f"{key} is empty; give radii, e.g. (0.0, 0.03)")
-  for epsilon in epsilons:
-    check_range(f"{key}: an entry", epsilon, 0, largest, unit="(pixels are in [0, 1])")
-  if list(epsilons) != sorted(set(epsilons)):
-    raise UserError(f"{key} is {tuple(epsilons)}; the radii must be different and ascend")
 
 
 def _get(config, dotted):
@@ -143,6 +124,12 @@ def loads(text):
       return {key: tuples(entry) for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value
   return ml_collections.ConfigDict(records.complete(tuples(json.loads(text)))).lock()
+
+
+def known(values, section):
+  """The entries of a config section that another has too, below it likewise."""
+  return {key: known(value, section[key]) if isinstance(value, ml_collections.ConfigDict) else value
+          for key, value in values.items() if key in section}
 
 
 def unknown_key(config, dotted):

@@ -8,16 +8,16 @@ ADDED_TO_CONFIGS = {
     "awp_gamma": 0.0,
     "penalty": {"name": "none"},
     "validation": {"epsilon": 0.0, "step_size": 2 / 255, "num_steps": 10},
-    "evaluation": {"attacks": ("pgd",),
-                   "auto_attack": {"version": "standard", "epsilons": (8 / 255,)}},
 }
 
 
 def complete(config):
-  """A config's dictionary with what those of earlier versions lack."""
-  return ADDED_TO_CONFIGS | config | {
-      "evaluation": ADDED_TO_CONFIGS["evaluation"] | config.get("evaluation", {})}
-
+  """A config's dictionary with what those of earlier versions lack, but for the evaluation's options."""
+  evaluation = dict(config["evaluation"])
+  names = {"autoattack": "auto_attack"}
+  attacks = evaluation.pop("attacks", ("pgd",))
+  evaluation = {"after_training": tuple(names.get(name, name) for name in attacks)} | evaluation
+  return ADDED_TO_CONFIGS | config | {"evaluation": evaluation}
 
 
 def read_metrics(workdir):
@@ -40,4 +40,5 @@ def read_results(workdir):
   results = json.loads(path.read_text())
   results["config"] = complete(results["config"])
   results["checkpoint"] = {"selected_by": "clean validation accuracy"} | results["checkpoint"]
+  results = {"evaluations": {}, "checks": []} | results
   return results

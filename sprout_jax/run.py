@@ -5,10 +5,9 @@ workdir, devices, data, model) is checked; the workdir is claimed; the loop trai
 weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
 """
 
-import hashlib
+import dataclasses
 import json
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,15 @@ from sprout_jax import statistics
 from sprout_jax import workdir as workdir_lib
 from sprout_jax.data import array_cache
 from sprout_jax.errors import UserError
+from sprout_jax.evaluation import EVALUATIONS
 from sprout_jax.evaluation import accuracy
-from sprout_jax.evaluation import ensemble
+from sprout_jax.evaluation import checks
+from sprout_jax.evaluation import options as evaluation_options
 from sprout_jax.evaluation import robustness
-from sprout_jax.progress import Progress
+from sprout_jax.evaluation import subject as subject_lib
+from sprout_jax.evaluation.store import Store
+from sprout_jax.progress import format_seconds
+from sprout_jax.report import wording
 from sprout_jax.training import checkpoints
 from sprout_jax.training import loop
 
@@ -65,7 +69,7 @@ def train(config, workdir):
   if not finished:
     _say("Stopped by a signal; everything is saved. The same command continues.")
     return False
-  _evaluate(config, workdir, dataset, model, mesh, reuse=True)
+  _evaluate(config, workdir, dataset, model, mesh, config.evaluation.after_training)
   return True
 
 
@@ -98,104 +102,126 @@ def _selection(config):
           f"of {options.step_size:g}, one start")
 
 
-def evaluate(workdir, config=None):
-  """Evaluates a trained workdir; with a config, as its `evaluation` section says.
+def evaluate(config, workdir):
+  """Evaluates a trained workdir as `config.evaluation` says; what is there already is not repeated.
 
   Raises:
     UserError: wrong input, or nothing was trained there.
   """
-  stored = workdir_lib.read_config(workdir)
-  if config is not None:
-    workdir_lib.check_owner(workdir, config)
-  config = config or stored
+  workdir_lib.read_config(workdir)  # there must be one
+  workdir_lib.check_owner(workdir, config)
   configuration.validate(config)
   cache_compilations()
   mesh = _mesh(config)
   dataset = _load(config)
-  _evaluate(config, workdir, dataset, _model(config, dataset), mesh, reuse=False)
+  _evaluate(config, workdir, dataset, _model(config, dataset), mesh, config.evaluation.evaluations)
 
 
-def _evaluate(config, workdir, dataset, model, mesh, *, reuse):
-  """Evaluates the selected checkpoint and reports; may reuse a results.json of the very same."""
-  start, options = time.monotonic(), config.evaluation
+def _evaluate(config, workdir, dataset, model, mesh, names):
+  """Runs evaluations of the selected checkpoint, as far as they are not there, and reports."""
+  evaluation = config.evaluation
   variables, step = _selected_variables(config, workdir, model, dataset, mesh)
-  digest = checkpoints.sha256(variables)
-  earlier = records.read_results(workdir) if reuse else None
-  if not (earlier and earlier["parameters_sha256"] == digest
-          and earlier["versions"] == workdir_lib.versions()
-          and earlier["dataset"]["fingerprint"] == dataset.fingerprint
-          and configuration.flatten(earlier["config"]) == configuration.flatten(config)):
-    correct = accuracy.correct_fn(model, mesh)
-    clean = accuracy.evaluate(correct, variables, dataset.test, options.batch_size, mesh)
-    split = robustness.select(dataset.test, options.num_examples)
-    on_split = clean if split is dataset.test else accuracy.evaluate(
-        correct, variables, split, options.batch_size, mesh)
-    attacks = []
-    if "pgd" in options.attacks:
-      attacks += _pgd(options, model, variables, split, on_split, mesh)
-    if "autoattack" in options.attacks:
-      attacks += _auto_attack(options, model, variables, split, pathlib.Path(workdir),
-                              [digest, dataset.fingerprint, options.num_examples, workdir_lib.versions()])
-    history = records.read_metrics(workdir)
-    validated = any(record["split"] == "validation" for record in history)
-    results = {
-        "clean": statistics.proportion(clean.sum(), len(clean)),
-        "attacks": attacks,
-        "parameters_sha256": digest,
-        "config": config.to_dict(),
-        "versions": workdir_lib.versions(),
-        "wall_seconds": time.monotonic() - start,
-        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
-                    "provenance": dataset.provenance},
-        "checkpoint": {"which": options.checkpoint if validated else "last", "step": step,
-                       "selected_by": _selection(config) if validated else "",
-                       "weights": "ema" if options.use_ema else "raw"},
-        "training": {"seconds": sum(record.get("seconds", 0) for record in history),
-                     "steps": max((record["step"] for record in history), default=step),
-                     "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
-                                              default=0),
-                     "planned_steps": config.num_epochs * loop.steps_per_epoch(config, dataset)},
-    }
-    if jax.process_index() == 0:
-      path = pathlib.Path(workdir) / "results.json"
-      if path.exists():
-        path.replace(path.with_name("results_previous.json"))
-        _say("the earlier results.json is now results_previous.json")
-      workdir_lib.write_json(path, results)
+  digest, history = checkpoints.sha256(variables), records.read_metrics(workdir)
+  subject = subject_lib.Subject(
+      model=model, variables=variables, test=dataset.test, num_classes=dataset.num_classes,
+      class_names=dataset.class_names, batch_size=evaluation.batch_size, mesh=mesh,
+      logits=subject_lib.checked_logits(model, variables, dataset.test, evaluation.batch_size, mesh),
+      beta=_learned_beta(history, step), memo=None, load=lambda other: _source(other, dataset, mesh),
+      load_corrupted=lambda corruption, severity: data.load_test(
+          f"{config.dataset.name}_corrupted/{corruption}_{severity}", data_dir=config.dataset.data_dir,
+          cache_dir=config.dataset.cache_dir))
+  store = Store(workdir, [digest, dataset.fingerprint, workdir_lib.versions()])
+  options = {name: evaluation_options.options(name, evaluation) for name in EVALUATIONS}
+  base = _base_results(config, dataset, subject, digest, step, history)
+  for number, name in enumerate(names):
+    if store.read(name, options[name]):
+      _say(f"{name}: is there already")
+      continue
+    _say(f"{name} ({number + 1} of {len(names)})")
+    found = store.run(name, options[name], lambda memo, name=name: EVALUATIONS[name](
+        dataclasses.replace(subject, memo=memo), **options[name]))
+    _say(f"{name}: {format_seconds(found['wall_seconds'])}")
+    _write_results(workdir, base, store, options)  # so that a kill leaves what is known
+  _write_results(workdir, base, store, options)
   if jax.process_index() == 0:
     print(report.run(workdir), flush=True)
 
 
-def _pgd(options, model, variables, split, clean_correct, mesh):
-  spec = robustness.PgdSpec(norm=options.norm, num_steps=options.num_steps,
-                            step_size=options.step_size, num_restarts=options.num_restarts,
-                            loss=options.loss, seed=options.seed)
-  progress = Progress(len(clean_correct) * len(options.epsilons) * options.num_restarts, 0, "images",
-                      f"pgd-{spec.num_steps}", enabled=jax.process_index() == 0)
-  attacks = robustness.pgd_curve(
-      robustness.pgd_fn(model, spec, mesh), variables, split, clean_correct, spec, options.epsilons,
-      options.batch_size, mesh, progress.update)
-  progress.close()
-  return attacks
+def _base_results(config, dataset, subject, digest, step, history):
+  """What results.json says of a run before any attack."""
+  options = config.evaluation
+  validated = any(record["split"] == "validation" for record in history)
+  seconds = sum(record.get("seconds", 0) for record in history)
+  steps = max((record["step"] for record in history), default=step)
+  per_epoch = loop.steps_per_epoch(config, dataset)
+  return {
+      "clean": statistics.proportion(subject.correct.sum(), len(subject.correct)),
+      "parameters_sha256": digest,
+      "config": config.to_dict(),
+      "versions": workdir_lib.versions(),
+      "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
+                  "provenance": dataset.provenance, "class_names": list(dataset.class_names)},
+      "checkpoint": {"which": options.checkpoint if validated else "last", "step": step,
+                     "selected_by": _selection(config) if validated else "",
+                     "weights": "ema" if options.use_ema else "raw"},
+      "training": {"seconds": seconds, "steps": steps,
+                   "seconds_per_epoch": seconds * per_epoch / steps if seconds else None,
+                   "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
+                                            default=0),
+                   "planned_steps": config.num_epochs * per_epoch},
+  }
 
 
-def _auto_attack(options, model, variables, split, workdir, identity):
-  # What else decides about the numbers names the folder: another state is another folder.
-  folder = workdir / "attacks" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-  bars = {}
+def _write_results(workdir, base, store, options):
+  """Writes results.json of all that is stored for this config, and keeps the one before it."""
+  if jax.process_index() != 0:
+    return
+  stored = {name: found for name, found in ((name, store.read(name, options[name])) for name in options)
+            if found}
+  in_attacks = ("pgd", "auto_attack")  # whose entries other tools read in "attacks"
+  attacks = [entry for name in in_attacks if name in stored for entry in stored[name].pop("entries")]
+  findings = [finding | {"evaluation": name} for name, found in stored.items()
+              for finding in found.pop("findings", ())]
+  findings += [finding | {"evaluation": "pgd"} for finding in checks.gaps(attacks)]
+  results = base | {"attacks": attacks, "checks": findings, "evaluations": stored,
+                    "wall_seconds": sum(found["wall_seconds"] for found in stored.values())}
+  path = pathlib.Path(workdir) / "results.json"
+  results = json.loads(json.dumps(results))
+  earlier = json.loads(path.read_text()) if path.exists() else None
+  if results == earlier:
+    return
+  # What only has more in it replaces nothing.
+  if earlier and not _extends(results, earlier):
+    path.replace(path.with_name("results_previous.json"))
+    _say("the earlier results.json is now results_previous.json")
+  workdir_lib.write_json(path, results)
 
-  def on_progress(epsilon, now):
-    name = f"{now.attack}, epsilon {epsilon:g}"
-    if name not in bars:
-      bars[name] = Progress(now.total, int(now.work), "images", name, enabled=jax.process_index() == 0)
-    bars[name].update(int(now.work), f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust")
-    if now.done == now.total:
-      bars[name].close()
 
-  return ensemble.entries(
-      model, variables, split, version=options.auto_attack.version, norm=options.norm,
-      epsilons=options.auto_attack.epsilons, seed=options.seed, batch_size=options.batch_size,
-      folder=folder, on_progress=on_progress)
+def _extends(results, earlier):
+  """Whether nothing of an earlier results.json is missing from a later one."""
+  return (results["parameters_sha256"] == earlier["parameters_sha256"]
+          and all(entry in results["attacks"] for entry in earlier["attacks"])
+          and all(results["evaluations"].get(name) == found
+                  for name, found in earlier.get("evaluations", {}).items()))
+
+
+def _learned_beta(history, step):
+  """SPROUT's beta as it was recorded last before a step; None for what learns none."""
+  found = [record["beta"] for record in history if "beta" in record and record["step"] <= step]
+  return found[-1] if found else None
+
+
+def _source(workdir, dataset, mesh):
+  """The selected weights of another run on the same data, to transfer attacks from."""
+  config = workdir_lib.read_config(workdir)
+  model = _model(config, dataset)
+  try:
+    variables, _ = _selected_variables(config, workdir, model, dataset, mesh)
+  except UserError as error:
+    raise UserError(f"config.evaluation.transfer.sources: {workdir} cannot be loaded; do its classes and "
+                    f"image size differ? ({error})") from error
+  return subject_lib.Source(workdir, wording.label({"config": config.to_dict()}), checkpoints.sha256(variables), model,
+                            variables)
 
 
 def show_report(workdirs):

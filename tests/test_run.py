@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from configs import stored
 from sprout_jax import configuration
 from sprout_jax import records
 from sprout_jax import run
@@ -60,14 +61,26 @@ def test_autoattack_of_a_trained_model(tmp_path):
 
 
 def test_files_of_earlier_versions_can_be_read(tmp_path):
-  """A config from before penalties, AWP and validation under attack amounts to none of them."""
+  """A config from before penalties, AWP, validation under attack and the table of evaluations."""
   config = default.get_config("natural")
-  old = {key: value for key, value in config.to_dict().items()
-         if key == "evaluation" or key not in records.ADDED_TO_CONFIGS}
-  for key in records.ADDED_TO_CONFIGS["evaluation"]:
-    del old["evaluation"][key]
-  assert configuration.loads(json.dumps(old)) == config
+  config.evaluation.num_steps = 7
+  old = {key: value for key, value in config.to_dict().items() if key not in records.ADDED_TO_CONFIGS}
+  kept = ("checkpoint", "use_ema", "batch_size", "num_examples", "norm", "epsilons", "num_steps", "step_size",
+          "num_restarts", "loss", "seed")
+  old["evaluation"] = {key: old["evaluation"][key] for key in kept}
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  assert stored.get_config(tmp_path) == config
+  assert not configuration.differences(configuration.loads(json.dumps(old)), config)
+  old["evaluation"] |= {"attacks": ["pgd", "autoattack"],
+                        "auto_attack": {"version": "plus", "epsilons": [0.5]}}
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  evaluation = stored.get_config(tmp_path).evaluation
+  assert evaluation.after_training == ("pgd", "auto_attack") and evaluation.num_steps == 7
+  assert evaluation.auto_attack.version == "plus" and evaluation.auto_attack.epsilons == (0.5,)
+  configuration.validate(stored.get_config(tmp_path))
+
   (tmp_path / "results.json").write_text(json.dumps({"config": old, "checkpoint": {"which": "best"}}))
   results = records.read_results(tmp_path)
-  assert configuration.flatten(results["config"]) == configuration.flatten(config)
+  assert results["config"]["penalty"] == {"name": "none"}
   assert results["checkpoint"]["selected_by"] == "clean validation accuracy"
+  assert results["evaluations"] == {} and results["checks"] == []

@@ -85,15 +85,15 @@ def check_arguments(names, known, choices, norm, epsilon, images, labels, batch_
     raise ValueError(f"auto_attack: epsilon is {epsilon!r}; it must be finite and at least 0")
 
 
-def check_outputs(logits, labels):
+def check_outputs(logits, labels, who="auto_attack"):
   """Raises ValueError where the clean outputs cannot be logits of these labels."""
   if not np.isfinite(logits).all():
-    raise ValueError("auto_attack: `predict` gives outputs that are not finite on the clean images")
+    raise ValueError(f"{who}: `predict` gives outputs that are not finite on the clean images")
   if logits.shape[-1] < 2:
-    raise ValueError("auto_attack: `predict` gives one output per image; it needs at least 2 classes")
+    raise ValueError(f"{who}: `predict` gives one output per image; it needs at least 2 classes")
   if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-    raise ValueError(f"auto_attack: labels range from {labels.min()} to {labels.max()}, but "
+    raise ValueError(f"{who}: labels range from {labels.min()} to {labels.max()}, but "
                      f"`predict` has {logits.shape[-1]} classes")
   if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 0.01:
-    raise ValueError("auto_attack: the outputs of `predict` are probabilities (they sum to 1); give the "
+    raise ValueError(f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
                      "logits before the softmax, or their gradients vanish and the model looks robust")

@@ -11,7 +11,8 @@ from sprout_jax.attacks.attack import example_keys
 
 # The log odds are a monotone function of the cross-entropy: the same steps and the same best
 # iterate, but a gradient that does not vanish on confident models.
-LOSSES = {"cross_entropy": losses.log_odds, "margin": losses.margin}
+LOSSES = {"cross_entropy": losses.log_odds, "margin": losses.margin,
+          "dlr": losses.difference_of_logits_ratio}  # at least 3 classes
 
 
 # Where a run starts within the ball: (keys [batch], images, epsilon, geometry) -> perturbation.

@@ -50,3 +50,12 @@ def load(name, *, data_dir="", cache_dir="", train_split="train", test_split="te
                                embedded=tuple(DATASETS))
   check(dataset)  # before holding out: a wrong set is named, not a wrong fraction
   return hold_out(dataset, validation_fraction)
+
+
+def load_test(name, *, data_dir="", cache_dir=""):
+  """Returns the Split "test" of a TFDS set that may have no other; arguments as in `load`.
+
+  Raises:
+    UserError: set not found, or of another kind.
+  """
+  return tfds_source.load_split(name, "test", data_dir=data_dir, cache_dir=cache_dir)

@@ -58,18 +58,7 @@ def load(name, *, data_dir, cache_dir, train_split, test_split, embedded=()):
   Arguments as in `sprout_jax.data.load`. Images are uint8 [n, h, w, c], in the order of the
   prepared files. `embedded` are further names to mention when `name` is unknown. Raises UserError.
   """
-  directory = data_directory(data_dir)
-  folder = array_cache.directory(cache_dir)
-  splits = (train_split, test_split)
-  stems = [_stem(name, split, directory) for split in splits]
-  identity = _identity(directory, name)
-  parts = [array_cache.read(folder, stem, identity) for stem in stems]
-  if None in parts:
-    builder = open_builder(name, directory, embedded)
-    identity = _identity(directory, name)  # after preparing, before reading
-    for i, split in enumerate(splits):
-      if parts[i] is None:
-        parts[i] = array_cache.write(folder, stems[i], identity, *_decode_split(builder, split))
+  parts = _read(name, (train_split, test_split), data_dir, cache_dir, embedded)
   (train, train_digests, about), (test, test_digests, test_about) = parts
   if _overlap(about["records"], test_about["records"]):
     raise UserError(f"train_split={train_split!r} and test_split={test_split!r} of {name!r} share "
@@ -80,6 +69,28 @@ def load(name, *, data_dir, cache_dir, train_split, test_split, embedded=()):
       num_classes=len(about["class_names"]), class_names=tuple(about["class_names"]),
       fingerprint=dataset.fingerprint(train_digests + test_digests),
       provenance=f"{about['source']}, splits {train_split!r} and {test_split!r}{note}.")
+
+
+def load_split(name, split, *, data_dir, cache_dir):
+  """Returns one Split of a set; arguments as in `load`. Raises UserError."""
+  (found, _, _), = _read(name, (split,), data_dir, cache_dir, ())
+  return found
+
+
+def _read(name, splits, data_dir, cache_dir, embedded):
+  """Returns (Split, digests, about) per split expression, from the cache or decoded."""
+  directory = data_directory(data_dir)
+  folder = array_cache.directory(cache_dir)
+  stems = [_stem(name, split, directory) for split in splits]
+  identity = _identity(directory, name)
+  parts = [array_cache.read(folder, stem, identity) for stem in stems]
+  if None in parts:
+    builder = open_builder(name, directory, embedded)
+    identity = _identity(directory, name)  # after preparing, before reading
+    for i, split in enumerate(splits):
+      if parts[i] is None:
+        parts[i] = array_cache.write(folder, stems[i], identity, *_decode_split(builder, split))
+  return parts
 
 
 def open_builder(name, directory, embedded=()):

@@ -50,6 +50,12 @@ def predict_fn(model, variables):
   return jax.tree_util.Partial(predict, variables)
 
 
+def logits_fn(model, mesh):
+  """Compiles (variables, images) -> logits [batch, classes], for `map_batches`."""
+  return jax.jit(lambda variables, images: predict_fn(model, variables)(images),
+                 out_shardings=sharding.replicated(mesh))
+
+
 def correct_fn(model, mesh):
   """Compiles (variables, images, labels) -> [batch] bool, whether the largest logit is the label's."""
   def correct(variables, images, labels):

@@ -4,6 +4,8 @@
 Evaluations", NeurIPS 2022.)
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.data import to_float
 from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation import checks
 from sprout_jax.evaluation import probes
 from sprout_jax.evaluation import robustness
 from sprout_jax.models import layers
@@ -160,3 +163,16 @@ def success(compiled, variables, images, indices, epsilon, batch_size, mesh):
   return result | {"count": len(found), "success": rate["accuracy"],
                    "random_success": float(found[:, 2].mean(dtype=np.float64)),
                    "interval": rate["interval"]}
+
+
+def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, loss, num_inner, seed):
+  """Row "binarization" of `EVALUATIONS`: PGD as it is reported, one start, against planted examples."""
+  name = f"PGD-{num_steps}"
+  attack = functools.partial(attacks.pgd, step_size=step_size, num_steps=num_steps, loss=loss)
+  images = subject.select(num_examples)
+  # All points of a slice's images are in memory at once.
+  per_slice = min(16 * subject.mesh.size, subject.batch_size)
+  found = success(success_fn(subject.model, attack, norm, seed, subject.mesh, num_inner),
+                  subject.variables, images.split.images, images.rows, epsilon, per_slice, subject.mesh)
+  return {**found, "attack": f"{name}, {norm}, {loss}, steps of {step_size:g}, one random start",
+          "findings": [checks.binarization(found, name)]}

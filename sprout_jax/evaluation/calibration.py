@@ -1,17 +1,8 @@
 """Calibration: whether the model is right as often as it says."""
 
-import jax
 import numpy as np
 
-from sprout_jax import sharding
 from sprout_jax import statistics
-from sprout_jax.evaluation import accuracy
-
-
-def logits_fn(model, mesh):
-  """Compiles (variables, images) -> logits [batch, classes], for `accuracy.map_batches`."""
-  return jax.jit(lambda variables, images: accuracy.predict_fn(model, variables)(images),
-                 out_shardings=sharding.replicated(mesh))
 
 
 def calibration(logits, labels, num_bins=15):
@@ -68,3 +59,8 @@ def calibration(logits, labels, num_bins=15):
           "brier": float(((probabilities - targets) ** 2).sum(-1).mean()),
           "confidence": float(confidence.mean()),
           **statistics.proportion(right.sum(), len(right)), "num_bins": num_bins, "bins": bins}
+
+
+def evaluate(subject, *, num_bins):
+  """Row "calibration" of `EVALUATIONS`: on the whole test set."""
+  return calibration(subject.logits, subject.test.labels, num_bins)

@@ -189,6 +189,22 @@ def gap(pgd_accuracy, auto_attack_accuracy):
   return _finding("gap", points, GAP_POINTS, text, [] if passed else ["pgd"])
 
 
+def gaps(entries):
+  """`gap` for each radius at which PGD and AutoAttack ran on as many images, in the same norm.
+
+  Args:
+    entries: results.json's "attacks".
+  """
+  pgd = {(e["norm"], e["epsilon"], e["count"]): e for e in entries if e["name"].startswith("pgd")}
+  found = []
+  for entry in entries:
+    threat = entry["norm"], entry["epsilon"], entry["count"]
+    if len(entry.get("per_attack", ())) > 1 and threat in pgd:
+      finding = gap(pgd[threat]["accuracy"], entry["accuracy"])
+      found.append(finding | {"concerns": [f"epsilon {entry['epsilon']:g}"] * bool(finding["concerns"])})
+  return found
+
+
 def binarization(result, name="the attack"):
   """The attack must find adversarial examples that are known to be there.
 

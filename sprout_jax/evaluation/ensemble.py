@@ -1,5 +1,6 @@
 """AutoAttack on a trained model: entries of results.json, and the state that a kill leaves."""
 
+import contextlib
 import functools
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 from sprout_jax import attacks
 from sprout_jax.data import to_float
 from sprout_jax.evaluation import accuracy
+from sprout_jax.evaluation import checks
 from sprout_jax.evaluation import robustness
 
 
@@ -17,7 +19,7 @@ def entries(model, variables, split, *, version, norm, epsilons, seed, batch_siz
 
   Args:
     model, variables: the Flax module and its variables.
-    split: the images, from `robustness.select`.
+    split: the images, from `Subject.select`.
     version, norm, batch_size: as in `attacks.auto_attack`.
     epsilons: radii in pixel units.
     seed: of the attacks' random numbers.
@@ -46,3 +48,24 @@ def entries(model, variables, split, *, version, norm, epsilons, seed, batch_siz
         "per_attack": {name: float(robust.mean()) for name, robust in result.per_attack.items()},
         "spec": result.spec})
   return found
+
+
+def evaluate(subject, *, num_examples, norm, version, epsilons, seed):
+  """Row "auto_attack" of `EVALUATIONS`; each radius continues within an attack after a kill."""
+  split = subject.select(num_examples).split
+  with contextlib.ExitStack() as stack:
+    bars = {}
+
+    def on_progress(epsilon, now):
+      name = f"{now.attack}, epsilon {epsilon:g}"
+      if name not in bars:
+        bars[name] = stack.enter_context(subject.progress(name, now.total))
+      bars[name](int(now.work), f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust")
+
+    found = [entry for epsilon in epsilons for entry in subject.memo(
+        f"epsilon {epsilon!r}", lambda epsilon=epsilon: entries(
+            subject.model, subject.variables, split, version=version, norm=norm, epsilons=[epsilon],
+            seed=seed, batch_size=subject.batch_size, folder=subject.memo.folder,
+            on_progress=on_progress))]
+  return {"entries": found, "findings": [
+      checks.square(entry["per_attack"]) for entry in found if "square" in list(entry["per_attack"])[1:]]}

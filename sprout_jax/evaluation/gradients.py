@@ -149,3 +149,14 @@ def health(compiled, variables, images, labels, num_classes, batch_size, mesh):
 
 def _fitting(num_classes):
   return {name: row for name, row in LOSSES.items() if num_classes >= row[0]}
+
+
+def evaluate(subject, *, num_examples, noise_stddev, mixup_alpha, label_weight, beta_weight, num_draws,
+             seed):
+  """Row "gradients" of `EVALUATIONS`: the cosines, with the learned beta where there is one."""
+  split = subject.select(num_examples).split
+  return diversity(
+      cosine_fn(subject.model, subject.mesh), subject.variables, split.images, split.labels,
+      num_classes=subject.num_classes, stddev=noise_stddev, mixup_alpha=mixup_alpha,
+      label_weight=label_weight, beta_weight=beta_weight, beta=subject.beta, num_draws=num_draws,
+      seed=seed, batch_size=subject.batch_size, mesh=subject.mesh)

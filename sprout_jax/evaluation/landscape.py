@@ -66,3 +66,12 @@ def landscape(surface, variables, images, labels, indices, a, b, seed, batch_siz
           "loss": values.mean(0).tolist(), "per_image": values.tolist(),
           "indices": np.asarray(indices).tolist(), "count": len(values), "seed": seed,
           "clipped": False}
+
+
+def evaluate(subject, *, num_examples, epsilon, num_points, seed):
+  """Row "landscape" of `EVALUATIONS`: the mean surface over [-epsilon, epsilon]^2."""
+  images, grid = subject.select(num_examples), np.linspace(-epsilon, epsilon, num_points)
+  found = landscape(surface_fn(subject.model, seed, subject.mesh), subject.variables,
+                    images.split.images, images.split.labels, images.rows, grid, grid, seed,
+                    subject.batch_size, subject.mesh)
+  return {key: value for key, value in found.items() if key not in ("per_image", "indices")}

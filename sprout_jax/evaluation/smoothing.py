@@ -161,3 +161,20 @@ def result(spec, outcomes, labels, grid):
       "curve": [{"radius": float(radius),
                  **statistics.proportion((right & (radii > radius)).sum(), len(right))}
                 for radius in grid]}
+
+
+def evaluate(subject, *, num_examples, sigma, n0, n, alpha, radii, seed):
+  """Row "smoothing" of `EVALUATIONS`: certified accuracy; images in slices, which a kill leaves."""
+  spec = SmoothingSpec(sigma, n0, n, alpha, seed)
+  images = subject.select(num_examples)
+  per_slice = min(8 * subject.mesh.size, subject.batch_size)
+  compiled = counts_fn(subject.model, spec, max(1, subject.batch_size // per_slice), subject.mesh)
+  outcomes = []
+  with subject.progress("smoothing", len(images.rows)) as bar:
+    for start in range(0, len(images.rows), per_slice):
+      part = slice(start, start + per_slice)
+      outcomes += subject.memo(f"images from {start}, {per_slice}", lambda part=part: certify(
+          compiled, subject.variables, images.split.images[part], images.rows[part], spec, per_slice,
+          subject.mesh))
+      bar(len(outcomes), f"{sum(o['prediction'] is None for o in outcomes)} abstained")
+  return result(spec, outcomes, images.split.labels, radii)

@@ -9,7 +9,6 @@ import pytest
 from sprout_jax import sharding
 from sprout_jax.evaluation import accuracy
 from sprout_jax.evaluation.calibration import calibration
-from sprout_jax.evaluation.calibration import logits_fn
 from tests.linear import Linear
 from tests.linear import linear_problem
 
@@ -70,7 +69,7 @@ def test_wrong_input_is_refused(logits, labels, message):
 def test_logits_on_all_devices():
   split, variables, margin, _ = linear_problem()
   mesh = sharding.make_mesh()
-  fn = logits_fn(Linear(), mesh)
+  fn = accuracy.logits_fn(Linear(), mesh)
   logits = accuracy.map_batches(lambda x: fn(variables, x), (split.images,), 16, mesh)
   difference = logits[np.arange(37), split.labels] - logits[np.arange(37), 1 - split.labels]
   np.testing.assert_allclose(difference, margin, rtol=1e-4, atol=1e-5)

@@ -131,14 +131,14 @@ class Quantised(nn.Module):
 PGD = functools.partial(attacks.pgd, step_size=0.02, num_steps=10)
 PROBES = {"noise": probes.noise, "fgsm": probes.fgsm, "pgd": PGD,
           "apgd": functools.partial(attacks.apgd, num_steps=20)}
-attack_fn = functools.cache(probes.attack_fn)
+attack_fn = functools.cache(robustness.attack_fn)
 
 
 def outcomes(attack, model=None, variables=None, epsilon=0.05, mesh=ALONE, restarts=1):
   split, own, margin, _ = linear_problem(200)
   fn = attack_fn(model or Linear(), attack, "linf", 0, mesh)
-  return probes.outcomes(fn, variables or own, split, margin > 0, epsilon, 64, mesh, "attack",
-                         restarts)
+  return robustness.outcomes(fn, variables or own, split, margin > 0, epsilon, 64, mesh, "attack",
+                             restarts)
 
 
 def test_on_a_linear_model_all_is_in_order():
@@ -181,14 +181,16 @@ def test_restarts_differ_and_devices_do_not():
   np.testing.assert_array_equal(one, outcomes(weak, mesh=sharding.make_mesh()))
 
 
-def test_pgd_runs_as_it_does_elsewhere():
-  """Outcomes are those of `robustness.pgd_curve`, of which only counts are stored."""
-  split, variables, margin, _ = linear_problem(200)
-  spec = robustness.PgdSpec("linf", 2, 0.01, 2, "cross_entropy", 5)
-  fn = robustness.pgd_fn(Linear(), spec, ALONE)
-  entry, = robustness.pgd_curve(fn, variables, split, margin > 0, spec, [0.05], 64, ALONE)
-  found = probes.outcomes(fn, variables, split, margin > 0, 0.05, 64, ALONE, "pgd", restarts=2)
-  assert entry["accuracy"] == found.mean()
+def test_autoattack_and_pgd_are_compared_where_they_ran_alike():
+  """At the same radius, in the same norm, on as many images; one of its attacks alone is none."""
+  pgd = {"name": "pgd-20", "norm": "linf", "epsilon": 0.03, "count": 100, "accuracy": 0.5}
+  ensemble = pgd | {"name": "autoattack-standard", "accuracy": 0.3, "per_attack": {"apgd-ce": 0.4, "square": 0.3}}
+  others = [ensemble | {"epsilon": 0.04}, ensemble | {"norm": "l2"}, ensemble | {"count": 99},
+            ensemble | {"per_attack": {"apgd-ce": 0.3}}]
+  assert checks.gaps([pgd, *others]) == []
+  finding, = checks.gaps([pgd, *others, ensemble])
+  assert not finding["passed"] and finding["concerns"] == ["epsilon 0.03"]
+  np.testing.assert_allclose(finding["value"], 20)
 
 
 def test_an_attack_that_leaves_its_threat_model_is_an_error():
@@ -204,8 +206,10 @@ def test_best_losses_of_a_linear_model_by_formula():
   """The lead of the wrong class grows by step * |w|_1 until it ends in a vertex of the ball."""
   split, variables, margin, norm = linear_problem(16)
   spec = robustness.PgdSpec("linf", 40, 0.004, 1, "margin", 0)
-  fn = probes.best_losses_fn(Linear(), spec, ALONE)
-  found = np.asarray(fn(variables, np.float32(0.05), split.images, split.labels, np.arange(16)))
+  fn = probes.trace_fn(Linear(), spec, ALONE)
+  found = np.asarray(fn(variables, np.float32(0.05), 0, split.images, split.labels, np.arange(16)))
+  np.testing.assert_array_equal(found[..., 1], found[..., 0] > 0)  # broken once the best margin is above 0
+  found = found[..., 0]
   assert found.shape == (16, 41) and (np.diff(found) >= 0).all()
   np.testing.assert_allclose(found[:, -1], 0.05 * norm - margin, rtol=1e-4, atol=1e-4)
   assert (found[:, 0] > -0.05 * norm - margin).all()
@@ -239,8 +243,8 @@ class Wave(nn.Module):
 def test_best_losses_never_fall():
   split, _, _, _ = linear_problem(16)
   spec = robustness.PgdSpec("linf", 20, 0.004, 1, "margin", 0)
-  fn = probes.best_losses_fn(Wave(), spec, ALONE)
-  found = np.asarray(fn({}, np.float32(0.05), split.images, split.labels, np.arange(16)))
+  fn = probes.trace_fn(Wave(), spec, ALONE)
+  found = np.asarray(fn({}, np.float32(0.05), 0, split.images, split.labels, np.arange(16)))[..., 0]
   assert (np.diff(found) >= 0).all() and (np.diff(found) == 0).any()
 
 
