@@ -1,6 +1,7 @@
-"""Reading what runs have left: metrics.jsonl and results.json. Files only; no JAX."""
+"""What runs leave as files: metrics.jsonl and results.json. No JAX."""
 
 import json
+import os
 import pathlib
 
 # What configs of earlier versions lack, with the values that they amount to.
@@ -18,6 +19,13 @@ def complete(config):
   attacks = evaluation.pop("attacks", ("pgd",))
   evaluation = {"after_training": tuple(names.get(name, name) for name in attacks)} | evaluation
   return ADDED_TO_CONFIGS | config | {"evaluation": evaluation}
+
+
+def write_json(path, value):
+  """Writes a JSON file whole or not at all."""
+  temporary = pathlib.Path(path).with_suffix(".tmp")
+  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(temporary, path)
 
 
 def read_metrics(workdir):

@@ -6,7 +6,6 @@ weights are evaluated; the report is drawn from the files. Nothing is written be
 """
 
 import dataclasses
-import json
 import pathlib
 
 import jax
@@ -18,14 +17,13 @@ from sprout_jax import methods
 from sprout_jax import models
 from sprout_jax import records
 from sprout_jax import report
+from sprout_jax import results
 from sprout_jax import sharding
-from sprout_jax import statistics
 from sprout_jax import workdir as workdir_lib
 from sprout_jax.data import array_cache
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import EVALUATIONS
 from sprout_jax.evaluation import accuracy
-from sprout_jax.evaluation import checks
 from sprout_jax.evaluation import options as evaluation_options
 from sprout_jax.evaluation import robustness
 from sprout_jax.evaluation import subject as subject_lib
@@ -126,13 +124,13 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
       model=model, variables=variables, test=dataset.test, num_classes=dataset.num_classes,
       class_names=dataset.class_names, batch_size=evaluation.batch_size, mesh=mesh,
       logits=subject_lib.checked_logits(model, variables, dataset.test, evaluation.batch_size, mesh),
-      beta=_learned_beta(history, step), memo=None, load=lambda other: _source(other, dataset, mesh),
+      beta=results.learned_beta(history, step), memo=None, load=lambda other: _source(other, dataset, mesh),
       load_corrupted=lambda corruption, severity: data.load_test(
           f"{config.dataset.name}_corrupted/{corruption}_{severity}", data_dir=config.dataset.data_dir,
           cache_dir=config.dataset.cache_dir))
   store = Store(workdir, [digest, dataset.fingerprint, workdir_lib.versions()])
   options = {name: evaluation_options.options(name, evaluation) for name in EVALUATIONS}
-  base = _base_results(config, dataset, subject, digest, step, history)
+  base = results.base(config, dataset, subject, digest, step, history, _selection(config))
   for number, name in enumerate(names):
     if store.read(name, options[name]):
       _say(f"{name}: is there already")
@@ -141,74 +139,10 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
     found = store.run(name, options[name], lambda memo, name=name: EVALUATIONS[name](
         dataclasses.replace(subject, memo=memo), **options[name]))
     _say(f"{name}: {format_seconds(found['wall_seconds'])}")
-    _write_results(workdir, base, store, options)  # so that a kill leaves what is known
-  _write_results(workdir, base, store, options)
+    results.write(workdir, base, store, options, _say)  # so that a kill leaves what is known
+  results.write(workdir, base, store, options, _say)
   if jax.process_index() == 0:
     print(report.run(workdir), flush=True)
-
-
-def _base_results(config, dataset, subject, digest, step, history):
-  """What results.json says of a run before any attack."""
-  options = config.evaluation
-  validated = any(record["split"] == "validation" for record in history)
-  seconds = sum(record.get("seconds", 0) for record in history)
-  steps = max((record["step"] for record in history), default=step)
-  per_epoch = loop.steps_per_epoch(config, dataset)
-  return {
-      "clean": statistics.proportion(subject.correct.sum(), len(subject.correct)),
-      "parameters_sha256": digest,
-      "config": config.to_dict(),
-      "versions": workdir_lib.versions(),
-      "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
-                  "provenance": dataset.provenance, "class_names": list(dataset.class_names)},
-      "checkpoint": {"which": options.checkpoint if validated else "last", "step": step,
-                     "selected_by": _selection(config) if validated else "",
-                     "weights": "ema" if options.use_ema else "raw"},
-      "training": {"seconds": seconds, "steps": steps,
-                   "seconds_per_epoch": seconds * per_epoch / steps if seconds else None,
-                   "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
-                                            default=0),
-                   "planned_steps": config.num_epochs * per_epoch},
-  }
-
-
-def _write_results(workdir, base, store, options):
-  """Writes results.json of all that is stored for this config, and keeps the one before it."""
-  if jax.process_index() != 0:
-    return
-  stored = {name: found for name, found in ((name, store.read(name, options[name])) for name in options)
-            if found}
-  in_attacks = ("pgd", "auto_attack")  # whose entries other tools read in "attacks"
-  attacks = [entry for name in in_attacks if name in stored for entry in stored[name].pop("entries")]
-  findings = [finding | {"evaluation": name} for name, found in stored.items()
-              for finding in found.pop("findings", ())]
-  findings += [finding | {"evaluation": "pgd"} for finding in checks.gaps(attacks)]
-  results = base | {"attacks": attacks, "checks": findings, "evaluations": stored,
-                    "wall_seconds": sum(found["wall_seconds"] for found in stored.values())}
-  path = pathlib.Path(workdir) / "results.json"
-  results = json.loads(json.dumps(results))
-  earlier = json.loads(path.read_text()) if path.exists() else None
-  if results == earlier:
-    return
-  # What only has more in it replaces nothing.
-  if earlier and not _extends(results, earlier):
-    path.replace(path.with_name("results_previous.json"))
-    _say("the earlier results.json is now results_previous.json")
-  workdir_lib.write_json(path, results)
-
-
-def _extends(results, earlier):
-  """Whether nothing of an earlier results.json is missing from a later one."""
-  return (results["parameters_sha256"] == earlier["parameters_sha256"]
-          and all(entry in results["attacks"] for entry in earlier["attacks"])
-          and all(results["evaluations"].get(name) == found
-                  for name, found in earlier.get("evaluations", {}).items()))
-
-
-def _learned_beta(history, step):
-  """SPROUT's beta as it was recorded last before a step; None for what learns none."""
-  found = [record["beta"] for record in history if "beta" in record and record["step"] <= step]
-  return found[-1] if found else None
 
 
 def _source(workdir, dataset, mesh):

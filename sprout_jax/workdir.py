@@ -5,6 +5,7 @@
     metrics.jsonl    one record per `log_every` steps and per validation
     tensorboard/     the same as event files
     checkpoints/     the last few and the best
+    evaluation/      what each evaluation left (sprout_jax.evaluation.store)
     results.json     what was measured: an interface, read by other tools
     results.txt      the same as a table
     plots/           PNG
@@ -12,7 +13,6 @@
 
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 
@@ -21,6 +21,7 @@ import jax
 import sprout_jax
 from sprout_jax import configuration
 from sprout_jax.errors import UserError
+from sprout_jax.records import write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy",
             "ml_collections", "tensorflow-datasets")
@@ -37,13 +38,6 @@ def versions():
   devices = jax.devices()
   found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
   return found
-
-
-def write_json(path, value):
-  """Writes a JSON file whole or not at all."""
-  temporary = pathlib.Path(path).with_suffix(".tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(temporary, path)
 
 
 def read_config(workdir):

@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Seven seconds of training without compilation: long enough to be killed in the middle.
 SHORT = ("--config.num_epochs=8", "--config.checkpoint.every_epochs=1", "--config.log_every=5",
          "--config.checkpoint.every_steps=7", "--config.evaluation.epsilons=(0.0,0.1)",
-         "--config.evaluation.num_steps=3", "--config.ema_decay=0.9")
+         "--config.evaluation.num_steps=3", "--config.ema_decay=0.9",
+         "--config.evaluation.evaluations=('pgd','calibration','noise')", "--config.evaluation.noise.num_draws=3")
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +142,14 @@ def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, t
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   processes = [start(environment, tmp_path / "run", f"--coordinator=127.0.0.1:{port}",
-                     "--num_processes=2", f"--process_id={number}") for number in range(2)]
+                     "--num_processes=2", f"--process_id={number}",
+                     "--config.evaluation.after_training=('pgd','noise','calibration')") for number in range(2)]
   (code, out, err), (other_code, other_out, _) = (finish(process) for process in processes)
   assert code == other_code == 0, err
   assert "2 device(s)" in out and "clean" in out and "clean" not in other_out
   for one, two in zip(results(tmp_path / "run")["attacks"], results(uninterrupted[0])["attacks"]):
     assert abs(one["accuracy"] - two["accuracy"]) <= 2 / 300  # sums in another order
+  assert set(results(tmp_path / "run")["evaluations"]) == {"pgd", "noise", "calibration"}
 
 
 def test_diverging_training_stops_and_keeps_the_last_checkpoint(environment, tmp_path):
@@ -176,15 +179,25 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert code == 0, err
   moved.rename(natural)
 
-  code, _, err = finish(start(environment, natural, "--mode=evaluate", config=None))
+  code, out, err = finish(start(environment, natural, "--mode=evaluate", config=None))
   assert code == 0, err
-  assert results(natural)["parameters_sha256"] == first["parameters_sha256"]
+  full = results(natural)
+  assert "pgd: is there already" in out and full["attacks"] == first["attacks"]
+  assert set(first["evaluations"]) == {"pgd"} and set(full["evaluations"]) == {"pgd", "calibration", "noise"}
+  assert full["parameters_sha256"] == first["parameters_sha256"]
+  assert [finding["evaluation"] for finding in full["checks"]] == ["pgd"]
+  assert not (natural / "results_previous.json").exists()  # nothing of it is gone
+  before = (natural / "results.json").stat().st_mtime_ns
+  code, out, err = finish(start(environment, natural, "--mode=evaluate", config=None))
+  assert code == 0 and out.count("is there already") == 3, err
+  assert (natural / "results.json").stat().st_mtime_ns == before
   code, out, err = finish(start(
       environment, natural, "--mode=evaluate", f"--config={ROOT}/configs/stored.py:{natural}",
       "--config.evaluation.norm=l2", "--config.evaluation.use_ema=True", config=None))
   assert code == 0, err
   assert results(natural)["attacks"][0]["norm"] == "l2" and "ema" in out
   assert results(natural)["parameters_sha256"] != first["parameters_sha256"]
+  assert json.loads((natural / "results_previous.json").read_text()) == full
 
   code, out, err = finish(start(environment, f"{uninterrupted[0]},{natural}", "--mode=report",
                                 config=None))

@@ -19,7 +19,7 @@ import time
 
 import jax
 
-from sprout_jax.workdir import write_json
+from sprout_jax.records import write_json
 
 
 class Memo:

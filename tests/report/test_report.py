@@ -6,6 +6,7 @@ import pytest
 
 from sprout_jax import report
 from sprout_jax.errors import UserError
+from tests.report import synthetic
 
 
 def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True, fingerprint="f",
@@ -18,7 +19,8 @@ def write_run(folder, method="sprout", accuracy=0.5, restarts=1, with_beta=True,
       "clean": {"accuracy": 0.9, "count": 10000, "interval": [0.89, 0.91]},
       "attacks": [attack | {"epsilon": 0.0}, attack | {"epsilon": 0.03}],
       "config": {"seed": 5, "method": {"name": method}, "model": {"name": "vgg16", "dtype": "bfloat16"},
-                 "dataset": {"name": "cifar10"}, **config},
+                 "dataset": {"name": "cifar10"},
+                 "evaluation": {}, **config},
       "dataset": {"name": "cifar10", "fingerprint": fingerprint, "provenance": "pixels may differ from the official set"},
       "checkpoint": {"which": "best", "step": 7, "weights": "ema"},
       "training": {"seconds": 61.0, "steps": steps, "planned_steps": 9}, "versions": {"devices": "1 x cpu"}}))
@@ -48,6 +50,29 @@ def test_autoattack_stands_beside_pgd(tmp_path):
   header, first = table.splitlines()[0], table.splitlines()[2]
   assert "PGD-20 0.03" in header and "AutoAttack" not in header  # one of the two has none
   assert "50.0 %" in first
+
+
+def test_every_evaluation_has_a_line_and_failed_checks_stand_below_their_number(tmp_path):
+  content = synthetic.results()
+  content["checks"] += [
+      synthetic.finding("monotone", False, "pgd", "Accuracy rises.", concerns=["epsilon 0.01"]),
+      synthetic.finding("effort", False, text="Ten restarts lowered it."),
+      synthetic.finding("converged", False, "strength", "It still moved.")]
+  text = report.run(synthetic.write(tmp_path / "a", content))
+  lines = [" ".join(line.split()) for line in text.splitlines()]
+  place = lines.index("PGD-20, epsilon 0.01 46.0 % [45.5, 46.5] 1000")
+  assert lines[place + 1] == "! Accuracy rises."
+  place = lines.index("AutoAttack (standard), epsilon 0.03 35.0 % [34.5, 35.5] 1000")
+  assert lines[place + 1:place + 14] == [
+      "! Square broke 3.1 points more: gradients are probably masked.", "! Ten restarts lowered it.",
+      "lowest PGD Linf, epsilon 0.03, dlr loss, 200 steps, 10 starts 34.0 % [33.5, 34.5] 1000",
+      "! It still moved.", "random noise, epsilon 0.07 78.0 % [77.5, 78.5] 1000",
+      "transferred from natural, vgg16, epsilon 0.03 60.0 % [59.5, 60.5] 1000",
+      "rotation by 10 degrees 86.8 % [86.3, 87.3] 1000", "brightness x1.5 88.8 % [88.2, 89.2] 1000",
+      "contrast x2 87.5 % [87.0, 88.0] 1000", "grayscale 85.0 % [84.5, 85.5] 1000",
+      "mean over 15 corruptions 72.0 %", "certified at L2 radius 0.5, noise 0.1 36.0 % [35.5, 36.5] 500",
+      "expected calibration error 4.3 %"]
+  assert "7 of 11 checks passed." in lines and "upper bound" not in "".join(lines)
 
 
 def test_what_is_added_to_a_method_is_named(tmp_path):
