@@ -73,12 +73,12 @@ PROTOCOLS = {
 }
 
 
-def train(protocol, row, seed, workdir):
-  """Runs launch.py; raises where it fails."""
+def train(protocol, row, seed, workdir, *more):
+  """Runs launch.py, with more flags; raises where it fails."""
   arguments, flags = ROWS[row]
   command = [sys.executable, "launch.py", "--config", protocol["config"] + arguments, "--workdir",
              str(workdir.absolute()), f"--config.seed={seed}", *flags, *protocol["flags"],
-             *protocol["further"].get(row, [])]
+             *protocol["further"].get(row, []), *more]
   print(f"{workdir.name}: {' '.join(command[1:])}", flush=True)
   subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 

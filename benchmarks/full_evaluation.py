@@ -1,0 +1,72 @@
+"""Trains some methods, runs the whole evaluation on each, and writes the report about them.
+
+    python benchmarks/full_evaluation.py digits --workdir runs/evidence --results benchmarks/results/evidence
+    python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence --results benchmarks/results/evidence
+
+Each run is a workdir of launch.py: what is trained or evaluated is not repeated, and what was stopped continues.
+`--results DIR` gets each run's results.json and the report. At the end, seconds per run and in all.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import compare_methods
+
+# Rows of compare_methods.py (its training protocols); flags of the evaluation, beside the config's own.
+PROTOCOLS = {
+    "digits": dict(
+        rows=("natural", "sprout", "sprout_released", "gradient_norm", "pgd"),
+        flags=["--config.evaluation.checkpoint=last", "--config.evaluation.epsilons=(0.0,0.05,0.1,0.15,0.2,0.25,0.3)",
+               "--config.evaluation.num_steps=50", "--config.evaluation.step_size=0.01",
+               "--config.evaluation.num_restarts=5", "--config.evaluation.strength.num_examples=100"]),
+    # Fewer images and a shorter list: a CPU is enough.
+    "cifar10": dict(
+        rows=("sprout", "gradient_norm"),
+        flags=["--config.evaluation.evaluations=('pgd','noise','invariance','corruptions','calibration','gradients',"
+               "'landscape','examples','sanity','auto_attack')",
+               "--config.evaluation.epsilons=(0.0,0.01,0.02,0.03,0.03137254901960784)",
+               "--config.evaluation.num_examples=200", "--config.evaluation.num_steps=50",
+               "--config.evaluation.step_size=0.003", "--config.evaluation.num_restarts=5",
+               "--config.evaluation.invariance.num_examples=1000", "--config.evaluation.corruptions.num_examples=500",
+               "--config.evaluation.sanity.num_examples=200", "--config.evaluation.landscape.num_examples=32"]),
+}
+
+
+def launch(*flags):
+  """Runs launch.py and shows what it says; raises where it fails."""
+  subprocess.run([sys.executable, "launch.py", *flags], cwd=compare_methods.ROOT, check=True)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("protocol", choices=PROTOCOLS)
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the workdirs")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--results", type=pathlib.Path, help="folder for copies of results.json and the report")
+  args = parser.parse_args()
+  protocol, workdirs, start, seconds = PROTOCOLS[args.protocol], [], time.monotonic(), {}
+  for row in protocol["rows"]:
+    begin, workdir = time.monotonic(), (args.workdir / f"{args.protocol}_{row}_{args.seed}").absolute()
+    compare_methods.train(compare_methods.PROTOCOLS[args.protocol], row, args.seed, workdir,
+                          "--config.evaluation.after_training=()")
+    launch("--mode", "evaluate", "--workdir", str(workdir), "--config", f"configs/stored.py:{workdir}",
+           *protocol["flags"])
+    workdirs.append(workdir)
+    seconds[row] = round(time.monotonic() - begin)
+  launch("--mode", "report", "--workdir", ",".join(map(str, workdirs)))
+  if args.results:
+    for workdir in workdirs:
+      (args.results / workdir.name).mkdir(parents=True, exist_ok=True)
+      shutil.copy(workdir / "results.json", args.results / workdir.name)
+    for name in ("report.html", "report.md"):
+      shutil.copy(workdirs[0] / "report" / name, args.results / f"{args.protocol}_{name}")
+  print(json.dumps({"seconds": seconds, "in_all": round(time.monotonic() - start)}))
+
+
+if __name__ == "__main__":
+  main()
