@@ -4,7 +4,7 @@
     python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence --results benchmarks/results/evidence
 
 Each run is a workdir of launch.py: what is trained or evaluated is not repeated, and what was stopped continues.
-`--results DIR` gets each run's results.json and the report. At the end, seconds per run and in all.
+`--results DIR` gets each run's results.json. At the end, the README's table, and the seconds that it took.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import sys
 import time
 
 import compare_methods
+
+from sprout_jax import records  # compare_methods has set the path
 
 # Rows of compare_methods.py (its training protocols); flags of the evaluation, beside the config's own.
 PROTOCOLS = {
@@ -42,12 +44,34 @@ def launch(*flags):
   subprocess.run([sys.executable, "launch.py", *flags], cwd=compare_methods.ROOT, check=True)
 
 
+def table(results):
+  """Markdown: one row per run; accuracies in percent, at the radius of the single-radius evaluations."""
+  lines = ["| run | clean | PGD | lowest PGD | AutoAttack | noise | corruptions | certified | ECE | checks that failed |",
+           "|---" * 10 + "|"]
+  for row, run in results.items():
+    found, percent = run["evaluations"], lambda entry: f"{100 * entry['accuracy']:.1f}"
+    at = lambda entries: [e for e in entries if abs(e["epsilon"] - run["config"]["evaluation"]["epsilon"]) < 1e-9]
+    pgd, ensemble = ([e for e in at(run["attacks"]) if e["name"].startswith(name)]
+                     for name in ("pgd", "autoattack"))
+    strength = found["strength"]["entries"] if "strength" in found else []
+    lowest = min(strength, key=lambda e: e["accuracy"], default=None)
+    certified = [p for p in found.get("smoothing", {"curve": []})["curve"] if p["radius"] == 0.2]
+    failed = sorted({c["name"] for c in run["checks"] if not c["passed"]})
+    cells = [row, percent(run["clean"]), *(percent(e[0]) if e else "" for e in (pgd,)),
+             percent(lowest) if lowest else "", *(percent(e[0]) if e else "" for e in (ensemble,)),
+             *(percent(e[0]) if e else "" for e in (at(found["noise"]["entries"]),)),
+             f"{100 * found['corruptions']['mean']:.1f}", percent(certified[0]) if certified else "",
+             f"{found['calibration']['ece']:.3f}", ", ".join(failed) or "none"]
+    lines.append(f"| {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("protocol", choices=PROTOCOLS)
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the workdirs")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--results", type=pathlib.Path, help="folder for copies of results.json and the report")
+  parser.add_argument("--results", type=pathlib.Path, help="folder for copies of results.json")
   args = parser.parse_args()
   protocol, workdirs, start, seconds = PROTOCOLS[args.protocol], [], time.monotonic(), {}
   for row in protocol["rows"]:
@@ -63,8 +87,7 @@ def main():
     for workdir in workdirs:
       (args.results / workdir.name).mkdir(parents=True, exist_ok=True)
       shutil.copy(workdir / "results.json", args.results / workdir.name)
-    for name in ("report.html", "report.md"):
-      shutil.copy(workdirs[0] / "report" / name, args.results / f"{args.protocol}_{name}")
+  print(table({workdir.name: records.read_results(workdir) for workdir in workdirs}))
   print(json.dumps({"seconds": seconds, "in_all": round(time.monotonic() - start)}))
 
 
