@@ -130,6 +130,9 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
           cache_dir=config.dataset.cache_dir))
   store = Store(workdir, [digest, dataset.fingerprint, workdir_lib.versions()])
   options = {name: evaluation_options.options(name, evaluation) for name in EVALUATIONS}
+  # What is transferred depends on the sources' weights, not on where they lie.
+  options["transfer"]["sources"] = [_source_digest(other, dataset, mesh, "transfer" in names)
+                                    for other in evaluation.transfer.sources]
   base = results.base(config, dataset, subject, digest, step, history, _selection(config))
   for number, name in enumerate(names):
     if store.read(name, options[name]):
@@ -143,6 +146,16 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
   results.write(workdir, base, store, options, _say)
   if jax.process_index() == 0:
     print(report.run(workdir), flush=True)
+
+
+def _source_digest(workdir, dataset, mesh, needed):
+  """A source as (workdir, SHA-256); "" where it is gone, and none is needed."""
+  try:
+    return workdir, _source(workdir, dataset, mesh).sha256
+  except UserError:
+    if needed:
+      raise
+    return workdir, ""
 
 
 def _source(workdir, dataset, mesh):

@@ -199,9 +199,24 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert results(natural)["parameters_sha256"] != first["parameters_sha256"]
   assert json.loads((natural / "results_previous.json").read_text()) == full
 
+  stored = f"--config={ROOT}/configs/stored.py:{natural}"
+  transfer = "--config.evaluation.evaluations=('transfer',)"
+  code, _, err = finish(start(environment, natural, "--mode=evaluate", stored, transfer, config=None))
+  assert code == 1 and "--config.evaluation.transfer.sources=" in err and "Traceback" not in err
+  code, _, err = finish(start(
+      environment, natural, "--mode=evaluate", stored, transfer, "--config.evaluation.norm=l2",
+      "--config.evaluation.use_ema=True", f"--config.evaluation.transfer.sources=('{sprout}',)", config=None))
+  assert code == 0, err
+  source, = results(natural)["evaluations"]["transfer"]["sources"]
+  assert source["parameters_sha256"] == results(sprout)["parameters_sha256"]
+  assert source["label"] == "sprout paper sample, small_cnn, digits, seed 0"
+  assert results(natural)["attacks"]  # PGD with these options is still there
+
   code, out, err = finish(start(environment, f"{uninterrupted[0]},{natural}", "--mode=report",
                                 config=None))
   assert code == 0, err
   assert "sprout paper sample, small_cnn, digits, seed 0" in out and "natural, small_cnn, digits" in out
   assert "CAUTION: the runs were attacked differently" in out
   assert (uninterrupted[0] / "plots" / "comparison.png").exists()
+  page = (uninterrupted[0] / "report" / "report.html").read_text()
+  assert "sprout paper sample" in page and "natural, small_cnn" in page

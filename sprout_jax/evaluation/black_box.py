@@ -34,7 +34,8 @@ def evaluate_transfer(subject, *, num_examples, norm, epsilon, num_steps, step_s
                       sources, seed):
   """Row "transfer" of `EVALUATIONS`: PGD on the models of other workdirs, tried on this one.
 
-  Beside each, what PGD on the model itself leaves: a transfer must not break more.
+  Beside them, what PGD on the model itself leaves: a transfer must not break more. `sources` are pairs of a
+  workdir and the SHA-256 of its weights.
   """
   spec = robustness.PgdSpec(norm, num_steps, step_size, num_restarts, loss, seed)
   images = subject.select(num_examples)
@@ -48,10 +49,10 @@ def evaluate_transfer(subject, *, num_examples, norm, epsilon, num_steps, step_s
       robustness.pgd_fn(subject.model, spec, subject.mesh), subject.variables, "PGD").tolist()))
   found, robust = [], {}
   with subject.progress("transfer", len(sources), "models") as bar:
-    for workdir in sources:
+    for workdir, sha256 in sources:
       source = subject.load(workdir)
       robust[f"transfer from {source.label}"] = mask = np.array(subject.memo(
-          f"{workdir} {source.sha256}", lambda source=source: outcomes(
+          f"{workdir} {sha256}", lambda source=source: outcomes(
               robustness.pgd_fn(subject.model, spec, subject.mesh, source.model),
               (subject.variables, source.variables), "transfer").tolist()))
       entry = spec.entry(float(epsilon), mask)

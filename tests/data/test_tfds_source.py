@@ -295,3 +295,17 @@ def test_cifar10_prepared_by_the_shared_script(tmp_path):
   assert "prepared by other means than the stock TFDS builder (ids like 'train_" in got.provenance
   example = tfds.data_source("cifar10", split="test", data_dir=tmp_path)[3]
   np.testing.assert_array_equal(got.test.images[3], example["image"])
+
+
+def test_a_set_that_has_nothing_but_a_test_split(tmp_path, no_decoding):
+  """As the corrupted copies of test sets have it."""
+  pairs = [_png(4, 4, 3, seed=seed) for seed in range(5)]
+  _write(tmp_path, "own_corrupted", tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
+         [{"image": png, "label": i % 2} for i, (_, png) in enumerate(pairs)], splits=("test",),
+         supervised_keys=("image", "label"))
+  options = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+  split = data.load_test("own_corrupted", **options)
+  order = [next(i for i, (pixels, _) in enumerate(pairs) if (pixels == image).all()) for image in split.images]
+  assert sorted(order) == [0, 1, 2, 3, 4] and [i % 2 for i in order] == split.labels.tolist()
+  no_decoding()
+  np.testing.assert_array_equal(data.load_test("own_corrupted", **options).images, split.images)

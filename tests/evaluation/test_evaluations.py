@@ -35,7 +35,7 @@ def small_config():
       corruptions=dict(corruptions=("gaussian_noise", "contrast")),
       smoothing=dict(num_examples=20, n0=20, n=2000, radii=(0.0, 0.1)),
       landscape=dict(num_points=5), gradients=dict(num_draws=2), binarization=dict(num_examples=8, num_inner=20),
-      examples=dict(num_examples=3), transfer=dict(sources=("there",)))
+      examples=dict(num_examples=3), transfer=dict(sources=(("there", "abc"),)))
   return config
 
 
