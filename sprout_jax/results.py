@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 
 from sprout_jax import records
 from sprout_jax import statistics
@@ -26,6 +27,8 @@ def base(config, dataset, subject, digest, step, history, selected_by):
   """
   validated = any(record["split"] == "validation" for record in history)
   seconds = sum(record.get("seconds", 0) for record in history)
+  # The median: the first record has compilation in it, others a checkpoint.
+  per_step = [record["seconds"] / record["steps"] for record in history if "seconds" in record]
   steps = max((record["step"] for record in history), default=step)
   per_epoch = loop.steps_per_epoch(config, dataset)
   return {
@@ -39,7 +42,7 @@ def base(config, dataset, subject, digest, step, history, selected_by):
                      "selected_by": selected_by if validated else "",
                      "weights": "ema" if config.evaluation.use_ema else "raw"},
       "training": {"seconds": seconds, "steps": steps,
-                   "seconds_per_epoch": seconds * per_epoch / steps if seconds else None,
+                   "seconds_per_epoch": float(np.median(per_step)) * per_epoch if per_step else None,
                    "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
                                             default=0),
                    "planned_steps": config.num_epochs * per_epoch},

@@ -28,6 +28,7 @@ from sprout_jax.evaluation import options as evaluation_options
 from sprout_jax.evaluation import robustness
 from sprout_jax.evaluation import subject as subject_lib
 from sprout_jax.evaluation.store import Store
+from sprout_jax.evaluation.store import code_identity
 from sprout_jax.progress import format_seconds
 from sprout_jax.report import wording
 from sprout_jax.training import checkpoints
@@ -120,6 +121,9 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
   evaluation = config.evaluation
   variables, step = _selected_variables(config, workdir, model, dataset, mesh)
   digest, history = checkpoints.sha256(variables), records.read_metrics(workdir)
+  if evaluation.loss == "dlr" and dataset.num_classes < 3:
+    raise UserError(f"config.evaluation.loss is 'dlr', which needs 3 classes; {dataset.name} has "
+                    f"{dataset.num_classes}: use margin")
   subject = subject_lib.Subject(
       model=model, variables=variables, test=dataset.test, num_classes=dataset.num_classes,
       class_names=dataset.class_names, batch_size=evaluation.batch_size, mesh=mesh,
@@ -128,9 +132,9 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
       load_corrupted=lambda corruption, severity: data.load_test(
           f"{config.dataset.name}_corrupted/{corruption}_{severity}", data_dir=config.dataset.data_dir,
           cache_dir=config.dataset.cache_dir))
-  store = Store(workdir, [digest, dataset.fingerprint, workdir_lib.versions()])
+  store = Store(workdir, [digest, dataset.fingerprint, code_identity()])
   options = {name: evaluation_options.options(name, evaluation) for name in EVALUATIONS}
-  # What is transferred depends on the sources' weights, not on where they lie.
+  # What is transferred depends on the sources' weights: a source that was trained anew is another.
   options["transfer"]["sources"] = [_source_digest(other, dataset, mesh, "transfer" in names)
                                     for other in evaluation.transfer.sources]
   base = results.base(config, dataset, subject, digest, step, history, _selection(config))
@@ -161,6 +165,9 @@ def _source_digest(workdir, dataset, mesh, needed):
 def _source(workdir, dataset, mesh):
   """The selected weights of another run on the same data, to transfer attacks from."""
   config = workdir_lib.read_config(workdir)
+  if config.dataset.name != dataset.name:
+    raise UserError(f"config.evaluation.transfer.sources: {workdir} was trained on {config.dataset.name}, not on "
+                    f"{dataset.name}; name runs on the same data")
   model = _model(config, dataset)
   try:
     variables, _ = _selected_variables(config, workdir, model, dataset, mesh)

@@ -2,8 +2,9 @@
 
 `EVALUATIONS` has a row for everything that a config can ask for: a function (subject, *, options) ->
 dictionary. Its keyword arguments are its options: keys of `config.evaluation.NAME`, or of
-`config.evaluation`, which several share. What it returns is JSON and goes to results.json, "entries" of
-attacks to its "attacks" and "findings" of `checks` to its "checks".
+`config.evaluation`, which several share. What it returns is JSON and goes to results.json's
+"evaluations", but for "findings" of `checks`, which go to its "checks", and the "entries" of "pgd" and
+"auto_attack", which go to its "attacks".
 
 `options` (what a config says of them), `subject` (what an evaluation is given), `store` (what it leaves, and continues from), `accuracy` (running a
 model over many images). Attacks: `robustness` (PGD over radii), `ensemble` (AutoAttack), `strength` (PGD

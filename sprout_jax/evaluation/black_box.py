@@ -51,7 +51,7 @@ def evaluate_transfer(subject, *, num_examples, norm, epsilon, num_steps, step_s
   with subject.progress("transfer", len(sources), "models") as bar:
     for workdir, sha256 in sources:
       source = subject.load(workdir)
-      robust[f"transfer from {source.label}"] = mask = np.array(subject.memo(
+      robust[f"transfer from {source.label} ({sha256[:12]})"] = mask = np.array(subject.memo(
           f"{workdir} {sha256}", lambda source=source: outcomes(
               robustness.pgd_fn(subject.model, spec, subject.mesh, source.model),
               (subject.variables, source.variables), "transfer").tolist()))

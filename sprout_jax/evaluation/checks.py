@@ -2,7 +2,7 @@
 
 Each returns a finding, {"name", "passed", "value", "threshold", "text", "concerns"}: "text" is one
 sentence in plain words with its numbers, "concerns" names the losses, attacks or radii that it is
-about. A finding never raises; numbers that cannot be right do (RuntimeError). Accuracies are shares
+about; `at` says where it was made and which number it stands beside. A finding never raises; numbers that cannot be right do (RuntimeError). Accuracies are shares
 in [0, 1]; values and thresholds that are called points are 100 times that. Outcomes are bool [n],
 True where still classified correctly, of the same images in the same order; misclassified images
 are False.
@@ -36,7 +36,7 @@ def gradients(health, where="at the images"):
   concerns = [name for name, share in shares.items() if share > 0]
   found = ", ".join(f"{name} for {shares[name]:.1%}" for name in concerns)
   text = (f"Input gradients {where} cannot be followed ({found} of {health['count']} images): "
-          "attacks with gradients may miss what is there." if concerns else
+          "attacks that follow them may miss what is there." if concerns else
           f"All input gradients {where} are finite and not zero, for {', '.join(health['losses'])} "
           f"on {health['count']} images.")
   return _finding("gradients", max(shares.values()), 0.0, text, concerns)
@@ -155,11 +155,12 @@ def converged(best_losses, name="PGD"):
   """The running best loss must hardly move in the last tenth of the steps.
 
   Args:
-    best_losses: [steps], or [n, steps] whose mean over images is taken; at least 10 steps.
+    best_losses: [steps + 1], after 0, 1, ... steps, or [n, steps + 1] whose mean over images is taken; at
+      least 10 values.
     name: of the attack.
 
   Raises:
-    ValueError: fewer than 10 steps: there is no last tenth.
+    ValueError: fewer than 10 values: there is no last tenth.
   """
   curve = np.atleast_2d(np.asarray(best_losses, np.float64))
   if curve.shape[-1] < 10:
@@ -173,7 +174,7 @@ def converged(best_losses, name="PGD"):
   share = float((curve[-1] - curve[-1 - len(curve) // 10]) / span) if span else 0.0
   passed = share <= MOVING_SHARE + ROUNDING
   text = (f"The running best loss of {name} moved by {share:.1%} of its range in the last tenth of "
-          f"its {len(curve)} steps" + ("." if passed else ": more steps would find more."))
+          f"its {len(curve) - 1} steps" + ("." if passed else ": more steps would find more."))
   return _finding("converged", share, MOVING_SHARE, text, [] if passed else [name])
 
 
@@ -200,8 +201,7 @@ def gaps(entries):
   for entry in entries:
     threat = entry["norm"], entry["epsilon"], entry["count"]
     if len(entry.get("per_attack", ())) > 1 and threat in pgd:
-      finding = gap(pgd[threat]["accuracy"], entry["accuracy"])
-      found.append(finding | {"concerns": [f"epsilon {entry['epsilon']:g}"] * bool(finding["concerns"])})
+      found.append(at(gap(pgd[threat]["accuracy"], entry["accuracy"]), entry["epsilon"], "pgd"))
   return found
 
 
@@ -221,6 +221,16 @@ def binarization(result, name="the attack"):
           f"random noise {result['random_success']:.1%}"
           + ("." if passed else f": {name} is too weak for this model."))
   return _finding("binarization", rate, BINARIZATION_SUCCESS, text, [] if passed else [name])
+
+
+def at(finding, epsilon, evaluation, where=""):
+  """A finding about attacks of one radius, with its place: the number of `evaluation` that it stands beside.
+
+  "where" tells findings of one name apart, "beside" is [evaluation, radius in words].
+  """
+  radius = f"epsilon {epsilon:g}"
+  return finding | {"where": where or radius, "beside": [evaluation, radius],
+                    "text": finding["text"] if where else f"At {radius}: {finding['text']}"}
 
 
 def _finding(name, value, threshold, text, concerns):

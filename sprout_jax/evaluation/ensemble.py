@@ -68,4 +68,5 @@ def evaluate(subject, *, num_examples, norm, version, epsilons, seed):
             seed=seed, batch_size=subject.batch_size, folder=subject.memo.folder,
             on_progress=on_progress))]
   return {"entries": found, "findings": [
-      checks.square(entry["per_attack"]) for entry in found if "square" in list(entry["per_attack"])[1:]]}
+      checks.at(checks.square(entry["per_attack"]), entry["epsilon"], "auto_attack")
+      for entry in found if "square" in list(entry["per_attack"])[1:]]}

@@ -25,14 +25,18 @@ def png(pixels):
 
 
 def attacked_fn(model, attack, norm, seed, mesh):
-  """Compiles (variables, epsilon, images, labels, indices) -> adversarial images, their logits."""
+  """Compiles (variables, epsilon, images, labels, indices) -> [batch, 1 + values + classes].
+
+  By how much the perturbation is too large, the adversarial image, its logits.
+  """
   def run(variables, epsilon, images, labels, indices):
     predict = accuracy.predict_fn(model, variables)
     adversarial = attack(jax.random.fold_in(robustness.root_key(seed), 0), predict, images, labels,
                          epsilon=epsilon, norm=norm, indices=indices)
     logits = predict(adversarial)
-    flat = jnp.concatenate([adversarial.reshape(len(images), -1), logits], axis=-1)
-    return flat  # one array: what `map_batches` takes
+    beyond = robustness.excess(images, adversarial, epsilon, norm)
+    # One array: what `map_batches` takes.
+    return jnp.concatenate([beyond[:, None], adversarial.reshape(len(images), -1), logits], axis=-1)
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
@@ -51,7 +55,8 @@ def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, loss
       (images, labels, rows.astype(np.int32)), subject.batch_size, subject.mesh)
   shown = []
   for row, image, label, flat in zip(rows, images, labels, found):
-    adversarial, logits = flat[:image.size].reshape(image.shape), flat[image.size:]
+    robustness.refuse_excess(f"PGD at epsilon {epsilon:g}", flat[0])
+    adversarial, logits = flat[1:1 + image.size].reshape(image.shape), flat[1 + image.size:]
     scale = 2 * max(epsilon if norm == "linf" else np.abs(adversarial - image).max(), 1e-12)
     shown.append({
         "index": int(row), "label": int(label),

@@ -13,10 +13,11 @@ from sprout_jax.evaluation import accuracy
 from sprout_jax.evaluation import robustness
 
 MODULES = ("gaussian", "mixup", "dirichlet")
-# Fewest classes, loss. (The attacks of this package follow the log odds instead of the
-# cross-entropy: they keep a gradient where it has none.)
+# Fewest classes, loss. The attacks of this package follow the log odds in place of the cross-entropy: they
+# keep a gradient where it has none, which other people's attacks on it would miss.
 LOSSES = {
     "cross_entropy": (2, losses.cross_entropy),
+    "log_odds": (2, losses.log_odds),
     "margin": (2, losses.margin),
     "dlr": (3, losses.difference_of_logits_ratio),
 }

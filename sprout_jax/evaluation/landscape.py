@@ -1,5 +1,7 @@
 """The loss around images, on a plane that an attack's direction and a random one span."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,9 +70,12 @@ def landscape(surface, variables, images, labels, indices, a, b, seed, batch_siz
           "clipped": False}
 
 
-def evaluate(subject, *, num_examples, epsilon, num_points, seed):
-  """Row "landscape" of `EVALUATIONS`: the mean surface over [-epsilon, epsilon]^2."""
-  images, grid = subject.select(num_examples), np.linspace(-epsilon, epsilon, num_points)
+def evaluate(subject, *, num_examples, norm, epsilon, num_points, seed):
+  """Row "landscape" of `EVALUATIONS`: the mean surface, as far as perturbations of size epsilon go."""
+  images = subject.select(num_examples)
+  # Both directions have entries of 1: their L2 norm is the square root of the number of values.
+  size = math.sqrt(images.split.images[0].size) if norm == "l2" else 1
+  grid = np.linspace(-epsilon / size, epsilon / size, num_points)
   found = landscape(surface_fn(subject.model, seed, subject.mesh), subject.variables,
                     images.split.images, images.split.labels, images.rows, grid, grid, seed,
                     subject.batch_size, subject.mesh)

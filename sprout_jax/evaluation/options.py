@@ -50,6 +50,7 @@ def validate(config):
       (f"config.evaluation.{name}", section) for name, section in sections.items())]:
     for key, value in section.items():
       _check(f"{where}.{key}", key, value, config.norm)
+  check_range("config.evaluation.examples.num_examples", config.examples.num_examples, 1, 100)
 
 
 def _check(where, key, value, norm):
@@ -66,6 +67,8 @@ def _check(where, key, value, norm):
   elif key in COUNTS:
     for entry in value:
       check_range(f"{where}: an entry", entry, 1, math.inf)
+      if not isinstance(entry, int):
+        raise UserError(f"{where}: an entry is {entry!r}; it must be an integer")
   elif key in ("epsilons", "radii"):
     for entry in value:
       check_range(f"{where}: an entry", entry, 0, largest if key == "epsilons" else math.inf,

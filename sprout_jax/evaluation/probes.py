@@ -48,11 +48,12 @@ def fgsm(key, predict, images, labels, *, epsilon, norm="linf", indices=None):
 
 
 def trace_fn(model, spec, mesh):
-  """Compiles (variables, epsilon, restart, images, labels, indices) -> [batch, steps + 1, 2] float32.
+  """Compiles (variables, epsilon, restart, images, labels, indices) -> [batch, steps + 1, 3] float32.
 
   After 0, 1, ... steps of PGD as `spec`, a `robustness.PgdSpec`, has it: the highest loss so far
   (the random start included, the image itself not), which `checks.converged` looks at; and whether
-  some point so far was misclassified. So one run of many steps tells what fewer would have found:
+  some point so far was misclassified; and the size of the point's perturbation beyond epsilon or of its
+  pixels beyond [0, 1], which `robustness.refuse_excess` takes. So one run of many steps tells what fewer would have found:
   an image is robust after k steps if column 1 is 0 at k.
   """
   geometry, loss = attacks.NORMS[spec.norm], attacks.LOSSES[spec.loss]
@@ -75,9 +76,10 @@ def trace_fn(model, spec, mesh):
       x, best, broken = carry
       gradient, (values, wrong) = jax.grad(total_loss, has_aux=True)(x)
       best, broken = jnp.maximum(best, values), broken | wrong
-      return (project(x + spec.step_size * geometry.direction(gradient)), best, broken), (best, broken)
+      beyond = robustness.excess(images, x, epsilon, spec.norm)
+      return (project(x + spec.step_size * geometry.direction(gradient)), best, broken), (best, broken, beyond)
 
     first = project(images + begin), jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool)
-    best, broken = jax.lax.scan(step, first, length=spec.num_steps + 1)[1]
-    return jnp.stack([best.T, broken.T], axis=-1)
+    found = jax.lax.scan(step, first, length=spec.num_steps + 1)[1]
+    return jnp.stack([values.T for values in found], axis=-1)
   return jax.jit(trace, out_shardings=sharding.replicated(mesh))

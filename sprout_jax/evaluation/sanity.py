@@ -27,10 +27,11 @@ def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, num_
   pgd = functools.partial(attacks.pgd, step_size=step_size, num_steps=num_steps, loss=loss)
   many = 10 if num_restarts < 10 else 2 * num_restarts
   second = "dlr" if subject.num_classes > 2 else "margin"
+  apgd = f"apgd-ce and apgd-{second}"
   runs = {  # name: attacks, each on what those before it left; restarts
       "noise": ([probes.noise], 1), "fgsm": ([probes.fgsm], 1), "pgd": ([pgd], num_restarts),
-      # As in AutoAttack with two losses: alone, the cross-entropy misses what luck finds.
-      "apgd": ([attacks.apgd, functools.partial(attacks.apgd, loss=second)], num_restarts),
+      # Both losses: alone, the cross-entropy misses what luck finds.
+      apgd: ([attacks.apgd, functools.partial(attacks.apgd, loss=second)], num_restarts),
       "twice the steps": ([functools.partial(pgd, num_steps=2 * num_steps)], num_restarts),
       f"{many} restarts": ([pgd], many)}
   with subject.progress("sanity", len(runs) + 3, "attacks") as bar:
@@ -60,12 +61,13 @@ def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, num_
   shares = {name: statistics.proportion(mask.sum(), len(mask)) for name, mask in robust.items()}
   accuracies = {name: share["accuracy"] for name, share in shares.items()}
   findings = [
-      *(checks.gradients(found, where) for where, found in health.items()),
-      checks.order({name: robust[name] for name in ("fgsm", "pgd", "apgd")}),
-      checks.black_box(robust["pgd"] & robust["apgd"], {"random noise": robust["noise"]}),
+      checks.order({name: robust[name] for name in ("fgsm", "pgd", apgd)}),
+      checks.black_box(robust["pgd"] & robust[apgd], {"random noise": robust["noise"]}),
       checks.effort(accuracies["pgd"], {name: accuracies[name] for name in ("twice the steps", f"{many} restarts")}),
       checks.large_radius(large, float(left.mean())),
       *([checks.converged(best, f"PGD-{num_steps}")] if best and num_steps >= 10 else [])]
+  findings = [checks.at(finding, epsilon, "pgd") for finding in findings] + [
+      checks.at(checks.gradients(found, where), epsilon, "pgd", where) for where, found in health.items()]
   return {"epsilon": epsilon, "norm": norm, "count": len(images.rows), "robust": shares, "health": health,
           "large_radius": {"epsilon": large, **statistics.proportion(left.sum(), len(left))},
           "best_loss": best, "findings": findings}

@@ -34,6 +34,7 @@ def outcomes(compiled, variables, split, clean_correct, epsilon, steps, restarts
           lambda images, labels, indices, restart=restart: compiled(
               variables, np.float32(epsilon), restart, to_float(images), labels, indices),
           (split.images[rows], split.labels[rows], rows.astype(np.int32)), batch_size, mesh)
+      robustness.refuse_excess(f"PGD at epsilon {epsilon:g}", traces[..., 2])
       if restart == 0:
         best = traces[..., 0].mean(0, dtype=np.float64)
       for count, mask in robust.items():

@@ -1,7 +1,7 @@
 """The checks of a run: which failed, and the numbers that they stand beside.
 
 A finding is {"name", "passed", "value", "threshold", "text", "concerns", "evaluation"}, as in
-results.json.
+results.json, with "where" and "beside" from `evaluation.checks.at` where it is about one radius.
 """
 
 # What each check asks, and the unit of its value and threshold.
@@ -31,9 +31,14 @@ def failed(results):
 def beside(finding, measures):
   """Those of `measures` that a failed check concerns.
 
-  Of the same evaluation, those whose tags (radius, loss, name) the check names; all of them, if it
-  names none.
+  Those that it says it stands beside; else of the same evaluation those whose tags (radius, loss, name) the
+  check names; all of them, if it names none.
   """
+  if "beside" in finding:
+    evaluation, radius = finding["beside"]
+    beside_it = [m for m in measures if m.evaluation == evaluation and radius == m.row]
+    if beside_it:
+      return beside_it
   about = {part for concern in finding["concerns"] for part in concern.split(" over ")}
   related = [measure for measure in measures if measure.evaluation == finding["evaluation"]]
   named = [measure for measure in related if measure.tags & about]

@@ -79,28 +79,28 @@ def plain(caption, corner, runs, rows):
 def checks(runs):
   """The matrix of all checks: check x run, with value and threshold, failed ones with footnotes."""
   footnotes, lines, last = Footnotes(), [], None
-  found = [_numbered(run.results["checks"]) for run in runs]
+  found = [_placed(run.results["checks"]) for run in runs]
   for key in sorted(dict.fromkeys(key for column in found for key in column)):
-    evaluation, name, number = key
+    evaluation, name, where, number = key
     if evaluation != last:
       lines.append(Group(f"of the evaluation {evaluation}"))
       last = evaluation
     sentence, unit = findings.question(name)
-    lines.append(Row(Cell(sentence + (f" ({number + 1})" if number else ""), unit),
+    lines.append(Row(Cell(sentence + (f", {where}" if where else "") + (f" ({number + 1})" if number else ""), unit),
                      tuple(_verdict(run, column.get(key), footnotes) for run, column in zip(runs, found))))
   header = (Cell(""), *(Cell(run.key, run.short) for run in runs))
   return Table("Every check of every run: the outcome, the value, and the limit in brackets.", header,
                tuple(lines), footnotes.notes())
 
 
-def _numbered(checks_of_run):
-  """{(evaluation, name, 0, 1, ...): finding}; one check may be made several times."""
+def _placed(checks_of_run):
+  """{(evaluation, name, where, 0, 1, ...): finding}; one check may be made several times."""
   found = {}
   for finding in checks_of_run:
-    number = 0
-    while (finding["evaluation"], finding["name"], number) in found:
+    key, number = (finding["evaluation"], finding["name"], finding.get("where", "")), 0
+    while (*key, number) in found:
       number += 1
-    found[finding["evaluation"], finding["name"], number] = finding
+    found[*key, number] = finding
   return found
 
 

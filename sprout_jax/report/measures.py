@@ -86,7 +86,7 @@ def transfer(results):
   return [_accuracy("transfer", f"transferred from {source['label']} ({source['parameters_sha256'][:12]}): "
                     f"{wording.attack_spec(entry)}, {entry['count']} images",
                     f"epsilon {entry['epsilon']:g}", entry, (entry["epsilon"],),
-                    _tags(entry) | {f"transfer from {source['label']}"})
+                    _tags(entry) | {f"transfer from {source['label']} ({source['parameters_sha256'][:12]})"})
           for found in _evaluation(results, "transfer") for source in found["sources"]
           for entry in source["entries"]] + white
 

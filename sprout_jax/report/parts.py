@@ -147,8 +147,8 @@ def radar(all_runs):
         _figure("radar", radar_lib.draw(shown, chart), "Radar chart with an axis for each measure, a curve "
                 "for each run", "Each axis is divided by the best run on it; in the legend the score, the mean "
                 "of a run's axes."),
-        Paragraph("The axes of PGD and of training speed are those of the paper. AutoAttack is in the table "
-                  "of accuracy under attack, and is what counts."),
+        Paragraph(f"The paper's axes, with its PGD and its margin loss (C&W), here {_radius(shown)}. AutoAttack is "
+                  "in the table of accuracy under attack, and is what counts."),
         grid.plain("The values relative to the best run, and their mean.", "", shown,
                    [*((axis, *(f"{value:.3f}" for value in values)) for axis, values in chart.relative.items()),
                     ("score", *(f"{score:.3f}" for score in chart.scores))])]
@@ -159,6 +159,12 @@ def radar(all_runs):
   if without:
     blocks.append(Paragraph(f"Not measured (axes of the chart): {', '.join(without)}."))
   return Section("Radar chart", tuple(blocks))
+
+
+def _radius(runs):
+  """The radius of the chart's attacks, in words."""
+  radii = {f"{run.evaluations['strength']['epsilon']:g}" for run in runs if "strength" in run.evaluations}
+  return f"at epsilon {' or '.join(sorted(radii))}" if radii else "not measured"
 
 
 def examples(all_runs):

@@ -23,16 +23,18 @@ class Radar:
 
 def measured(results):
   """{axis: (value, all that defines it)} of one run, for the axes that it has."""
-  found = {"clean": (results["clean"]["accuracy"], "")}
+  data = results["dataset"]["fingerprint"]
+  found = {"clean": (results["clean"]["accuracy"], f"{data}, {results['clean']['count']} images")}
   seconds = results["training"].get("seconds_per_epoch")  # runs of earlier versions have none
   if seconds:
-    found["training speed"] = (1 / seconds, "")
+    found["training speed"] = (1 / seconds, f"{data}, on {results['versions']['devices']}")
   for axis, entry in (("PGD-20", _pgd(results)), ("C&W", _carlini_wagner(results))):
     if entry:
-      found[axis] = (entry["accuracy"], f"{wording.attack_spec(entry)}, epsilon {entry['epsilon']:g}")
+      found[axis] = (entry["accuracy"], f"{data}, {wording.attack_spec(entry)}, epsilon {entry['epsilon']:g}, "
+                                        f"{entry['count']} images")
   if "invariance" in results["evaluations"]:
     for row in results["evaluations"]["invariance"]["transformations"].values():
-      found |= {point["named"]: (point["accuracy"], "") for point in row["points"]
+      found |= {point["named"]: (point["accuracy"], f"{data}, {point['count']} images") for point in row["points"]
                 if point["named"] in NAMED}
   return found
 
@@ -70,7 +72,7 @@ def compute(runs):
     if lacking:
       left_out[axis] = f"not measured for {', '.join(lacking)}"
     elif len({axes[axis][1] for axes in found.values()}) > 1:
-      left_out[axis] = "measured with different attacks"
+      left_out[axis] = "measured in different ways"
     elif max(axes[axis][0] for axes in found.values()) <= 0:
       left_out[axis] = "no run is above 0"
     else:

@@ -64,17 +64,15 @@ def _numbers(results):
   rows = [(f"{title(entry)}, epsilon {entry['epsilon']:g}", measure) for entry, measure in zip(
       results["attacks"], [m for m in measures.attacks(results) if m.detail])]
   rows = [("clean", *measures.clean(results)), *rows] + [(m.row, m) for m in measures.compact(results)]
-  below, numbers = {}, [measure for _, measure in rows]
+  below, after, numbers = {}, [], [measure for _, measure in rows]
   for finding in findings.failed(results):
-    # What concerns no number in particular speaks against all attacks: it stands after the last.
-    place = (findings.beside(finding, numbers)
-             or [m for m in numbers if m.evaluation in ("clean", "pgd", "auto_attack")])[-1]
-    below.setdefault(id(place), []).append(f"  ! {finding['text']}")
+    places = findings.beside(finding, numbers)
+    (below.setdefault(id(places[-1]), []) if places else after).append(f"  ! {finding['text']}")
   header, rule, *lines = _align([("", "accuracy [95 % interval]", "images")] + [
       (name, f"{m.text:>7} {m.detail}".rstrip(), "" if m.count is None else str(m.count))
       for name, m in rows])
   return [header, rule, *(line for text, (_, m) in zip(lines, rows)
-                          for line in (text, *below.get(id(m), [])))]
+                          for line in (text, *below.get(id(m), []))), *after]
 
 
 def cautions(results):

@@ -63,7 +63,7 @@ TABLE = {
                lambda: checks.effort(0.5, {"twice the steps": 0.495, "10 restarts": 0.3}), 20,
                "10 restarts lowered the accuracy by 20.0 points", ["10 restarts"]),
     "converged": (lambda: checks.converged(LEVEL), lambda: checks.converged(RISING), 10 / 99,
-                  "PGD moved by 10.1% of its range in the last tenth of its 100", ["PGD"]),
+                  "PGD moved by 10.1% of its range in the last tenth of its 99 steps", ["PGD"]),
     "gap": (lambda: checks.gap(0.55, 0.45), lambda: checks.gap(0.6, 0.45), 15,
             "15.0 points more than AutoAttack (60.0% against 45.0%)", ["pgd"]),
     "binarization": (lambda: checks.binarization(PLANTED),
@@ -189,7 +189,8 @@ def test_autoattack_and_pgd_are_compared_where_they_ran_alike():
             ensemble | {"per_attack": {"apgd-ce": 0.3}}]
   assert checks.gaps([pgd, *others]) == []
   finding, = checks.gaps([pgd, *others, ensemble])
-  assert not finding["passed"] and finding["concerns"] == ["epsilon 0.03"]
+  assert not finding["passed"] and finding["beside"] == ["pgd", "epsilon 0.03"]
+  assert finding["text"].startswith("At epsilon 0.03: PGD leaves 20.0 points more")
   np.testing.assert_allclose(finding["value"], 20)
 
 
@@ -209,6 +210,7 @@ def test_best_losses_of_a_linear_model_by_formula():
   fn = probes.trace_fn(Linear(), spec, ALONE)
   found = np.asarray(fn(variables, np.float32(0.05), 0, split.images, split.labels, np.arange(16)))
   np.testing.assert_array_equal(found[..., 1], found[..., 0] > 0)  # broken once the best margin is above 0
+  assert (found[..., 2] <= 1e-6).all()
   found = found[..., 0]
   assert found.shape == (16, 41) and (np.diff(found) >= 0).all()
   np.testing.assert_allclose(found[:, -1], 0.05 * norm - margin, rtol=1e-4, atol=1e-4)

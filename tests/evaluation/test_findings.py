@@ -118,7 +118,7 @@ def test_smoothed_labels_and_noise_look_robust_to_pgd_with_one_start(tmp_path):
   assert failed(found) == {"gap"} and pgd["restarts"] == 1
   gap, = [finding for finding in found if finding["name"] == "gap"]
   np.testing.assert_allclose(gap["value"], 100 * (pgd["accuracy"] - ensemble["accuracy"]))
-  assert gap["value"] > 10 and gap["concerns"] == ["epsilon 0.1"] and "report AutoAttack's number" in gap["text"]
+  assert gap["value"] > 10 and gap["beside"] == ["pgd", "epsilon 0.1"] and "report AutoAttack's number" in gap["text"]
   # Its neighbour without smoothing has no such gap.
   found, _ = findings(("pgd", "auto_attack"), train(natural), folder=tmp_path / "natural")
   assert "gap" not in failed(found)
@@ -135,8 +135,10 @@ def test_a_model_behind_rounding_has_no_gradients_and_is_found_out(tmp_path):
 def test_a_model_whose_logits_are_blown_up_has_no_gradient_of_the_cross_entropy():
   found, _ = findings(("sanity",), train(natural), Network(scale=1e4))
   gradients = [finding for finding in found if finding["name"] == "gradients" and not finding["passed"]]
-  assert gradients and all("cross_entropy: zero" in finding["concerns"] for finding in gradients)
-  assert not any("margin" in concern for finding in gradients for concern in finding["concerns"])
+  assert {finding["where"] for finding in gradients} == {"at the images", "at the start of PGD", "halfway through PGD"}
+  assert all(finding["concerns"] == ["cross_entropy: zero"] for finding in gradients)  # not what attacks follow
+  order, = [finding for finding in found if finding["name"] == "order"]
+  assert not order["passed"] and "pgd broke" in order["text"]
 
 
 def test_an_attack_that_is_too_weak_is_found_out():

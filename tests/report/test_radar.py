@@ -60,6 +60,6 @@ def test_axes_that_do_not_compare_are_left_out(tmp_path):
 
   runs = read(tmp_path, only(0.8, 2.0, entries(0.0, 0.0), 0.9), no_time)
   left = radar.compute(runs).left_out
-  assert left["PGD-20"] == "measured with different attacks"  # 1 and 5 restarts
+  assert left["PGD-20"] == "measured in different ways"  # 1 and 5 restarts
   assert left["C&W"] == "no run is above 0"
   assert left["training speed"] == "not measured for B seed 1"

@@ -56,23 +56,36 @@ def test_every_evaluation_has_a_line_and_failed_checks_stand_below_their_number(
   content = synthetic.results()
   content["checks"] += [
       synthetic.finding("monotone", False, "pgd", "Accuracy rises.", concerns=["epsilon 0.01"]),
-      synthetic.finding("effort", False, text="Ten restarts lowered it."),
+      synthetic.finding("effort", False, text="Ten restarts lowered it.") | {"beside": ["pgd", "epsilon 0.01"]},
+      synthetic.finding("large_radius", False, text="Grey is right.") | {"beside": ["pgd", "epsilon 0.123"]},
       synthetic.finding("converged", False, "strength", "It still moved.")]
   text = report.run(synthetic.write(tmp_path / "a", content))
   lines = [" ".join(line.split()) for line in text.splitlines()]
   place = lines.index("PGD-20, epsilon 0.01 46.0 % [45.5, 46.5] 1000")
-  assert lines[place + 1] == "! Accuracy rises."
+  assert lines[place + 1:place + 3] == ["! Accuracy rises.", "! Ten restarts lowered it."]
   place = lines.index("AutoAttack (standard), epsilon 0.03 35.0 % [34.5, 35.5] 1000")
   assert lines[place + 1:place + 14] == [
-      "! Square broke 3.1 points more: gradients are probably masked.", "! Ten restarts lowered it.",
+      "! Square broke 3.1 points more: gradients are probably masked.",
       "lowest PGD Linf, epsilon 0.03, dlr loss, 200 steps, 10 starts 34.0 % [33.5, 34.5] 1000",
       "! It still moved.", "random noise, epsilon 0.07 78.0 % [77.5, 78.5] 1000",
       "transferred from natural, vgg16, epsilon 0.03 60.0 % [59.5, 60.5] 1000",
       "rotation by 10 degrees 86.8 % [86.3, 87.3] 1000", "brightness x1.5 88.8 % [88.2, 89.2] 1000",
       "contrast x2 87.5 % [87.0, 88.0] 1000", "grayscale 85.0 % [84.5, 85.5] 1000",
       "mean over 15 corruptions 72.0 %", "certified at L2 radius 0.5, noise 0.1 36.0 % [35.5, 36.5] 500",
-      "expected calibration error 4.3 %"]
-  assert "7 of 11 checks passed." in lines and "upper bound" not in "".join(lines)
+      "expected calibration error 4.3 %", "! Grey is right."]  # it stands beside no number that is there
+  assert "7 of 12 checks passed." in lines and "upper bound" not in "".join(lines)
+
+
+def test_a_finding_stands_beside_its_radius_alone(tmp_path):
+  """Of two radii of AutoAttack."""
+  content = synthetic.results()
+  ensemble, = [entry for entry in content["attacks"] if "per_attack" in entry]
+  content["attacks"].append(ensemble | {"epsilon": 0.05})
+  content["checks"] = [synthetic.finding("square", False, "auto_attack", "Square broke more.") | {
+      "where": "epsilon 0.05", "beside": ["auto_attack", "epsilon 0.05"]}]
+  text = report.run(synthetic.write(tmp_path / "a", content)).splitlines()
+  place, = [number for number, line in enumerate(text) if "Square broke more" in line]
+  assert "AutoAttack (standard), epsilon 0.05" in text[place - 1]
 
 
 def test_what_is_added_to_a_method_is_named(tmp_path):
