@@ -1,8 +1,12 @@
 """Two-dimensional convolution, in the form that is fast where it runs.
 
-GPUs and TPUs run XLA's own. On a CPU its gradients are ten to a hundred times slower than matmuls
-inside compiled loops, and training and attacks are loops. There, convolution is matmuls here:
+GPUs and TPUs run XLA's own. On a CPU XLA is fast only forward, on maps that are not small; its
+gradients are ten times slower than matmuls inside compiled loops, and training and attacks are
+loops. So, on a CPU:
 
+- Stride 1, maps of 8x8 and more (`_plain`): XLA's convolution forward, and for the gradient of the
+  images too, which is a convolution of the cotangents with the kernel turned around. The gradient
+  of the kernel is a matmul of patches, below.
 - Of few channels (the images): one matmul over patches, the rows x columns x channels values of
   each window.
 - Otherwise: patches hold one row of the window only, and one matmul multiplies them by all rows of
@@ -21,8 +25,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from sprout_jax.models import bilinear
+
 # By measurement (benchmarks/convolution.py), as the form for each shape is.
 FEW_CHANNELS = 8  # fewer are convolved by one matmul over whole windows
+SMALL_MAP = 8  # pixels in either direction; XLA's own convolution has no part in smaller ones
 PIECE = 8 * 2**20  # bytes of patches and products of a piece
 
 
@@ -49,6 +56,8 @@ def convolve(images, kernel, strides, padding, matmuls, pieces=None):
     return _by_windows(images, kernel, strides, padding)
   if pieces is None:
     pieces = 1 if jax.device_count() > 1 else _num_pieces(images, kernel, strides, padding)
+  if _is_plain(images, kernel, strides, padding):
+    return bilinear.convolve(images, kernel, padding=(padding, padding), pieces=pieces)
   # The kernel is transposed here, once, and not for every piece.
   piece = functools.partial(_by_rows, strides=strides, padding=padding)
   kernel = kernel.transpose(1, 2, 0, 3)
@@ -57,6 +66,12 @@ def convolve(images, kernel, strides, padding, matmuls, pieces=None):
   piece = jax.checkpoint(piece, prevent_cse=False)
   out = lax.map(lambda images: piece(images, kernel), images.reshape(pieces, -1, *images.shape[1:]))
   return out.reshape(-1, *out.shape[2:])
+
+
+def _is_plain(images, kernel, strides, padding):
+  rows, columns = kernel.shape[:2]
+  return (strides == 1 and images.dtype == jnp.float32 and min(images.shape[1:3]) >= SMALL_MAP
+          and padding < min(rows, columns) and rows * columns > 1)
 
 
 def _num_pieces(images, kernel, strides, padding):
