@@ -36,7 +36,10 @@ def median(values):
 
 
 def hardware():
-  """What it ran on: {"device", "count", "cpu", "cores", "jax", "python"}."""
+  """What it ran on: {"device", "count", "cpu", "cores", "load", "jax", "python"}.
+
+  "load" is that of the last minute: beyond about the number of cores, others were running too.
+  """
   cpu = platform.processor() or platform.machine()
   info = pathlib.Path("/proc/cpuinfo")
   if info.exists():
@@ -44,7 +47,7 @@ def hardware():
              if line.startswith("model name")]
     cpu = names[0] if names else cpu
   return {"device": jax.devices()[0].device_kind, "count": jax.device_count(), "cpu": cpu,
-          "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__,
+          "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "jax": jax.__version__,
           "python": platform.python_version()}
 
 

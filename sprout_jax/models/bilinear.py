@@ -21,16 +21,31 @@ from jax.interpreters import mlir
 import jax.numpy as jnp
 
 
-def convolve(images, kernel, *, padding, pieces):
+PIECE = 8 * 2**20  # bytes of shifted copies in a piece, by measurement
+
+
+def convolve(images, kernel, padding, pieces=None):
   """out[b, i, j, f] = sum_{u, v, c} padded[b, i + u, j + v, c] kernel[u, v, c, f].
 
   Args:
     images: [batch, height, width, channels].
     kernel: [rows, columns, channels, features].
     padding: zeros (above and below, left and right), less than the kernel's size.
-    pieces: of how many equal parts the batch is in the kernel's gradient.
+    pieces: of how many equal parts the batch is in the kernel's gradient, so that its copies stay in
+      the CPU's cache; a divisor of the batch. None: as many as memory suggests, but 1 where there
+      are several devices, over which the batch may be cut already.
   """
+  if pieces is None:
+    pieces = 1 if jax.device_count() > 1 else _num_pieces(images, kernel)
   return _convolve_p.bind(images, kernel, padding=padding, pieces=pieces)
+
+
+def _num_pieces(images, kernel):
+  """The smallest divisor of the batch that makes pieces small enough."""
+  rows, columns, channels, features = kernel.shape
+  batch = len(images)
+  size = images.size // channels * (columns * channels + rows * features) * images.dtype.itemsize
+  return next(n for n in range(1, batch + 1) if batch % n == 0 and (size <= n * PIECE or n == batch))
 
 
 def _convolve(images, kernel, *, padding, pieces):
