@@ -3,8 +3,8 @@
     python benchmarks/convolution.py --batch_size 64 --output FILE.json
 
 What the choices in sprout_jax/models/convolution.py rest on: GFLOP/s of XLA's convolution, of one
-matmul over whole windows, of patches of one row for the whole batch, and in pieces. (XLA's own
-gradients may take minutes: --forms leaves forms out.)
+matmul over whole windows, of patches of one row for the whole batch, and what the models do. (XLA's
+own gradients may take minutes: --forms leaves forms out.)
 """
 
 import argparse
@@ -32,6 +32,10 @@ def _windows(images, kernel, strides):
   return convolution._by_windows(images, kernel, strides, 1)
 
 
+def _rows(images, kernel, strides):
+  return convolution._by_rows(images, kernel, strides, 1)
+
+
 def _convolve(images, kernel, strides, **options):
   return convolution.convolve(images, kernel, strides, 1, **options)
 
@@ -39,7 +43,7 @@ def _convolve(images, kernel, strides, **options):
 FORMS = {
     "xla": functools.partial(_convolve, matmuls=False),
     "windows": _windows,
-    "rows": functools.partial(_convolve, matmuls=True, pieces=1),
+    "rows": _rows,
     "chosen": functools.partial(_convolve, matmuls=True),
 }
 

@@ -21,11 +21,25 @@ import jax.numpy as jnp
 import steps
 import timing
 
-KINDS = (  # the first pattern found in an operation's name says what it is
-    ("matmul", r"ynn|dot|conv"),
-    ("patches and shifted sums", r"concatenate|pad|slice|copy"),
-    ("elementwise and reductions", r"."),
+KINDS = (  # the first pattern found in an operation's name or in what it computes says what it is
+    ("matmul", r"dot|[ _]convolution"),
+    ("reductions", r" reduce(-window)?\("),
+    ("copies", r"^(copy|transpose|concatenate|pad|slice|dynamic|wrapped_(broadcast|copy)|bitcast_dynamic)"),
+    ("elementwise", r"."),
 )
+
+
+def computations():
+  """{operation's name: its name, and the text of what it computes}, over all compiled programs."""
+  texts = [module.to_string() for executable in jax.devices()[0].client.live_executables()
+           for module in executable.hlo_modules()]
+  bodies, found = {}, {}
+  for text in texts:
+    bodies |= {body.split(" ", 1)[0]: body for body in re.split(r"\n(?=%|ENTRY)", text)}
+  for text in texts:
+    for name, called in re.findall(r"%(\S+) = [^\n]* fusion\([^\n]*calls=(%[\w.\-]+)", text):
+      found[name] = name + bodies[called]
+  return found
 
 
 def matmul_speed(size=2048, rounds=5):
@@ -53,13 +67,13 @@ def main():
       run()
     path, = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
     profile = jax.profiler.ProfileData.from_file(path)
-  seconds = collections.Counter()
+  seconds, computes = collections.Counter(), computations()
   for plane in profile.planes:
     for line in plane.lines:
       for event in line.events:
         # A loop's own event contains those of its body.
         if "hlo_op" in dict(event.stats) and not event.name.startswith("while"):
-          kind = next(kind for kind, pattern in KINDS if re.search(pattern, event.name))
+          kind = next(kind for kind, pattern in KINDS if re.search(pattern, computes.get(event.name, event.name)))
           seconds[kind] += event.duration_ns / 1e9 / args.num_steps
   speed = matmul_speed()
   flop = 3 * 2 * steps.multiplications(args.model, shape) * args.batch_size

@@ -15,17 +15,19 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).parent
-MODELS = ("vgg16", "preact_resnet18", "wrn_16_4", "small_cnn")
+STEPS = {"vgg16": 2, "preact_resnet18": 2, "wrn_16_4": 2, "small_cnn": 20}  # of a timing, a second or more
 PIECES = {
     "cpu": {
-        **{f"train_{model}": f"train_step.py --models {model} --batch_sizes 64,128" for model in MODELS},
-        **{f"attack_{model}": f"attack_step.py --models {model} --batch_sizes 64,128" for model in MODELS},
+        **{f"train_{model}": f"train_step.py --models {model} --batch_sizes 64,128 --num_steps {count}"
+           for model, count in STEPS.items()},
+        **{f"attack_{model}": f"attack_step.py --models {model} --batch_sizes 64,128 --num_steps {count}"
+           for model, count in STEPS.items()},
         "method_cost": "method_cost.py --model vgg16 --batch_size 64 --num_steps 2 --rows "
                        "natural,sprout,sprout_mean,pgd",
         "method_cost_small_cnn": "method_cost.py --model small_cnn --image_shape 8,8,1 --batch_size 64 "
                                  "--num_steps 20",
         "convolution": "convolution.py --forms windows,rows,chosen",
-        **{f"profile_{model}": f"profile_step.py --model {model}" for model in MODELS},
+        **{f"profile_{model}": f"profile_step.py --model {model}" for model in STEPS},
         "input_pipeline": "input_pipeline.py --model vgg16 --batch_size 64",
         "startup": "startup.py --model vgg16 --rounds 3",
     },

@@ -1,6 +1,9 @@
-"""The README's tables of speed, from the files of run_all.py.
+"""The README's tables of speed, from the files of run_all.py and before_after.py.
 
-    python benchmarks/show.py benchmarks/results/cpu [--before DIR]
+    python benchmarks/show.py benchmarks/results/cpu                       # prints them
+    python benchmarks/show.py benchmarks/results/cpu --readme README.md    # and puts them there
+
+In the README they stand between two lines of MARKS, and nothing there is written by hand.
 """
 
 import argparse
@@ -9,70 +12,111 @@ import pathlib
 
 import timing
 
+MARKS = ("<!-- benchmarks/show.py: begin -->", "<!-- benchmarks/show.py: end -->")
+
 
 def rows(folder, pattern):
-  """All rows of the matching files, in the order of their names."""
-  return [row for path in sorted(folder.glob(pattern)) for row in json.loads(path.read_text())]
+  """All rows of the matching files, in the order of their names; a file is a row or a list."""
+  found = [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+  return [row for part in found for row in (part if isinstance(part, list) else [part])]
 
 
-def beside_torch(found, before):
+def table(columns, lines):
+  lines = [columns, ["---"] * len(columns), *lines]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pairs(ratios):
+  return f"{timing.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+
+
+def machine(found):
+  """One line about all rows: the hardware, versions, and how busy it was."""
+  hardware = [row["hardware"] for row in found]
+  values = lambda key: ", ".join(sorted({str(h[key]) for h in hardware if h.get(key)}))
+  load = [h["load"] for h in hardware]
+  return (f"{values('cpu')}, {values('cores')} cores, JAX {values('jax')}, PyTorch {values('torch')}, Python "
+          f"{values('python')}; load averages {min(load):.1f} to {max(load):.1f}, from other programs too.")
+
+
+def before_after(found):
+  """Ratios: the time before over the time after, pair by pair."""
+  columns = ["model", "batch", "steps", "before, images/s", "after, images/s", "times faster (range)"]
+  return table(columns, [
+      [f"`{row['model']}`", str(row["batch_size"]), row["kind"], f"{row['before_images_per_second']:.0f}",
+       f"{row['images_per_second']:.0f}", pairs(row["ratios"])] for row in found])
+
+
+def beside_torch(found):
   """One line per model and batch size; ratios are PyTorch's time over ours, pair by pair."""
   libraries = sorted({key.removesuffix("_ratios") for row in found for key in row if key.endswith("_ratios")})
-  key = lambda row: (row["model"], row["batch_size"], row["method"], row["dtype"])
-  earlier = {key(row): row for row in before}
-  columns = ["model", "batch", "steps of", *["before, images/s"] * bool(before), "images/s"]
+  columns = ["model", "batch", "steps of", "images/s"]
   for library in libraries:
     columns += [f"{library.replace('_', ' ')}, images/s", "ratio (range)"]
-  lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+  lines = []
   for row in found:
-    cells = [f"`{row['model']}`", str(row["batch_size"]), row["method"]]
-    if before:
-      cells.append(f"{earlier[key(row)]['images_per_second']:.0f}" if key(row) in earlier else "")
-    cells.append(f"{row['images_per_second']:.0f}")
+    lines.append([f"`{row['model']}`", str(row["batch_size"]), row["method"], f"{row['images_per_second']:.0f}"])
     for library in libraries:
-      pairs = row[f"{library}_ratios"]
-      cells += [f"{row[f'{library}_images_per_second']:.0f}",
-                f"{timing.median(pairs):.2f} ({pairs[0]:.2f}-{pairs[-1]:.2f})"]
-    lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
+      lines[-1] += [f"{row[f'{library}_images_per_second']:.0f}", pairs(row[f"{library}_ratios"])]
+  return table(columns, lines)
 
 
 def costs(found):
-  lines = ["| method | natural steps | range of the pairs |", "|---|---|---|"]
-  return "\n".join(lines + [f"| {row['method']} | {row['natural_steps']:.2f} | {row['ratios'][0]:.2f}-"
-                            f"{row['ratios'][-1]:.2f} |" for row in found])
+  return table(["method", "natural steps (range of the pairs)"], [
+      [row["method"], f"{row['natural_steps']:.2f} ({row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f})"] for row in found])
 
 
 def profiles(found):
-  kinds = list(found[0]["seconds"])
-  lines = [f"| model | ms a step | bound by a matmul's speed | {' | '.join(kinds)} |", "|---" * (3 + len(kinds)) + "|"]
+  """Milliseconds; the last column is what the profile has no operation for."""
+  kinds = list(dict.fromkeys(kind for row in found for kind in row["seconds"]))
+  lines = []
   for row in found:
-    cells = [f"{1e3 * row['seconds'][kind]:.0f}" for kind in kinds]
-    lines.append(f"| `{row['model']}` | {1e3 * row['step_seconds']:.0f} | "
-                 f"{1e3 * row['matmul_bound_seconds']:.0f} | {' | '.join(cells)} |")
-  return "\n".join(lines)
+    seconds = [row["step_seconds"], row["matmul_bound_seconds"], *(row["seconds"].get(kind, 0) for kind in kinds),
+               row["step_seconds"] - sum(row["seconds"].values())]
+    lines.append([f"`{row['model']}`", *(f"{1e3 * value:.0f}" for value in seconds)])
+  return table(["model", "step", "bound", *kinds, "rest"], lines)
+
+
+def pipeline(row):
+  share = row["host_share"]
+  parts = ", ".join(f"{name} {milliseconds / 10 / row['step_seconds']:.2f} %"
+                    for name, milliseconds in row["milliseconds"].items())
+  return (f"`{row['model']}`, batch {row['batch_size']}: to compiled calls of {row['num_steps']} steps the host adds "
+          f"{100 * row['median_host_share']:.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f}). "
+          f"Of a step's time: {parts}.")
+
+
+def startup(found):
+  return table(["a process that does", "seconds (range)"], [
+      [row["what"], f"{row['median']:.2f} ({min(row['seconds']):.2f}-{max(row['seconds']):.2f})"] for row in found])
+
+
+SECTIONS = (  # title, files, function of their rows
+    ("Training steps before and after, in turn", "before_after.json", before_after),
+    ("Training steps", "train_*.json", beside_torch),
+    ("Attack steps (forward pass and gradient for the input)", "attack_*.json", beside_torch),
+    ("Where a training step's time goes, batch 64, milliseconds", "profile_*.json", profiles),
+    ("What a method costs, `vgg16`, batch 64", "method_cost.json", costs),
+    ("Host and data", "input_pipeline.json", lambda found: pipeline(found[0])),
+    ("Start-up", "startup.json", startup),
+)
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", type=pathlib.Path)
-  parser.add_argument("--before", type=pathlib.Path, help="a folder of earlier results")
+  parser.add_argument("--readme", type=pathlib.Path, help="a file with the two marks")
   args = parser.parse_args()
-  earlier = lambda pattern: rows(args.before, pattern) if args.before else []
-  sections = {
-      "Training": beside_torch(rows(args.folder, "train_*.json"), earlier("train_*.json")),
-      "Attacks": beside_torch(rows(args.folder, "attack_*.json"), earlier("attack_*.json")),
-      **{path.stem: costs(json.loads(path.read_text())) for path in sorted(args.folder.glob("method_cost*.json"))},
-  }
-  found = [json.loads(path.read_text()) for path in sorted(args.folder.glob("profile_*.json"))]
-  if found:
-    sections["Profile of a step, milliseconds"] = profiles(found)
-  for title, text in sections.items():
-    print(f"{title}\n\n{text}\n")
-  for name in ("input_pipeline", "startup"):
-    path = args.folder / f"{name}.json"
-    if path.exists():
-      print(f"{name}: {json.dumps(json.loads(path.read_text()))[:2000]}\n")
+  found = [(title, rows(args.folder, pattern), show) for title, pattern, show in SECTIONS]
+  text = machine([row for _, part, _ in found for row in part]) + "\n\n"
+  text += "\n\n".join(f"**{title}**\n\n{show(part)}" for title, part, show in found if part)
+  print(text)
+  if args.readme:
+    if not all(mark in args.readme.read_text() for mark in MARKS):
+      parser.error(f"{args.readme} has no lines {' and '.join(MARKS)}")
+    before, _, rest = args.readme.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    args.readme.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

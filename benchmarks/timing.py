@@ -1,5 +1,6 @@
 """Timing side by side: what two programs cost, one right after the other, several times."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -36,7 +37,10 @@ def median(values):
 
 
 def hardware():
-  """What it ran on: {"device", "count", "cpu", "cores", "jax", "python"}."""
+  """What it ran on: {"device", "count", "cpu", "cores", "load", "jax", "torch", "python"}.
+
+  "load" is that of the last minute: beyond about the number of cores, others were running too.
+  """
   cpu = platform.processor() or platform.machine()
   info = pathlib.Path("/proc/cpuinfo")
   if info.exists():
@@ -44,8 +48,15 @@ def hardware():
              if line.startswith("model name")]
     cpu = names[0] if names else cpu
   return {"device": jax.devices()[0].device_kind, "count": jax.device_count(), "cpu": cpu,
-          "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__,
-          "python": platform.python_version()}
+          "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "jax": jax.__version__,
+          "torch": _version("torch"), "python": platform.python_version()}
+
+
+def _version(package):
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def write(path, rows):

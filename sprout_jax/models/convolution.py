@@ -1,29 +1,30 @@
 """Two-dimensional convolution, in the form that is fast where it runs.
 
-GPUs and TPUs run XLA's own. On a CPU its gradients are ten to a hundred times slower than matmuls
-inside compiled loops, and training and attacks are loops. There, convolution is matmuls here:
+GPUs and TPUs run XLA's own. On a CPU XLA is fast only forward, on maps that are not small; its
+gradients are ten times slower than matmuls inside compiled loops, and training and attacks are
+loops. So, on a CPU:
 
+- Stride 1, maps of 8x8 and more: XLA's convolution forward, and for the gradient of the images too,
+  which is a convolution of the cotangents with the kernel turned around; for the gradient of the
+  kernel, a matmul of shifted copies. See `bilinear`.
 - Of few channels (the images): one matmul over patches, the rows x columns x channels values of
   each window.
 - Otherwise: patches hold one row of the window only, and one matmul multiplies them by all rows of
   the kernel; the products are added, each shifted by its row. Windows overlap in rows and columns;
   copying the columns before and adding the rows after moves three times less memory than copying
   both, and gives the matmul three times the features.
-- Large batches in pieces of a few images, whose patches and products stay in the CPU's cache:
-  writing them to memory would take as long as the matmul. They are made again for the gradient.
 
 All are the same sum up to rounding, differentiable in every mode and to any order.
 """
 
-import functools
-
-import jax
 from jax import lax
 import jax.numpy as jnp
 
+from sprout_jax.models import bilinear
+
 # By measurement (benchmarks/convolution.py), as the form for each shape is.
 FEW_CHANNELS = 8  # fewer are convolved by one matmul over whole windows
-PIECE = 8 * 2**20  # bytes of patches and products of a piece
+SMALL_MAP = 8  # pixels in either direction; XLA's own convolution has no part in smaller ones
 
 
 def convolve(images, kernel, strides, padding, matmuls, pieces=None):
@@ -37,8 +38,7 @@ def convolve(images, kernel, strides, padding, matmuls, pieces=None):
     strides: in both directions.
     padding: zeros on all four sides. Explicit: with stride 2, "SAME" is not what PyTorch does.
     matmuls: False is XLA's convolution, True matmuls.
-    pieces: of how many equal parts the batch is; a divisor of its size. None: as many as memory
-      suggests, but 1 where there are several devices, over which the batch may be cut already.
+    pieces: see `bilinear.convolve`.
 
   Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
   """
@@ -47,25 +47,11 @@ def convolve(images, kernel, strides, padding, matmuls, pieces=None):
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
   if images.shape[-1] < FEW_CHANNELS:
     return _by_windows(images, kernel, strides, padding)
-  if pieces is None:
-    pieces = 1 if jax.device_count() > 1 else _num_pieces(images, kernel, strides, padding)
-  # The kernel is transposed here, once, and not for every piece.
-  piece = functools.partial(_by_rows, strides=strides, padding=padding)
-  kernel = kernel.transpose(1, 2, 0, 3)
-  if pieces == 1:
-    return piece(images, kernel)
-  piece = jax.checkpoint(piece, prevent_cse=False)
-  out = lax.map(lambda images: piece(images, kernel), images.reshape(pieces, -1, *images.shape[1:]))
-  return out.reshape(-1, *out.shape[2:])
-
-
-def _num_pieces(images, kernel, strides, padding):
-  """The smallest divisor of the batch that makes pieces small enough."""
-  rows, columns, channels, features = kernel.shape
-  batch, height, width, _ = images.shape
-  positions = batch * height * _count(width, columns, strides, padding)
-  size = positions * (columns * channels + rows * features) * images.dtype.itemsize
-  return next(n for n in range(1, batch + 1) if batch % n == 0 and (size <= n * PIECE or n == batch))
+  rows, columns = kernel.shape[:2]
+  if (strides == 1 and rows * columns > 1 and padding < min(rows, columns)
+      and min(images.shape[1:3]) >= SMALL_MAP and images.dtype == jnp.float32):
+    return bilinear.convolve(images, kernel, (padding, padding), pieces)
+  return _by_rows(images, kernel, strides, padding)
 
 
 def _count(size, window, strides, padding):
@@ -93,9 +79,9 @@ def _by_rows(images, kernel, strides, padding):
   """out[i] = sum_u (patches of row i strides + u - padding) @ kernel[u].
 
   With strides, a row of the images meets only every `strides`-th row of the kernel: the rows of
-  each remainder are one matmul. The kernel is [columns, channels, rows, features] here.
+  each remainder are one matmul.
   """
-  columns, channels, rows, features = kernel.shape
+  rows, columns, channels, features = kernel.shape
   batch, height, width, _ = images.shape
   height, width = (_count(height, rows, strides, padding), _count(width, columns, strides, padding))
   images = jnp.pad(images, ((0, 0), (0, 0), (padding, padding), (0, 0)))
@@ -106,7 +92,7 @@ def _by_rows(images, kernel, strides, padding):
     if not met or not part.shape[1]:
       continue
     x = jnp.concatenate([_strided(part, 2, v, width, strides) for v in range(columns)], axis=-1)
-    weights = kernel[:, :, met[0]::strides].reshape(columns * channels, -1)
+    weights = kernel[met[0]::strides].transpose(1, 2, 0, 3).reshape(columns * channels, -1)
     products = (x.reshape(-1, columns * channels) @ weights).reshape(*x.shape[:3], -1)
     for u, product in zip(met, jnp.split(products, len(met), axis=-1)):
       low = (padding + remainder - u) // strides  # exact; where negative, rows are cut off
