@@ -27,6 +27,8 @@ def interior_images(count=64, seed=1):
 def test_linear_model_equals_the_closed_form(norm, dual, loss):
   """Two classes: x is robust at epsilon iff z_y - z_other > epsilon |w_y - w_other|_dual."""
   weights, predict = linear_model()
+  if loss == "dlr":  # needs a third class, here one that never matters
+    two, predict = predict, lambda x: jnp.pad(two(x), ((0, 0), (0, 1)), constant_values=-1e3)
   images = interior_images()
   labels = np.asarray(predict(images)).argmax(-1)
   difference = weights[:, 0] - weights[:, 1]
@@ -186,7 +188,7 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
 
 @pytest.mark.parametrize("options, message", [
     (dict(norm="l1"), "choose one of: l2, linf"),
-    (dict(loss="hinge"), "choose one of: cross_entropy, margin"),
+    (dict(loss="hinge"), "choose one of: cross_entropy, dlr, margin"),
     (dict(num_restarts=0), "at least"),
     (dict(num_restarts=2, start="clean"), "coincide"),
     (dict(num_restarts=2, keep="last"), "lost"),
