@@ -117,7 +117,7 @@ def health(model, images=IMAGES, labels=PREDICTED, variables=VARIABLES, classes=
 
 def test_a_sound_model_has_all_gradients():
   found = health(Three())
-  assert found["count"] == 20 and set(found["losses"]) == {"cross_entropy", "margin", "dlr"}
+  assert found["count"] == 20 and set(found["losses"]) == {"cross_entropy", "log_odds", "margin", "dlr"}
   assert all(share == 0 for row in found["losses"].values() for share in row.values())
 
 
@@ -127,7 +127,7 @@ def test_scaled_logits_lose_the_gradient_of_the_cross_entropy_alone():
   z = 1e4 * (IMAGES.reshape(20, 9) @ KERNEL).astype(np.float64)
   lead = np.ptp(np.sort(z)[:, 1:], axis=-1)
   assert found["cross_entropy"]["zero"] == np.mean(lead > 110) > 0
-  assert found["margin"]["zero"] == found["dlr"]["zero"] == 0
+  assert found["margin"]["zero"] == found["dlr"]["zero"] == found["log_odds"]["zero"] == 0
 
 
 def test_quantised_input_loses_all_gradients():
@@ -159,5 +159,5 @@ def test_only_what_is_classified_correctly_counts():
 def test_two_classes_have_no_dlr(count):
   split, variables, margin, _ = linear_problem(count)
   found = health(Linear(), split.images, split.labels, variables, 2)
-  assert set(found["losses"]) == {"cross_entropy", "margin"}
+  assert set(found["losses"]) == {"cross_entropy", "log_odds", "margin"}
   assert found["count"] == (margin > 0).sum()
