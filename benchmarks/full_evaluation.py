@@ -4,7 +4,8 @@
     python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence --results benchmarks/results/evidence
 
 Each run is a workdir of launch.py: what is trained or evaluated is not repeated, and what was stopped continues.
-`--results DIR` gets each run's results.json. At the end, the README's table, and the seconds that it took.
+`--results DIR` gets each run's results.json and, in PROTOCOL_seconds.json, what this call took. At the end, the
+README's table.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 
 import compare_methods
+import timing
 
 from sprout_jax import records  # compare_methods has set the path
 
@@ -46,21 +48,17 @@ def launch(*flags):
 
 def table(results):
   """Markdown: one row per run; accuracies in percent, at the radius of the single-radius evaluations."""
-  lines = ["| run | clean | PGD | lowest PGD | AutoAttack | noise | corruptions | certified | ECE | checks that failed |",
-           "|---" * 10 + "|"]
+  lines = ["| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | checks that failed |",
+           "|---" * 9 + "|"]
   for row, run in results.items():
-    found, percent = run["evaluations"], lambda entry: f"{100 * entry['accuracy']:.1f}"
-    at = lambda entries: [e for e in entries if abs(e["epsilon"] - run["config"]["evaluation"]["epsilon"]) < 1e-9]
-    pgd, ensemble = ([e for e in at(run["attacks"]) if e["name"].startswith(name)]
-                     for name in ("pgd", "autoattack"))
-    strength = found["strength"]["entries"] if "strength" in found else []
-    lowest = min(strength, key=lambda e: e["accuracy"], default=None)
+    found, epsilon = run["evaluations"], run["config"]["evaluation"]["epsilon"]
+    first = lambda entries: f"{100 * entries[0]['accuracy']:.1f}" if entries else ""
+    at = lambda entries, name="": [e for e in entries if abs(e["epsilon"] - epsilon) < 1e-9
+                                   and e.get("name", "").startswith(name)]
     certified = [p for p in found.get("smoothing", {"curve": []})["curve"] if p["radius"] == 0.2]
     failed = sorted({c["name"] for c in run["checks"] if not c["passed"]})
-    cells = [row, percent(run["clean"]), *(percent(e[0]) if e else "" for e in (pgd,)),
-             percent(lowest) if lowest else "", *(percent(e[0]) if e else "" for e in (ensemble,)),
-             *(percent(e[0]) if e else "" for e in (at(found["noise"]["entries"]),)),
-             f"{100 * found['corruptions']['mean']:.1f}", percent(certified[0]) if certified else "",
+    cells = [row, first([run["clean"]]), first(at(run["attacks"], "pgd")), first(at(run["attacks"], "autoattack")),
+             first(at(found["noise"]["entries"])), f"{100 * found['corruptions']['mean']:.1f}", first(certified),
              f"{found['calibration']['ece']:.3f}", ", ".join(failed) or "none"]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
@@ -83,12 +81,14 @@ def main():
     workdirs.append(workdir)
     seconds[row] = round(time.monotonic() - begin)
   launch("--mode", "report", "--workdir", ",".join(map(str, workdirs)))
+  spent = {"seconds": seconds, "in_all": round(time.monotonic() - start), "hardware": timing.hardware()}
   if args.results:
     for workdir in workdirs:
       (args.results / workdir.name).mkdir(parents=True, exist_ok=True)
       shutil.copy(workdir / "results.json", args.results / workdir.name)
+    timing.write(args.results / f"{args.protocol}_seconds.json", spent)
   print(table({workdir.name: records.read_results(workdir) for workdir in workdirs}))
-  print(json.dumps({"seconds": seconds, "in_all": round(time.monotonic() - start)}))
+  print(json.dumps(spent))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def others(runs):
       lacking("random noise", runs, having(runs, "noise")),
       grid.numbers(f"{INTERVALS} Under adversarial images of other models.", runs, measures.transfer),
       lacking("transferred attacks", runs, having(runs, "transfer")),
-      grid.numbers(f"{INTERVALS} What the checks compare, on fewer images.", runs, measures.sanity),
+      grid.numbers(f"{INTERVALS} What the checks compare.", runs, measures.sanity),
       lacking("sanity checks", runs, having(runs, "sanity", "binarization"))])
 
 
@@ -159,10 +159,14 @@ def inside(runs):
   gradients = [run for run in all_gradients if run.evaluations["gradients"]["cosine"]]
   blocks = []
   if around:
-    counts = ", ".join(f"{run.key} {run.evaluations['landscape']['count']}" for run in around)
+    counts = {run.key: run.evaluations["landscape"]["count"] for run in around}
+    if len(set(counts.values())) == 1:
+      images = f"{counts[around[0].key]} images"
+    else:
+      images = f"images ({', '.join(f'{key} {count}' for key, count in counts.items())})"
     blocks += [figure("landscapes", maps.landscapes(around), "Cross-entropy on a plane around images, a panel "
                       "for each run", "Cross-entropy on the plane of the input gradient's sign and random "
-                      f"signs, mean over images ({counts}); one scale of colours for all runs. A surface "
+                      f"signs, mean over {images}; one scale of colours for all runs. A surface "
                       "that is flat in the middle and jumps elsewhere hides its gradients.")]
   blocks.append(lacking("loss around images", runs, measured))
   overflowing = [run.name for run in measured if run not in around]
