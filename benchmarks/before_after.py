@@ -80,7 +80,7 @@ def main():
   parser.add_argument("--kinds", default=",".join(KINDS), help="of training, attacking")
   parser.add_argument("--models", default="vgg16,preact_resnet18,wrn_16_4,small_cnn")
   parser.add_argument("--batch_sizes", default="64")
-  parser.add_argument("--num_steps", type=int, default=2, help="steps per timing")
+  parser.add_argument("--num_steps", type=int, default=8, help="steps per timing")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--output", help="JSON file for the rows")
   args = parser.parse_args()

@@ -1,12 +1,10 @@
 """Two-dimensional convolution, in the form that is fast where it runs.
 
-GPUs and TPUs run XLA's own. On a CPU XLA is fast only forward, on maps that are not small; its
-gradients are ten times slower than matmuls inside compiled loops, and training and attacks are
-loops. So, on a CPU:
+GPUs and TPUs run XLA's own. On a CPU its gradients are ten times slower than matmuls inside
+compiled loops, and training and attacks are loops. So, on a CPU, convolutions are matmuls:
 
-- Stride 1, maps of 8x8 and more: XLA's convolution forward, and for the gradient of the images too,
-  which is a convolution of the cotangents with the kernel turned around; for the gradient of the
-  kernel, a matmul of shifted copies. See `bilinear`.
+- 3x3, stride 1, float32: by Winograd's algorithm, with less than half of the multiplications. See
+  `winograd`.
 - Of few channels (the images): one matmul over patches, the rows x columns x channels values of
   each window.
 - Otherwise: patches hold one row of the window only, and one matmul multiplies them by all rows of
@@ -20,14 +18,13 @@ All are the same sum up to rounding, differentiable in every mode and to any ord
 from jax import lax
 import jax.numpy as jnp
 
-from sprout_jax.models import bilinear
+from sprout_jax.models import winograd
 
 # By measurement (benchmarks/convolution.py), as the form for each shape is.
 FEW_CHANNELS = 8  # fewer are convolved by one matmul over whole windows
-SMALL_MAP = 8  # pixels in either direction; XLA's own convolution has no part in smaller ones
 
 
-def convolve(images, kernel, strides, padding, matmuls, pieces=None):
+def convolve(images, kernel, strides, padding, matmuls):
   """Two-dimensional cross-correlation.
 
       out[b, i, j, f] = sum_{u, v, c} padded[b, i strides + u, j strides + v, c] kernel[u, v, c, f]
@@ -38,7 +35,6 @@ def convolve(images, kernel, strides, padding, matmuls, pieces=None):
     strides: in both directions.
     padding: zeros on all four sides. Explicit: with stride 2, "SAME" is not what PyTorch does.
     matmuls: False is XLA's convolution, True matmuls.
-    pieces: see `bilinear.convolve`.
 
   Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
   """
@@ -47,10 +43,10 @@ def convolve(images, kernel, strides, padding, matmuls, pieces=None):
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
   if images.shape[-1] < FEW_CHANNELS:
     return _by_windows(images, kernel, strides, padding)
-  rows, columns = kernel.shape[:2]
-  if (strides == 1 and rows * columns > 1 and padding < min(rows, columns)
-      and min(images.shape[1:3]) >= SMALL_MAP and images.dtype == jnp.float32):
-    return bilinear.convolve(images, kernel, (padding, padding), pieces)
+  out = [size + 2 * padding - winograd.SIZE + 1 for size in images.shape[1:3]]
+  if (kernel.shape[:2] == (winograd.SIZE, winograd.SIZE) and strides == 1 and min(out) > 1
+      and images.dtype == jnp.float32):
+    return winograd.convolve(images, kernel, padding)
   return _by_rows(images, kernel, strides, padding)
 
 

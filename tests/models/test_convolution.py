@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from sprout_jax.models import convolution
+from sprout_jax.models import winograd
 from tests.models.reference import correlate
 
 
-@pytest.mark.parametrize("channels,pieces", [(3, None), (9, 1), (9, 2)])
+@pytest.mark.parametrize("channels", [3, 9])
 @pytest.mark.parametrize("kernel_size,strides", [
     ((1, 1), 1), ((1, 1), 2), ((3, 3), 1), ((3, 3), 2), ((3, 3), 3), ((5, 5), 1), ((7, 7), 2), ((2, 3), 1)])
-def test_equals_xla_in_value_and_gradients(kernel_size, strides, channels, pieces):
+def test_equals_xla_in_value_and_gradients(kernel_size, strides, channels):
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   kernel = draw(*kernel_size, channels, 4)
@@ -29,7 +30,7 @@ def test_equals_xla_in_value_and_gradients(kernel_size, strides, channels, piece
   def run(matmuls):
     results = []
     for padding, images, _, weights in cases:
-      convolve = lambda x, k, p=padding: convolution.convolve(x, k, strides, p, matmuls, pieces)
+      convolve = lambda x, k, p=padding: convolution.convolve(x, k, strides, p, matmuls)
       out, pullback = jax.vjp(convolve, images, kernel)
       results.append((out, *pullback(weights)))
     return results
@@ -51,8 +52,52 @@ def test_bfloat16_stays_bfloat16_and_near(channels, matmuls):
   np.testing.assert_allclose(out.astype(jnp.float32), correlate(images, kernel, 2, 1), atol=0.3)
 
 
+def products(convolve, *shapes):
+  """The shapes of the matmuls' results in a function of float32 arrays."""
+  jaxpr = jax.make_jaxpr(convolve)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+  found, todo = [], [jaxpr.jaxpr]
+  while todo:
+    for eqn in todo.pop().eqns:
+      if eqn.primitive.name == "dot_general":
+        found.append(eqn.outvars[0].aval.shape)
+      todo += [value for value in map(lambda v: getattr(v, "jaxpr", v), eqn.params.values())
+               if hasattr(value, "eqns")]
+  return found
+
+
+@pytest.mark.parametrize("size,channels,strides,expected", [
+    ((8, 8), 8, 1, [(2 * 4 * 4, 5)] * 16), ((7, 2), 8, 1, [(2 * 4 * 1, 5)] * 16),  # 4 for each tile, not 9
+    ((8, 8), 7, 1, [(2 * 8 * 8, 5)]), ((7, 1), 8, 1, [(2 * 7 * 1, 3 * 5)]),
+    ((8, 8), 8, 2, [(2 * 4 * 4, 5), (2 * 4 * 4, 2 * 5)])])
+def test_each_shape_has_its_form(size, channels, strides, expected):
+  convolve = lambda x, k: convolution.convolve(x, k, strides, 1, True)
+  assert sorted(products(convolve, (2, *size, channels), (3, 3, channels, 5))) == sorted(expected)
+
+
+@pytest.mark.parametrize("size,padding", [
+    ((2, 2), 1), ((2, 5), 1), ((4, 4), 0), ((4, 4), 1), ((4, 4), 2), ((6, 5), 0), ((6, 3), 1), ((1, 3), 2)])
+def test_fewer_multiplications_are_exact_on_whole_numbers(size, padding):
+  """The transformations only add, and halve sums of two or three weights."""
+  rng = np.random.default_rng(3)
+  images = rng.integers(-4, 5, (2, *size, 9)).astype(np.float32)
+  kernel = rng.integers(-4, 5, (3, 3, 9, 4)).astype(np.float32)
+  out = jax.jit(winograd.convolve, static_argnums=2)(images, kernel, padding)
+  np.testing.assert_array_equal(out, correlate(images, kernel, 1, padding))
+
+
+def test_rounding_errors_are_those_of_the_plain_sum():
+  rng = np.random.default_rng(4)
+  images, kernel = rng.normal(size=(4, 8, 8, 256)), rng.normal(size=(3, 3, 256, 16))
+  exact = correlate(images, kernel, 1, 1)
+  error = {matmuls: np.sqrt(np.mean((convolution.convolve(
+      *(jnp.array(a, jnp.float32) for a in (images, kernel)), 1, 1, matmuls) - exact) ** 2))
+      for matmuls in (True, False)}
+  assert error[True] < 1.5 * error[False]
+  assert error[False] < 1e-6 * exact.std()
+
+
 @pytest.mark.parametrize("size", [(5, 5), (8, 9)])
-def test_pieces_have_derivatives_of_every_kind(size):
+def test_derivatives_of_every_kind(size):
   """Forward mode, the gradient of a gradient's norm, and vmap, of gradients too: as in XLA's."""
   rng = np.random.default_rng(2)
   x, dx = rng.normal(size=(2, 4, *size, 8)).astype(np.float32)
@@ -60,7 +105,7 @@ def test_pieces_have_derivatives_of_every_kind(size):
 
   @partial(jax.jit, static_argnums=0)
   def run(matmuls):
-    convolve = lambda x, k: jnp.tanh(convolution.convolve(x, k, 1, 1, matmuls, 2 if matmuls else None))
+    convolve = lambda x, k: jnp.tanh(convolution.convolve(x, k, 1, 1, matmuls))
     loss = lambda x, k: jnp.sum(convolve(x, k) ** 2)
     penalty = lambda x, k: sum(jnp.sum(g ** 2) for g in jax.grad(loss, (0, 1))(x, k))
     kernels = jnp.stack([kernel, dk])
@@ -71,23 +116,3 @@ def test_pieces_have_derivatives_of_every_kind(size):
   for mine, stock in zip(run(True), run(False), strict=True):
     np.testing.assert_allclose(mine, stock, rtol=1e-3, atol=1e-3 * np.abs(stock).max())
 
-
-def pieces(batch):
-  """Of the gradient of the kernel: 32x32 images, 64 channels to 64."""
-  shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((batch, 32, 32, 64), (3, 3, 64, 64))]
-  loss = lambda x, k: jnp.sum(convolution.convolve(x, k, 1, 1, True) ** 2)
-  eqns = jax.make_jaxpr(jax.grad(loss, 1))(*shapes).eqns
-  correlate, = [eqn for eqn in eqns if eqn.primitive.name == "correlate"]
-  return correlate.params["pieces"]
-
-
-@pytest.mark.parametrize("batch,expected", [(1, 1), (16, 4), (64, 16), (7, 7), (12, 3)])
-def test_pieces_fit_and_divide_the_batch(monkeypatch, batch, expected):
-  """1.5 MiB of copies an image, so five in a piece."""
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
-  assert pieces(batch) == expected
-
-
-def test_a_batch_over_several_devices_stays_whole():
-  assert jax.device_count() == 8
-  assert pieces(64) == 1
