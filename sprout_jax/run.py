@@ -117,7 +117,11 @@ def evaluate(config, workdir):
 
 
 def _evaluate(config, workdir, dataset, model, mesh, names):
-  """Runs evaluations of the selected checkpoint, as far as they are not there, and reports."""
+  """Runs evaluations of the selected checkpoint, as far as they are not there, and reports.
+
+  Raises:
+    UserError: at the end, if what the user can mend has kept some from being measured.
+  """
   evaluation = config.evaluation
   variables, step = _selected_variables(config, workdir, model, dataset, mesh)
   digest, history = checkpoints.sha256(variables), records.read_metrics(workdir)
@@ -138,18 +142,26 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
   options["transfer"]["sources"] = [_source_digest(other, dataset, mesh, "transfer" in names)
                                     for other in evaluation.transfer.sources]
   base = results.base(config, dataset, subject, digest, step, history, _selection(config))
+  refused = {}
   for number, name in enumerate(names):
     if store.read(name, options[name]):
       _say(f"{name}: is there already")
       continue
     _say(f"{name} ({number + 1} of {len(names)})")
-    found = store.run(name, options[name], lambda memo, name=name: EVALUATIONS[name](
-        dataclasses.replace(subject, memo=memo), **options[name]))
+    try:
+      found = store.run(name, options[name], lambda memo, name=name: EVALUATIONS[name](
+          dataclasses.replace(subject, memo=memo), **options[name]))
+    except UserError as error:  # the others can be measured all the same
+      refused[name] = f"{name} was not measured: {error}"
+      _say(refused[name])
+      continue
     _say(f"{name}: {format_seconds(found['wall_seconds'])}")
     results.write(workdir, base, store, options, _say)  # so that a kill leaves what is known
   results.write(workdir, base, store, options, _say)
   if jax.process_index() == 0:
     print(report.run(workdir), flush=True)
+  if refused:
+    raise UserError("; ".join(refused.values()))
 
 
 def _source_digest(workdir, dataset, mesh, needed):

@@ -70,13 +70,14 @@ def best_loss(runs):
   found = [(run, losses_over_steps(run)) for run in runs]
   names = list(dict.fromkeys(name for _, losses in found for name in losses))
   fig, panels = figures.lines(len(names), 1, 1.9, figures.legend_height(len(runs)))
-  units = {"cross_entropy": "nats", "margin": "logits", "dlr": "no unit"}
+  # Attacks on the cross-entropy follow a monotone function of it that never saturates.
+  labels = {"cross_entropy": "log odds (nats)", "margin": "margin (logits)", "dlr": "dlr (no unit)"}
   for axes, name in zip(panels, names):
     for run, losses in found:
       if name in losses:
         values = np.array(losses[name], float)
         axes.plot(values, markevery=max(len(values) // 8, 1), **_look(run))
-    axes.set_ylabel(f"{name.replace('_', '-')} ({units[name]})", fontsize=9)
+    axes.set_ylabel(labels[name], fontsize=9)
     axes.set_xlabel("steps of PGD", fontsize=9)
   fig.supylabel("running best loss, mean over images", fontsize=9)
   figures.legend(fig, _handles(runs), _names(runs))

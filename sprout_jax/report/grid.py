@@ -86,10 +86,12 @@ def checks(runs):
       lines.append(Group(f"of the evaluation {evaluation}"))
       last = evaluation
     sentence, unit = findings.question(name)
-    lines.append(Row(Cell(sentence + (f", {where}" if where else "") + (f" ({number + 1})" if number else ""), unit),
+    lines.append(Row(Cell(sentence + (f", {where}" if where else "") + (f" ({number + 1})" if number else ""),
+                          unit and f"(in {unit})"),
                      tuple(_verdict(run, column.get(key), footnotes) for run, column in zip(runs, found))))
   header = (Cell(""), *(Cell(run.key, run.short) for run in runs))
-  return Table("Every check of every run: the outcome, the value, and the limit in brackets.", header,
+  return Table("Every check of every run: the outcome, the value, and in brackets the limit: what is allowed at most (of "
+               "planted adversarial examples: what must be found at least).", header,
                tuple(lines), footnotes.notes())
 
 

@@ -129,6 +129,11 @@ def smoothing(results):
   return rows
 
 
+def largest_radius(found):
+  """The L2 radius that is certified where all n draws agree: sigma Phi^-1(alpha^(1 / n))."""
+  return found["sigma"] * statistics.NormalDist().inv_cdf(found["alpha"] ** (1 / found["n"]))
+
+
 def chosen_radii(curve, most=6):
   """Points of a certified curve to show: the quarters, or a few evenly spaced ones."""
   quarters = [point for point in curve if abs(4 * point["radius"] - round(4 * point["radius"])) < 1e-6]

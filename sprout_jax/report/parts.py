@@ -103,8 +103,9 @@ def beta(all_runs):
     return None
   # A panel has a bar per class: only runs of as many classes share the axis.
   blocks = [_figure(f"beta_{count}" if number else "beta", maps.beta(same), "The last beta of each run, a bar "
-                    "for each class", "The concentration that SPROUT learned for each class, at the end of "
-                    "the training.")
+                    "for each class", "Beta, which SPROUT learned for each class, at the end of the training. What it "
+                    "adds to the label's concentration is a share of it, which differs between variants "
+                    "(method.concentration).")
             for number, (count, same) in enumerate(_by_classes(learned).items())]
   without = [run.name for run in all_runs if run not in learned]
   if without:
@@ -147,8 +148,9 @@ def radar(all_runs):
         _figure("radar", radar_lib.draw(shown, chart), "Radar chart with an axis for each measure, a curve "
                 "for each run", "Each axis is divided by the best run on it; in the legend the score, the mean "
                 "of a run's axes."),
-        Paragraph(f"The paper's axes, with its PGD and its margin loss (C&W), here {_radius(shown)}. AutoAttack is "
-                  "in the table of accuracy under attack, and is what counts."),
+        Paragraph(f"The paper's axes, with its PGD and its margin loss (C&W), here {_radius(shown)}. The score does "
+                  "not rank robustness: it is the mean of all axes, training speed among them. AutoAttack is in "
+                  "the table of accuracy under attack, and is what counts."),
         grid.plain("The values relative to the best run, and their mean.", "", shown,
                    [*((axis, *(f"{value:.3f}" for value in values)) for axis, values in chart.relative.items()),
                     ("score", *(f"{score:.3f}" for score in chart.scores))])]
@@ -171,12 +173,13 @@ def examples(all_runs):
   shown = [run for run in all_runs if "examples" in run.evaluations]
   if not shown:
     return None
-  blocks = [Paragraph("Image, perturbation (grey: none) and adversarial image; under them the label, and the "
-                      "prediction before and after with its confidence."), *map(_gallery, shown)]
+  blocks = [Paragraph("The first images that are classified correctly, whether the attack succeeds or not: image, "
+                      "perturbation (grey: none) and attacked image; under them the label, and the prediction "
+                      "before and after with its confidence."), *map(_gallery, shown)]
   without = [run.name for run in all_runs if run not in shown]
   if without:
     blocks.append(Paragraph(f"Not measured (adversarial examples): {', '.join(without)}."))
-  return Section("Adversarial examples", tuple(blocks))
+  return Section("Attacked images", tuple(blocks))
 
 
 def _gallery(run):
@@ -191,7 +194,8 @@ def _gallery(run):
                              figures.enlarged(base64.b64decode(one[key])), alt) for key, alt in alts.items())
     items.append((pictures, f"label {run.class_name(one['label'])}: {was} → {becomes}"))
   what = f"{run.name}: {found['attack']}, epsilon {found['epsilon']:g}"
-  return Gallery(f"{what}." if items else f"{what}: no image is classified correctly.", tuple(items))
+  broken = sum(one["adversarial_predicted"] != one["label"] for one in found["examples"])
+  return Gallery(f"{what}; broken: {broken} of {len(items)}." if items else f"{what}: no image is classified correctly.", tuple(items))
 
 
 def checks(all_runs):

@@ -84,14 +84,16 @@ def attacks(runs):
 def strength(runs):
   measured = having(runs, "strength")
   blocks = [grid.numbers(f"{INTERVALS} The same attack with more steps, more random starts and other "
-                         "losses.", runs, measures.strength,
+                         "losses. These are often fewer images than above: compare within this table.", runs, measures.strength,
                          remarks=lambda results: results["evaluations"]["strength"]["notes"]
                          if "strength" in results["evaluations"] else ())]
   with_loss = [run for run in measured if curves.losses_over_steps(run)]
   if with_loss:
     blocks.append(figure("best_loss", curves.best_loss(with_loss), "Running best loss against the steps of "
                          "PGD, a curve for each run", "Whether the attack had settled: the running best loss "
-                         "of the first start. A curve that still rises at its end stopped too early."))
+                         "of the first start. A curve that still rises at its end stopped too early. With the "
+                         "cross-entropy, PGD climbs the log odds against the label, log((1 - p) / p), which rise "
+                         "with it and never saturate: above 0 the label has less than half the probability."))
   return section("Stronger attacks", [*blocks, lacking("attacks of more strength", runs, measured)])
 
 
@@ -121,7 +123,9 @@ def invariance(runs):
 
 def corruptions(runs):
   measured = having(runs, "corruptions")
-  blocks = [grid.numbers("Mean accuracy under common corruptions.", runs, measures.corruptions)]
+  blocks = [grid.numbers("Mean accuracy under common corruptions. Computed ones follow the published definitions, with "
+                         "draws of their own: they are not the images of CIFAR-10-C.", runs,
+                         measures.corruptions)]
   if measured:
     blocks.append(figure("corruptions", maps.corruptions(measured), "Accuracy under each corruption",
                          "Accuracy under each corruption (letters: the runs)." if len(measured) > 1 else
@@ -138,6 +142,9 @@ def smoothing(runs):
     blocks.append(figure("certified", curves.certified(measured), "Certified accuracy against the L2 radius, "
                          "a curve for each run", "Certified accuracy against the L2 radius; shaded: 95 % "
                          "intervals."))
+    ceilings = {run.name: measures.largest_radius(run.evaluations["smoothing"]) for run in measured}
+    blocks.append(Paragraph("No larger radius can be certified with these draws, whatever the model: " + ", ".join(
+        f"{ceiling:.3f} ({name})" for name, ceiling in ceilings.items()) + "."))
   return section("Certified accuracy", [*blocks, lacking("certified accuracy", runs, measured)])
 
 

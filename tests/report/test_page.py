@@ -64,7 +64,7 @@ def alone(tmp_path_factory):
 def test_page_and_markdown_say_the_same(made):
   page, markdown, _, _ = made
   assert page.titles == markdown.titles
-  assert "Radar chart" in page.titles and "Adversarial examples" in page.titles
+  assert "Radar chart" in page.titles and "Attacked images" in page.titles
   assert len(page.tables) == len(markdown.tables) > 10
   for (title, rows), other in zip(page.tables, markdown.tables):
     assert (title, [[cell.strip() for cell in row] for row in rows]) == other
@@ -136,6 +136,7 @@ def test_what_was_not_measured_is_named(made):
                    f"Not measured (axes of the chart): {c}.", f"Without a learned beta: {c}.", f"No records of the training (metrics.jsonl): {c}.",
                    f"Nothing was checked for {c}: take the robust accuracies as upper bounds."):
     assert sentence in page.text, sentence
+  assert "one random start, epsilon 0.03; broken: 2 of 2." in page.text
   assert page.table("Certified accuracy")["smoothed accuracy"] == ["80.0 % [79.5, 80.5]"] + 2 * ["not measured"]
 
 
@@ -173,9 +174,9 @@ def test_a_failed_check_stands_beside_its_number(tmp_path):
     assert sanity["twice the steps"][0].startswith("40.0 %a") and sanity["apgd"][0].startswith("39.0 % [")
     assert sanity["fgsm"][0].startswith("45.0 %b") and sanity["pgd"][0].startswith("40.0 %b")
     assert found.table("Noise, transfer and sanity", 0)["epsilon 0.03"][0].startswith("60.0 %a")
-    assert found.table("Checks")["Square finds nothing that the white-box attacks missed points"] == [
+    assert found.table("Checks")["Square finds nothing that the white-box attacks missed (in points)"] == [
         "FAILEDa 3.14 (0.2)", "FAILEDb 3.1 (0.2)"]
-    assert found.table("Checks")["PGD is near AutoAttack points"] == ["passed 1 (10)", "passed 5 (10)"]
+    assert found.table("Checks")["PGD is near AutoAttack (in points)"] == ["passed 1 (10)", "passed 5 (10)"]
     assert "Never shown" not in found.text
   between = page.text.split("Each group of rows is one attack")[1].split("Stronger attacks")[0]
   for note in ("a A sprout paper sample: Accuracy rises.", "b A sprout paper sample: Square broke more.",

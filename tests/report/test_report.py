@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from scipy.stats import norm
 
 from sprout_jax import report
 from sprout_jax.errors import UserError
+from sprout_jax.evaluation import smoothing
+from sprout_jax.report import measures
 from tests.report import synthetic
 
 
@@ -143,3 +146,10 @@ def test_a_run_that_is_not_finished_says_so(tmp_path):
 def test_a_run_without_results_is_an_error(tmp_path):
   with pytest.raises(UserError, match="--mode evaluate"):
     report.compare([tmp_path])
+
+
+def test_no_certificate_exceeds_the_largest_radius():
+  """That of an image on which all draws agree, by the bound that certificates are made with."""
+  sigma, n, alpha = 0.25, 2000, 0.01
+  largest = measures.largest_radius({"sigma": sigma, "n": n, "alpha": alpha})
+  assert largest == pytest.approx(sigma * norm.ppf(smoothing.lower_bound(n, n, alpha)), rel=1e-9)
