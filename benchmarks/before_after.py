@@ -67,7 +67,7 @@ def measure(before, named, num_steps, rounds):
   for version in versions.values():
     version.close()
   count = named["batch_size"] * num_steps
-  return {"num_steps": num_steps, "after": commit(HERE), "ratios": timing.ratios(seconds["before"], seconds["after"]),
+  return {"ratios": timing.ratios(seconds["before"], seconds["after"]),
           "before_images_per_second": count / timing.median(seconds["before"]),
           "images_per_second": count / timing.median(seconds["after"]), "hardware": timing.hardware()}
 
@@ -88,7 +88,8 @@ def main():
   for batch_size in map(int, args.batch_sizes.split(",")):
     for kind in args.kinds.split(","):
       for model in args.models.split(","):
-        named = {"model": model, "batch_size": batch_size, "kind": kind, "before": commit(args.before)}
+        named = {"model": model, "batch_size": batch_size, "kind": kind, "before": commit(args.before),
+                 "after": commit(HERE), "num_steps": args.num_steps}
         row = next((row for row in rows if named.items() <= row.items()), None)
         if row is None:
           row = named | measure(args.before, named, args.num_steps, args.rounds)

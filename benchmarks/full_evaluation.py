@@ -78,6 +78,9 @@ def main():
                           "--config.evaluation.after_training=()")
     launch("--mode", "evaluate", "--workdir", str(workdir), "--config", f"configs/stored.py:{workdir}",
            *protocol["flags"])
+    training = records.read_results(workdir)["training"]
+    if training["steps"] < training["planned_steps"]:
+      sys.exit(f"{workdir}: the training was stopped; the same command continues")
     workdirs.append(workdir)
     seconds[row] = round(time.monotonic() - begin)
   launch("--mode", "report", "--workdir", ",".join(map(str, workdirs)))
@@ -86,7 +89,9 @@ def main():
     for workdir in workdirs:
       (args.results / workdir.name).mkdir(parents=True, exist_ok=True)
       shutil.copy(workdir / "results.json", args.results / workdir.name)
-    timing.write(args.results / f"{args.protocol}_seconds.json", spent)
+    seconds_file = args.results / f"{args.protocol}_seconds.json"
+    if spent["in_all"] > (timing.read(seconds_file) or {"in_all": 0})["in_all"]:  # else most was there already
+      timing.write(seconds_file, spent)
   print(table({workdir.name: records.read_results(workdir) for workdir in workdirs}))
   print(json.dumps(spent))
 

@@ -31,8 +31,9 @@ KINDS = (  # the first pattern found in an operation's name or in what it comput
 
 def computations():
   """{operation's name: its name, and the text of what it computes}, over all compiled programs."""
-  texts = [module.to_string() for executable in jax.devices()[0].client.live_executables()
-           for module in executable.hlo_modules()]
+  # Without the metadata, which names the operation that something was derived from.
+  texts = [re.sub(r", metadata=\{[^}]*\}", "", module.to_string())
+           for executable in jax.devices()[0].client.live_executables() for module in executable.hlo_modules()]
   bodies, found = {}, {}
   for text in texts:
     bodies |= {body.split(" ", 1)[0]: body for body in re.split(r"\n(?=%|ENTRY)", text)}

@@ -23,7 +23,7 @@ def complete(config):
 
 def write_json(path, value):
   """Writes a JSON file whole or not at all."""
-  temporary = pathlib.Path(path).with_suffix(".tmp")
+  temporary = pathlib.Path(path).with_suffix(f".{os.getpid()}.tmp")  # another process may write, too
   temporary.write_text(json.dumps(value, indent=2) + "\n")
   os.replace(temporary, path)
 

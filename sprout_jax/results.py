@@ -15,7 +15,7 @@ from sprout_jax.training import loop
 IN_ATTACKS = ("pgd", "auto_attack")  # evaluations whose entries other tools read in "attacks"
 
 
-def base(config, dataset, subject, digest, step, history, selected_by):
+def base(config, dataset, subject, digest, step, history, selected_by, trained_on):
   """What results.json says before any evaluation.
 
   Args:
@@ -24,6 +24,7 @@ def base(config, dataset, subject, digest, step, history, selected_by):
     digest, step: SHA-256 of the evaluated weights, and the step that they are from.
     history: records of metrics.jsonl.
     selected_by: what the best checkpoint is best in, in words.
+    trained_on: the devices of the training, in words.
   """
   validated = any(record["split"] == "validation" for record in history)
   seconds = sum(record.get("seconds", 0) for record in history)
@@ -41,7 +42,7 @@ def base(config, dataset, subject, digest, step, history, selected_by):
       "checkpoint": {"which": config.evaluation.checkpoint if validated else "last", "step": step,
                      "selected_by": selected_by if validated else "",
                      "weights": "ema" if config.evaluation.use_ema else "raw"},
-      "training": {"seconds": seconds, "steps": steps,
+      "training": {"devices": trained_on, "seconds": seconds, "steps": steps,
                    "seconds_per_epoch": float(np.median(per_step)) * per_epoch if per_step else None,
                    "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
                                             default=0),

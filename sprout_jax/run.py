@@ -141,7 +141,8 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
   # What is transferred depends on the sources' weights: a source that was trained anew is another.
   options["transfer"]["sources"] = [_source_digest(other, dataset, mesh, "transfer" in names)
                                     for other in evaluation.transfer.sources]
-  base = results.base(config, dataset, subject, digest, step, history, _selection(config))
+  base = results.base(config, dataset, subject, digest, step, history, _selection(config),
+                      workdir_lib.trained_on(workdir))
   refused = {}
   for number, name in enumerate(names):
     if store.read(name, options[name]):
@@ -152,6 +153,8 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
       found = store.run(name, options[name], lambda memo, name=name: EVALUATIONS[name](
           dataclasses.replace(subject, memo=memo), **options[name]))
     except UserError as error:  # the others can be measured all the same
+      if jax.process_count() > 1:  # where not all processes may have met it
+        raise
       refused[name] = f"{name} was not measured: {error}"
       _say(refused[name])
       continue

@@ -40,6 +40,11 @@ def versions():
   return found
 
 
+def trained_on(workdir):
+  """The devices of the process that trained here, in words."""
+  return json.loads((pathlib.Path(workdir) / "versions.json").read_text())["devices"]
+
+
 def read_config(workdir):
   """The config that a workdir belongs to.
 

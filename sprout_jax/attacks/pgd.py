@@ -8,6 +8,7 @@ from sprout_jax import losses
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import check_name
 from sprout_jax.attacks.attack import example_keys
+from sprout_jax.attacks.attack import finite
 
 # The log odds are a monotone function of the cross-entropy: the same steps and the same best
 # iterate, but a gradient that does not vanish on confident models.
@@ -94,6 +95,7 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
     return project(images + STARTS[start](keys, images, epsilon, geometry))
 
   def ascend(candidates, velocity, gradient):
+    gradient = finite(gradient)
     if momentum:
       size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
       gradient = velocity = momentum * velocity + gradient / jnp.maximum(size, 1e-30)

@@ -7,6 +7,7 @@ from sprout_jax import attacks
 from sprout_jax import sharding
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import example_keys
+from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import select
 from sprout_jax.evaluation import accuracy
@@ -77,7 +78,7 @@ def trace_fn(model, spec, mesh):
       gradient, (values, wrong) = jax.grad(total_loss, has_aux=True)(x)
       best, broken = jnp.maximum(best, values), broken | wrong
       beyond = robustness.excess(images, x, epsilon, spec.norm)
-      return (project(x + spec.step_size * geometry.direction(gradient)), best, broken), (best, broken, beyond)
+      return (project(x + spec.step_size * geometry.direction(finite(gradient))), best, broken), (best, broken, beyond)
 
     first = project(images + begin), jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool)
     found = jax.lax.scan(step, first, length=spec.num_steps + 1)[1]

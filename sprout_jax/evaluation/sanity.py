@@ -67,7 +67,8 @@ def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, num_
       checks.large_radius(large, float(left.mean())),
       *([checks.converged(best, f"PGD-{num_steps}")] if best and num_steps >= 10 else [])]
   findings = [checks.at(finding, epsilon, "pgd") for finding in findings] + [
-      checks.at(checks.gradients(found, where), epsilon, "pgd", where) for where, found in health.items()]
+      checks.at(checks.gradients(found, where), epsilon, "pgd", where) for where, found in health.items()
+      if found["count"]]  # PGD may have left no image to look at
   return {"epsilon": epsilon, "norm": norm, "count": len(images.rows), "robust": shares, "health": health,
           "large_radius": {"epsilon": large, **statistics.proportion(left.sum(), len(left))},
           "best_loss": best, "findings": findings}

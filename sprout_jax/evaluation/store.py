@@ -35,7 +35,8 @@ class Memo:
     """Reads the pieces that an earlier run left in `path`; a last line that was cut is ignored."""
     self.folder = path.with_name(path.name.removesuffix(".partial.jsonl"))
     self._path, self._pieces, self.seconds, whole = path, {}, 0.0, []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
       try:
         name, value, seconds = json.loads(line)
       except json.JSONDecodeError:
@@ -43,8 +44,10 @@ class Memo:
       self._pieces[name], self.seconds = value, self.seconds + seconds
       whole.append(line + "\n")
     wait_for_all(f"{path.name} is read")
-    if path.exists() and jax.process_index() == 0:
-      path.write_text("".join(whole))
+    if len(whole) < len(lines) and jax.process_index() == 0:
+      repaired = path.with_name(path.name + ".tmp")
+      repaired.write_text("".join(whole))
+      repaired.replace(path)
 
   def __call__(self, name, compute):
     if name not in self._pieces:

@@ -104,8 +104,9 @@ def corruptions(results):
   rows = []
   for found in _evaluation(results, "corruptions"):
     counts = sorted({point["count"] for points in found["corruptions"].values() for point in points})
-    group = (f"{len(found['corruptions'])} corruptions, {found['source']}, "
-             f"{' or '.join(map(str, counts))} images each")
+    names, seed = list(found["corruptions"]), found.get("options", {}).get("seed")
+    group = (f"{len(names)} corruptions, {found['source']}{'' if seed is None else f', seed {seed}'}, "
+             f"{' or '.join(map(str, counts))} images each{'' if len(names) > 5 else ': ' + ', '.join(names)}")
     rows.append(Measure("corruptions", group, "mean over all", wording.share(found["mean"]), "", (0,),
                         value=found["mean"]))
     rows += [Measure("corruptions", group, f"severity {severity}", wording.share(mean), "", (severity,),
@@ -131,7 +132,7 @@ def smoothing(results):
 
 def largest_radius(found):
   """The L2 radius that is certified where all n draws agree: sigma Phi^-1(alpha^(1 / n))."""
-  return found["sigma"] * statistics.NormalDist().inv_cdf(found["alpha"] ** (1 / found["n"]))
+  return max(0.0, found["sigma"] * statistics.NormalDist().inv_cdf(found["alpha"] ** (1 / found["n"])))
 
 
 def chosen_radii(curve, most=6):
@@ -159,7 +160,7 @@ def sanity(results):
   """What the checks compare: weak and strong attacks on a few images, and the binarisation test."""
   rows = []
   for found in _evaluation(results, "sanity"):
-    group = (f"{wording.NORMS[found['norm']]}, epsilon {found['epsilon']:g}, "
+    group = (f"{wording.NORMS[found['norm']]}, epsilon {found['epsilon']:g}, {wording.pgd_options(found)}"
              f"{found['count']} images")
     rows += [_accuracy("sanity", group, name, entry, tags=(name,))
              for name, entry in found["robust"].items()]
@@ -179,7 +180,7 @@ def sanity(results):
 
 def training(results):
   """What the training cost."""
-  found, group = results["training"], "on " + results["versions"]["devices"]
+  found, group = results["training"], f"on {wording.trained_on(results)}"
   epoch, peak = found.get("seconds_per_epoch"), found.get("peak_memory_bytes")  # earlier versions: none
   rows = [Measure("training", group, "training in all", f"{found['seconds']:.0f} s", "", (1,)),
           Measure("training", group, "steps", f"{found['steps']} of {found['planned_steps']}", "", (2,))]

@@ -101,12 +101,12 @@ def beta(all_runs):
   learned = [run for run in all_runs if len(maps.last_beta(run))]
   if not learned:
     return None
-  # A panel has a bar per class: only runs of as many classes share the axis.
-  blocks = [_figure(f"beta_{count}" if number else "beta", maps.beta(same), "The last beta of each run, a bar "
+  # A panel has a bar per class: only runs of the same classes share the axis.
+  blocks = [_figure(f"beta_{number}" if number else "beta", maps.beta(same), "The last beta of each run, a bar "
                     "for each class", "Beta, which SPROUT learned for each class, at the end of the training. What it "
                     "adds to the label's concentration is a share of it, which differs between variants "
                     "(method.concentration).")
-            for number, (count, same) in enumerate(_by_classes(learned).items())]
+            for number, same in enumerate(_by_classes(learned).values())]
   without = [run.name for run in all_runs if run not in learned]
   if without:
     blocks.append(Paragraph(f"Without a learned beta: {', '.join(without)}."))
@@ -116,7 +116,8 @@ def beta(all_runs):
 def _by_classes(learned):
   found = {}
   for run in learned:
-    found.setdefault(len(maps.last_beta(run)), []).append(run)
+    names = tuple(run.class_name(k) for k in range(len(maps.last_beta(run))))
+    found.setdefault(names, []).append(run)
   return found
 
 

@@ -27,7 +27,7 @@ def measured(results):
   found = {"clean": (results["clean"]["accuracy"], f"{data}, {results['clean']['count']} images")}
   seconds = results["training"].get("seconds_per_epoch")  # runs of earlier versions have none
   if seconds:
-    found["training speed"] = (1 / seconds, f"{data}, on {results['versions']['devices']}")
+    found["training speed"] = (1 / seconds, f"{data}, on {wording.trained_on(results)}")
   for axis, entry in (("PGD-20", _pgd(results)), ("C&W", _carlini_wagner(results))):
     if entry:
       found[axis] = (entry["accuracy"], f"{data}, {wording.attack_spec(entry)}, epsilon {entry['epsilon']:g}, "

@@ -60,6 +60,20 @@ def attack_spec(entry):
           f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}")
 
 
+def pgd_options(found):
+  """The PGD that "pgd" stands for in an evaluation's rows; "" where it does not say."""
+  options = found.get("options", {})
+  if "num_steps" not in options:
+    return ""
+  return (f"pgd: {options['num_steps']} steps of {options['step_size']:g}, {options['num_restarts']} start(s), "
+          f"{options['loss']} loss, seed {options['seed']}, ")
+
+
+def trained_on(results):
+  """The devices of the training; in earlier files, those of the evaluation, which one command did."""
+  return results["training"].get("devices", results["versions"]["devices"])
+
+
 def notes(entry):
   """What a reader of an ensemble's number must know besides."""
   spec = entry.get("spec", {})

@@ -135,6 +135,8 @@ def test_killed_and_resumed_is_identical(tmp_path):
   assert calls[0].attack == "apgd-t"  # the finished attack is not run again
   nothing = []
   attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=nothing.append, **options)
+  attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=nothing.append,
+                      **options | {"devices": jax.devices()[:2]})
   assert not nothing
   np.testing.assert_array_equal(resumed.robust, whole.robust)
   np.testing.assert_array_equal(resumed.images, whole.images)

@@ -82,7 +82,8 @@ def findings(rows, variables, model=Network(), count=100, folder=None, **changes
   config.unlock()
   config.epsilon, config.epsilons, config.auto_attack.epsilons = EPSILON, (0.0, EPSILON), (EPSILON,)
   config.binarization.update(num_examples=16, num_inner=100)
-  config.update(changes)
+  for name, value in changes.items():
+    config[name].update(value) if isinstance(value, dict) else config.update({name: value})
   split, memo = data.load("digits").test, Memo()
   memo.folder = folder
   test = data.Split(split.images[:count], split.labels[:count])
@@ -93,7 +94,7 @@ def findings(rows, variables, model=Network(), count=100, folder=None, **changes
   found, entries = [], []
   for row in rows:
     result = EVALUATIONS[row](subject, **options.options(row, config))
-    found, entries = found + result["findings"], entries + result.get("entries", [])
+    found, entries = found + result.get("findings", []), entries + result.get("entries", [])
   return found + checks.gaps(entries), entries
 
 
@@ -139,6 +140,20 @@ def test_a_model_whose_logits_are_blown_up_has_no_gradient_of_the_cross_entropy(
   assert all(finding["concerns"] == ["cross_entropy: zero"] for finding in gradients)  # not what attacks follow
   order, = [finding for finding in found if finding["name"] == "order"]
   assert not order["passed"] and "pgd broke" in order["text"]
+
+
+def test_gradients_that_are_nan_in_a_pixel_are_found_out_and_spoil_no_attack(tmp_path):
+  """The square root has no slope at 0, which the first pixel of all digits is."""
+  model = Network(before=lambda x: x + 0 * jnp.sqrt(x[:, :1, :1]))
+  rows = ("pgd", "sanity", "strength")
+  changes = dict(steps=(5, 10), restarts=(1, 2), losses=("cross_entropy",))
+  found, entries = findings(rows, train(natural), model, strength=changes)
+  gradients = [finding for finding in found if finding["name"] == "gradients"]
+  assert gradients and not any(finding["passed"] for finding in gradients)
+  assert "cross_entropy: nan for 100.0%" in gradients[0]["text"]
+  _, usual = findings(rows, train(natural), strength=changes)
+  for entry, other in zip(entries, usual, strict=True):  # of 100 images; one pixel less to change
+    assert abs(entry["accuracy"] - other["accuracy"]) <= 0.03
 
 
 def test_an_attack_that_is_too_weak_is_found_out():

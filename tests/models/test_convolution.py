@@ -116,3 +116,15 @@ def test_derivatives_of_every_kind(size):
   for mine, stock in zip(run(True), run(False), strict=True):
     np.testing.assert_allclose(mine, stock, rtol=1e-3, atol=1e-3 * np.abs(stock).max())
 
+
+
+def test_a_batch_over_devices_is_convolved_as_on_one():
+  """Winograd's tiles are reshaped with the batch first: no image's gradients mix with another's."""
+  rng = np.random.default_rng(5)
+  images, kernel = rng.normal(size=(16, 6, 6, 8)).astype(np.float32), rng.normal(size=(3, 3, 8, 4)).astype(np.float32)
+  mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+  over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+  loss = lambda x, k: jnp.sum(jnp.tanh(convolution.convolve(x, k, 1, 1, True)) ** 2)
+  gradients = jax.jit(jax.grad(loss, (0, 1)))
+  for mine, whole in zip(gradients(jax.device_put(images, over), kernel), gradients(images, kernel), strict=True):
+    np.testing.assert_allclose(mine, whole, rtol=1e-4, atol=1e-4)

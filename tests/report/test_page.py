@@ -121,6 +121,8 @@ def test_numbers_stand_with_intervals_and_all_that_defines_the_attack(made):
                 "PGD-50 Linf, cross_entropy loss, 50 steps of 0.003, 5 random start(s), seed 0, 1000 images",
                 "AutoAttack (standard) Linf, the worst of apgd-ce, apgd-t, fab-t, square, seed 0, 1000 images"):
     assert table[group] == []
+  assert page.table("Noise, transfer and sanity", 2)[
+      "Linf, epsilon 0.03, pgd: 20 steps of 0.007, 1 start(s), margin loss, seed 4, 500 images"] == []
   strength = page.table("Stronger attacks")  # of the last loss, dlr
   assert strength["200 steps, 10 starts"][0] == "34.0 % [33.5, 34.5]"
   assert page.table("Corruptions")["mean over all"] == ["72.0 %", "69.0 %", "not measured"]
