@@ -200,6 +200,12 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert json.loads((natural / "results_previous.json").read_text()) == full
 
   stored = f"--config={ROOT}/configs/stored.py:{natural}"
+  code, _, err = finish(start(  # one that cannot be measured does not keep the next from it
+      environment, natural, "--mode=evaluate", stored, "--config.evaluation.evaluations=('corruptions','calibration')",
+      "--config.evaluation.corruptions.source=tfds", "--config.evaluation.calibration.num_bins=4", config=None))
+  assert code == 1 and "corruptions was not measured: " in err and "Traceback" not in err
+  assert results(natural)["evaluations"]["calibration"]["num_bins"] == 4
+
   transfer = "--config.evaluation.evaluations=('transfer',)"
   code, _, err = finish(start(environment, natural, "--mode=evaluate", stored, transfer, config=None))
   assert code == 1 and "--config.evaluation.transfer.sources=" in err and "Traceback" not in err
@@ -211,12 +217,6 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert source["parameters_sha256"] == results(sprout)["parameters_sha256"]
   assert source["label"] == "sprout paper sample, small_cnn, digits, seed 0"
   assert results(natural)["attacks"]  # PGD with these options is still there
-
-  code, _, err = finish(start(  # one that cannot be measured does not keep the next from it
-      environment, natural, "--mode=evaluate", stored, "--config.evaluation.evaluations=('corruptions','calibration')",
-      "--config.evaluation.corruptions.source=tfds", "--config.evaluation.calibration.num_bins=4", config=None))
-  assert code == 1 and "corruptions was not measured: " in err and "Traceback" not in err
-  assert results(natural)["evaluations"]["calibration"]["num_bins"] == 4
 
   code, out, err = finish(start(environment, f"{uninterrupted[0]},{natural}", "--mode=report",
                                 config=None))

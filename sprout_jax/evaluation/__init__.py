@@ -6,12 +6,13 @@ dictionary. Its keyword arguments are its options: keys of `config.evaluation.NA
 "evaluations", but for "findings" of `checks`, which go to its "checks", and the "entries" of "pgd" and
 "auto_attack", which go to its "attacks".
 
-`options` (what a config says of them), `subject` (what an evaluation is given), `store` (what it leaves, and continues from), `accuracy` (running a
-model over many images). Attacks: `robustness` (PGD over radii), `ensemble` (AutoAttack), `strength` (PGD
-from weak to strong), `black_box` (noise, transfer), `examples`. Changed images: `invariance`, over
-`transformations` and `corruptions`. Certificates and confidence: `smoothing`, `calibration`. The loss around
-the images: `landscape`, `gradients`. Whether the numbers can be believed: `sanity` and `binarization` run
-attacks for it, `probes` has some, `checks` judges. Nothing here knows how the model was trained.
+`options` (what a config says of them), `subject` (what an evaluation is given), `store` (what it
+leaves, and continues from), `accuracy` (running a model over many images). Attacks: `robustness` (PGD
+over radii), `ensemble` (AutoAttack), `strength` (PGD from weak to strong), `black_box` (noise,
+transfer), `examples`. Changed images: `invariance`, over `transformations` and `corruptions`.
+Certificates and confidence: `smoothing`, `calibration`. The loss around the images: `landscape`,
+`gradients`. Whether the numbers can be believed: `sanity` and `binarization` run attacks for it,
+`probes` has some, `checks` judges. Nothing here knows how the model was trained.
 """
 
 from sprout_jax.evaluation import binarization

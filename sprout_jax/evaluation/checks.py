@@ -2,10 +2,10 @@
 
 Each returns a finding, {"name", "passed", "value", "threshold", "text", "concerns"}: "text" is one
 sentence in plain words with its numbers, "concerns" names the losses, attacks or radii that it is
-about; `at` says where it was made and which number it stands beside. A finding never raises; numbers that cannot be right do (RuntimeError). Accuracies are shares
-in [0, 1]; values and thresholds that are called points are 100 times that. Outcomes are bool [n],
-True where still classified correctly, of the same images in the same order; misclassified images
-are False.
+about; `at` says where it was made and which number it stands beside. A finding never raises; numbers
+that cannot be right do (RuntimeError). Accuracies are shares in [0, 1]; values and thresholds that
+are called points are 100 times that. Outcomes are bool [n], True where still classified correctly, of
+the same images in the same order; misclassified images are False.
 
 (Carlini et al., "On Evaluating Adversarial Robustness", 2019; Croce, Hein, ICML 2020; Zimmermann et
 al., "Increasing Confidence in Adversarial Robustness Evaluations", NeurIPS 2022.)

@@ -54,8 +54,8 @@ def trace_fn(model, spec, mesh):
   After 0, 1, ... steps of PGD as `spec`, a `robustness.PgdSpec`, has it: the highest loss so far
   (the random start included, the image itself not), which `checks.converged` looks at; and whether
   some point so far was misclassified; and the size of the point's perturbation beyond epsilon or of its
-  pixels beyond [0, 1], which `robustness.refuse_excess` takes. So one run of many steps tells what fewer would have found:
-  an image is robust after k steps if column 1 is 0 at k.
+  pixels beyond [0, 1], which `robustness.refuse_excess` takes. So one run of many steps tells what
+  fewer would have found: an image is robust after k steps if column 1 is 0 at k.
   """
   geometry, loss = attacks.NORMS[spec.norm], attacks.LOSSES[spec.loss]
 
