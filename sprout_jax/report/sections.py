@@ -142,9 +142,11 @@ def smoothing(runs):
     blocks.append(figure("certified", curves.certified(measured), "Certified accuracy against the L2 radius, "
                          "a curve for each run", "Certified accuracy against the L2 radius; shaded: 95 % "
                          "intervals."))
-    ceilings = {run.name: measures.largest_radius(run.evaluations["smoothing"]) for run in measured}
-    blocks.append(Paragraph("No larger radius can be certified with these draws, whatever the model: " + ", ".join(
-        f"{ceiling:.3f} ({name})" for name, ceiling in ceilings.items()) + "."))
+    ceilings = {run.name: f"{measures.largest_radius(run.evaluations['smoothing']):.3f}" for run in measured}
+    same = len(set(ceilings.values())) == 1
+    blocks.append(Paragraph("No larger radius can be certified with these draws, whatever the model: " + (
+        ceilings[measured[0].name] if same else ", ".join(f"{ceiling} ({name})" for name, ceiling in ceilings.items()))
+        + "."))
   return section("Certified accuracy", [*blocks, lacking("certified accuracy", runs, measured)])
 
 
