@@ -226,6 +226,14 @@ def test_corrupted_images_that_tfds_has_prepared():
         np.zeros((40, 9, 9, 1), np.float32), whole.labels))
 
 
+def test_an_image_is_certified_alike_whichever_others_are_chosen(results):
+  """Its draws are those of its place in the test set."""
+  config = small_config()
+  config.smoothing.num_examples = 0
+  whole, subject = evaluate("smoothing", config)
+  np.testing.assert_array_equal(results["smoothing"]["radii"], np.array(whole["radii"])[subject.select(20).rows])
+
+
 def test_smoothing_agrees_with_the_model_where_it_is_sure(results):
   """(Radii against the closed form: test_smoothing.py.)"""
   found, subject = results["smoothing"], subjects.make()

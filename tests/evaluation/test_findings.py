@@ -161,3 +161,5 @@ def test_an_attack_that_is_too_weak_is_found_out():
   found, _ = findings(("sanity", "binarization"), train(adversarial), num_steps=10, step_size=0.004)
   assert failed(found) >= {"effort", "converged", "binarization"}
   assert "large_radius" not in failed(found)  # whose own steps are long
+  effort, = [finding for finding in found if finding["name"] == "effort"]
+  assert "twice the steps" in effort["concerns"]
