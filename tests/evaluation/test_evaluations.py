@@ -226,6 +226,25 @@ def test_corrupted_images_that_tfds_has_prepared():
         np.zeros((40, 9, 9, 1), np.float32), whole.labels))
 
 
+def test_a_choice_of_images_keeps_their_own_outcomes():
+  subject = subjects.make()
+  images = subject.select(15)
+  assert len(set(images.rows)) == 15 and sorted(images.rows) != list(range(15))
+  np.testing.assert_array_equal(images.clean_correct, subject.correct[images.rows])
+  np.testing.assert_array_equal(images.split.labels, subject.test.labels[images.rows])
+  assert subject.correct[images.rows].tolist() != subject.correct[:15].tolist()  # so that it matters
+
+
+def test_more_draws_of_noise_find_more():
+  accuracies = []
+  for draws in (1, 200):
+    config = small_config()
+    config.epsilons, config.noise.num_draws = (0.1,), draws
+    entry, = evaluate("noise", config)[0]["entries"]
+    accuracies.append(entry["accuracy"])
+  assert accuracies[1] < accuracies[0] - 0.05
+
+
 def test_an_image_is_certified_alike_whichever_others_are_chosen(results):
   """Its draws are those of its place in the test set."""
   config = small_config()
