@@ -41,8 +41,9 @@ def versions():
 
 
 def trained_on(workdir):
-  """The devices of the process that trained here, in words."""
-  return json.loads((pathlib.Path(workdir) / "versions.json").read_text())["devices"]
+  """The devices of the process that trained here, in words; without its versions.json, not known."""
+  path = pathlib.Path(workdir) / "versions.json"
+  return json.loads(path.read_text())["devices"] if path.exists() else "devices that are not known"
 
 
 def read_config(workdir):

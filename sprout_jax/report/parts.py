@@ -196,7 +196,8 @@ def _gallery(run):
     items.append((pictures, f"label {run.class_name(one['label'])}: {was} → {becomes}"))
   what = f"{run.name}: {found['attack']}, epsilon {found['epsilon']:g}"
   broken = sum(one["adversarial_predicted"] != one["label"] for one in found["examples"])
-  return Gallery(f"{what}; broken: {broken} of {len(items)}." if items else f"{what}: no image is classified correctly.", tuple(items))
+  caption = f"{what}; broken: {broken} of {len(items)}." if items else f"{what}: no image is classified correctly."
+  return Gallery(caption, tuple(items))
 
 
 def checks(all_runs):

@@ -117,7 +117,6 @@ def test_derivatives_of_every_kind(size):
     np.testing.assert_allclose(mine, stock, rtol=1e-3, atol=1e-3 * np.abs(stock).max())
 
 
-
 def test_a_batch_over_devices_is_convolved_as_on_one():
   """Winograd's tiles are reshaped with the batch first: no image's gradients mix with another's."""
   rng = np.random.default_rng(5)
