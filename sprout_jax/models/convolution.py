@@ -43,9 +43,8 @@ def convolve(images, kernel, strides, padding, matmuls):
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
   if images.shape[-1] < FEW_CHANNELS:
     return _by_windows(images, kernel, strides, padding)
-  out = [size + 2 * padding - winograd.SIZE + 1 for size in images.shape[1:3]]
-  if (kernel.shape[:2] == (winograd.SIZE, winograd.SIZE) and strides == 1 and min(out) > 1
-      and images.dtype == jnp.float32):
+  if (kernel.shape[:2] == (winograd.SIZE, winograd.SIZE) and strides == 1 and images.dtype == jnp.float32
+      and min(_count(size, winograd.SIZE, strides, padding) for size in images.shape[1:3]) > 1):
     return winograd.convolve(images, kernel, padding)
   return _by_rows(images, kernel, strides, padding)
 
