@@ -1,8 +1,8 @@
 """Trains, evaluates and reports.
 
-    python launch.py --config configs/digits.py --workdir runs/digits
-    python launch.py --mode evaluate --workdir runs/digits
-    python launch.py --mode report --workdir runs/a,runs/b
+python launch.py --config configs/digits.py --workdir runs/digits
+python launch.py --mode evaluate --workdir runs/digits
+python launch.py --mode report --workdir runs/a,runs/b
 """
 
 import os
@@ -22,12 +22,19 @@ from sprout_jax import configuration
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments after a colon.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; several, with commas, for report.")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with arguments after a colon."
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; several, with commas, for report."
+)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "What to do.")
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0, for several processes where JAX cannot detect them "
-    "(on TPU pods and under SLURM it can: give 'auto').")
+  "coordinator",
+  "",
+  "HOST:PORT of process 0, for several processes where JAX cannot detect them "
+  "(on TPU pods and under SLURM it can: give 'auto').",
+)
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
 
@@ -46,9 +53,16 @@ def main(argv):
     raise UserError("--coordinator HOST:PORT needs --num_processes and --process_id as well")
   if COORDINATOR.value:
     import jax
-    jax.distributed.initialize(*([] if COORDINATOR.value == "auto" else
-                                 [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]))
+
+    jax.distributed.initialize(
+      *(
+        []
+        if COORDINATOR.value == "auto"
+        else [COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value]
+      )
+    )
   from sprout_jax import run
+
   if MODE.value == "train":
     run.train(CONFIG.value, WORKDIR.value)
   elif MODE.value == "evaluate":
@@ -82,8 +96,11 @@ def missing_file(argv):
 
 def unknown_key(argv, errors):
   """The message for a --config.KEY that the config does not have; "" if it has them all."""
-  changes = [argument[len("--config."):].split("=")[0] for argument in argv
-             if argument.startswith("--config.")]
+  changes = [
+    argument[len("--config.") :].split("=")[0]
+    for argument in argv
+    if argument.startswith("--config.")
+  ]
   sys.argv = [argument for argument in argv if not argument.startswith("--config.")]
   try:
     flags.FLAGS(sys.argv)

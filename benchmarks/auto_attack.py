@@ -24,9 +24,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sprout_jax import attacks  # noqa: E402: after the path
-from sprout_jax import models  # noqa: E402
-from sprout_jax.attacks.attack import run_alone  # noqa: E402
-from sprout_jax.evaluation.accuracy import predict_fn  # noqa: E402
+from sprout_jax import models
+from sprout_jax.attacks.attack import run_alone
+from sprout_jax.evaluation.accuracy import predict_fn
 
 ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -34,14 +34,19 @@ ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
 def load(path):
   """(predict, images, labels, epsilon, {name: outcomes of the reference})."""
   stored = np.load(path)
-  params = {f"conv{i}": {"kernel": stored[f"conv{i}_kernel"].transpose(2, 3, 1, 0),
-                         "bias": stored[f"conv{i}_bias"]} for i in (1, 2, 3)}
+  params = {
+    f"conv{i}": {
+      "kernel": stored[f"conv{i}_kernel"].transpose(2, 3, 1, 0),
+      "bias": stored[f"conv{i}_bias"],
+    }
+    for i in (1, 2, 3)
+  }
   # See models.small_cnn about the order of the features.
   dense = stored["dense_kernel"].reshape(-1, 128, 2, 2).transpose(2, 3, 1, 0)
   model = models.create("small_cnn", num_classes=dense.shape[-1], image_shape=(32, 32, 3))
   images = stored["images"].astype(np.float32) / 255
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images[:1], train=False))["params"]
-  head, = shapes.keys() - params.keys()
+  (head,) = shapes.keys() - params.keys()
   params[head] = {"kernel": dense.reshape(512, -1), "bias": stored["dense_bias"]}
   predict = predict_fn(model, {"params": params})
   error = np.abs(predict(images) - stored["logits"]).max()
@@ -58,23 +63,42 @@ def parity(args):
   for network in sorted(pathlib.Path(args.golden).glob("*.npz")):
     predict, images, labels, epsilon, outcomes = load(network)
     for version in args.versions.split(","):
-      row = next((row for row in rows
-                  if (row["network"], row["attack"]) == (network.stem, version)), None)
+      row = next(
+        (row for row in rows if (row["network"], row["attack"]) == (network.stem, version)), None
+      )
       if row is None:
         start = time.perf_counter()
-        result = attacks.auto_attack(jax.random.key(args.seed), predict, images, labels, epsilon=epsilon,
-                                     version=version, batch_size=args.batch_size)
+        result = attacks.auto_attack(
+          jax.random.key(args.seed),
+          predict,
+          images,
+          labels,
+          epsilon=epsilon,
+          version=version,
+          batch_size=args.batch_size,
+        )
         expected = outcomes[version]
-        row = {"network": network.stem, "attack": version, "epsilon": epsilon, "images": len(labels),
-               "robust": int(result.robust.sum()), "reference": int(expected.sum()),
-               "differ": int((result.robust != expected).sum()), "seed": args.seed,
-               "largest_perturbation": result.spec["largest_perturbation"],
-               "seconds": time.perf_counter() - start, "jax": jax.__version__,
-               "device": jax.devices()[0].device_kind}
+        row = {
+          "network": network.stem,
+          "attack": version,
+          "epsilon": epsilon,
+          "images": len(labels),
+          "robust": int(result.robust.sum()),
+          "reference": int(expected.sum()),
+          "differ": int((result.robust != expected).sum()),
+          "seed": args.seed,
+          "largest_perturbation": result.spec["largest_perturbation"],
+          "seconds": time.perf_counter() - start,
+          "jax": jax.__version__,
+          "device": jax.devices()[0].device_kind,
+        }
         rows.append(row)
         path.write_text(json.dumps(rows, indent=1) + "\n")
-      print(f"{row['network']:16} {row['attack']:9} {row['robust']:5} {row['reference']:9} "
-            f"{row['differ']:6} {row['seconds']:8.1f}", flush=True)
+      print(
+        f"{row['network']:16} {row['attack']:9} {row['robust']:5} {row['reference']:9} "
+        f"{row['differ']:6} {row['seconds']:8.1f}",
+        flush=True,
+      )
 
 
 def speed(args):
@@ -84,8 +108,11 @@ def speed(args):
   programs = []
   for name in attacks.VERSIONS["standard"]:
     attack = attacks.ATTACKS[name]("linf", 10, images.shape[1:], 1, 1)
-    programs.append(jax.jit(lambda key, x, y, attack=attack: run_alone(
-        attack, key, predict, x, y, epsilon)).lower(key, images, labels).compile())
+    programs.append(
+      jax.jit(lambda key, x, y, attack=attack: run_alone(attack, key, predict, x, y, epsilon))
+      .lower(key, images, labels)
+      .compile()
+    )
 
   def naive():
     robust = np.ones(len(labels), bool)
@@ -95,8 +122,15 @@ def speed(args):
     return robust
 
   def dropping(version="standard", epsilon=epsilon, rows=slice(None)):
-    return attacks.auto_attack(key, predict, images[rows], labels[rows], epsilon=epsilon,
-                               version=version, batch_size=args.batch_size).robust
+    return attacks.auto_attack(
+      key,
+      predict,
+      images[rows],
+      labels[rows],
+      epsilon=epsilon,
+      version=version,
+      batch_size=args.batch_size,
+    ).robust
 
   for name in attacks.VERSIONS["standard"]:  # compiles: at this radius all breaks at once
     for rows in (slice(None), slice(args.batch_size // 4)):
@@ -108,7 +142,9 @@ def speed(args):
       start = time.perf_counter()
       robust[name] = int(way().sum())
       times[name].append(time.perf_counter() - start)
-      print(f"pair {pair + 1}: {name:8} {times[name][-1]:7.1f} s, {robust[name]} robust", flush=True)
+      print(
+        f"pair {pair + 1}: {name:8} {times[name][-1]:7.1f} s, {robust[name]} robust", flush=True
+      )
   ratios = sorted(slow / fast for fast, slow in zip(times["dropping"], times["naive"]))
 
   apgd = jax.jit(lambda x, y: attacks.apgd(key, predict, x, y, epsilon=0.0, num_steps=100))
@@ -116,12 +152,21 @@ def speed(args):
   start = time.perf_counter()
   apgd(images, labels).block_until_ready()
   rate = 100 * len(labels) / (time.perf_counter() - start)
-  result = {"network": pathlib.Path(args.golden).stem, "images": len(labels), "times": times,
-            "naive_over_dropping": ratios, "median_ratio": float(np.median(ratios)), "robust": robust,
-            "apgd_images_x_iterations_per_second": rate, "device": jax.devices()[0].device_kind,
-            "jax": jax.__version__}
-  print(f"naive / dropping: {np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); APGD: "
-        f"{rate:,.0f} images x iterations per second")
+  result = {
+    "network": pathlib.Path(args.golden).stem,
+    "images": len(labels),
+    "times": times,
+    "naive_over_dropping": ratios,
+    "median_ratio": float(np.median(ratios)),
+    "robust": robust,
+    "apgd_images_x_iterations_per_second": rate,
+    "device": jax.devices()[0].device_kind,
+    "jax": jax.__version__,
+  }
+  print(
+    f"naive / dropping: {np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); APGD: "
+    f"{rate:,.0f} images x iterations per second"
+  )
   pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -24,8 +24,19 @@ class Version:
   """A process with the package of a folder; calling it runs the steps there and waits for them."""
 
   def __init__(self, folder, kind, model, batch_size, num_steps):
-    command = [sys.executable, __file__, "--child", folder, kind, model, str(batch_size), str(num_steps)]
-    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+      sys.executable,
+      __file__,
+      "--child",
+      folder,
+      kind,
+      model,
+      str(batch_size),
+      str(num_steps),
+    ]
+    self.process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
   def wait(self):
     if self.process.stdout.readline() != "done\n":
@@ -43,9 +54,10 @@ class Version:
 def serve(folder, kind, model, batch_size, num_steps):
   """In the child process: compiles, then runs the steps once for every line that comes."""
   sys.path.insert(0, str(pathlib.Path(folder).absolute()))
-  import sprout_jax  # noqa: F401: that folder's, for what `steps` imports too
-  import configs.default  # noqa: F401
   import steps
+
+  import configs.default  # noqa: F401
+
   run = getattr(steps, kind)(model, IMAGE_SHAPE, int(batch_size), int(num_steps))
   print("done", flush=True)
   for _ in sys.stdin:
@@ -54,8 +66,9 @@ def serve(folder, kind, model, batch_size, num_steps):
 
 
 def commit(folder):
-  return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, check=True,
-                        capture_output=True, text=True).stdout.strip()
+  return subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], cwd=folder, check=True, capture_output=True, text=True
+  ).stdout.strip()
 
 
 def measure(before, named, num_steps, rounds):
@@ -67,9 +80,12 @@ def measure(before, named, num_steps, rounds):
   for version in versions.values():
     version.close()
   count = named["batch_size"] * num_steps
-  return {"ratios": timing.ratios(seconds["before"], seconds["after"]),
-          "before_images_per_second": count / timing.median(seconds["before"]),
-          "images_per_second": count / timing.median(seconds["after"]), "hardware": timing.hardware()}
+  return {
+    "ratios": timing.ratios(seconds["before"], seconds["after"]),
+    "before_images_per_second": count / timing.median(seconds["before"]),
+    "images_per_second": count / timing.median(seconds["after"]),
+    "hardware": timing.hardware(),
+  }
 
 
 def main():
@@ -88,16 +104,25 @@ def main():
   for batch_size in map(int, args.batch_sizes.split(",")):
     for kind in args.kinds.split(","):
       for model in args.models.split(","):
-        named = {"model": model, "batch_size": batch_size, "kind": kind, "before": commit(args.before),
-                 "after": commit(HERE), "num_steps": args.num_steps}
+        named = {
+          "model": model,
+          "batch_size": batch_size,
+          "kind": kind,
+          "before": commit(args.before),
+          "after": commit(HERE),
+          "num_steps": args.num_steps,
+        }
         row = next((row for row in rows if named.items() <= row.items()), None)
         if row is None:
           row = named | measure(args.before, named, args.num_steps, args.rounds)
           rows.append(row)
           timing.write(args.output, rows)
-        print(f"{model:16} batch {batch_size:4}  {kind:10} before {row['before_images_per_second']:8.1f} images/s, "
-              f"after {row['images_per_second']:8.1f}: x{timing.median(row['ratios']):.2f} "
-              f"({row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f})", flush=True)
+        print(
+          f"{model:16} batch {batch_size:4}  {kind:10} before {row['before_images_per_second']:8.1f} images/s, "
+          f"after {row['images_per_second']:8.1f}: x{timing.median(row['ratios']):.2f} "
+          f"({row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f})",
+          flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -26,59 +26,97 @@ from sprout_jax import records  # noqa: E402: after the path
 
 # Name -> (arguments of the config file, flags).
 ROWS = {
-    "natural": ("method=natural", []),
-    "gaussian": ("method=gaussian", []),
-    "label_smoothing": ("method=label_smoothing", []),
-    "label_smoothing_gaussian": ("method=label_smoothing_gaussian", []),
-    "mixup": ("method=mixup", []),
-    "stable": ("method=stable", []),
-    "sprout": ("method=sprout", []),
-    "sprout_mean": ("method=sprout", ["--config.method.draw=mean"]),
-    "sprout_released": ("method=sprout,variant=released", []),
-    "gradient_norm": ("method=natural,penalty=gradient_norm", ["--config.model.activation=gelu"]),
-    "cure": ("method=natural,penalty=cure", []),
-    "sprout_gradient_norm": ("method=sprout,penalty=gradient_norm",
-                             ["--config.model.activation=gelu"]),
-    "fast": ("method=fast", []),
-    "free": ("method=free", []),
-    "pgd": ("method=pgd", []),
-    "pgd_awp": ("method=pgd", ["--config.awp_gamma=0.01"]),
-    "trades": ("method=trades", []),
-    "bilateral": ("method=bilateral", []),
+  "natural": ("method=natural", []),
+  "gaussian": ("method=gaussian", []),
+  "label_smoothing": ("method=label_smoothing", []),
+  "label_smoothing_gaussian": ("method=label_smoothing_gaussian", []),
+  "mixup": ("method=mixup", []),
+  "stable": ("method=stable", []),
+  "sprout": ("method=sprout", []),
+  "sprout_mean": ("method=sprout", ["--config.method.draw=mean"]),
+  "sprout_released": ("method=sprout,variant=released", []),
+  "gradient_norm": ("method=natural,penalty=gradient_norm", ["--config.model.activation=gelu"]),
+  "cure": ("method=natural,penalty=cure", []),
+  "sprout_gradient_norm": (
+    "method=sprout,penalty=gradient_norm",
+    ["--config.model.activation=gelu"],
+  ),
+  "fast": ("method=fast", []),
+  "free": ("method=free", []),
+  "pgd": ("method=pgd", []),
+  "pgd_awp": ("method=pgd", ["--config.awp_gamma=0.01"]),
+  "trades": ("method=trades", []),
+  "bilateral": ("method=bilateral", []),
 }
 
 # The protocols: config file with arguments, seeds, flags of all rows, further flags of some, rows.
 PROTOCOLS = {
-    "digits": dict(
-        config="configs/digits.py:", seeds=(0, 1, 2), rows=tuple(ROWS),
-        # The last checkpoint: the best in clean accuracy is not what all of them train for.
-        flags=["--config.evaluation.checkpoint=last",
-               "--config.evaluation.epsilons=(0.05, 0.1, 0.15)", "--config.evaluation.num_steps=50",
-               "--config.evaluation.num_restarts=10", "--config.evaluation.step_size=0.01"],
-        # 8 replays of each minibatch: an eighth of the 60 epochs, and of their warm-up, rounded up.
-        further={"free": ["--config.num_epochs=8", "--config.optimizer.warmup_epochs=0.25"]}),
-    "cifar10": dict(
-        config="configs/cifar10.py:model=small_cnn,epochs=10,", seeds=(0,),
-        rows=("natural", "gaussian", "label_smoothing", "mixup", "sprout", "sprout_released",
-              "gradient_norm", "cure", "fast", "pgd", "trades"),
-        flags=["--config.optimizer.name=adamw", "--config.optimizer.learning_rate=0.003",
-               "--config.optimizer.schedule=cosine", "--config.optimizer.boundaries=()",
-               "--config.dataset.validation_fraction=0.0", "--config.log_every=100",
-               "--config.evaluation.num_examples=1000",
-               "--config.evaluation.epsilons=(0.01, 0.02, 0.03, 0.0313725)",
-               "--config.evaluation.num_steps=50", "--config.evaluation.num_restarts=5",
-               "--config.evaluation.step_size=0.003"],
-        # Madry et al. 2018 train with 7 steps on CIFAR-10.
-        further={name: ["--config.method.num_steps=7"] for name in ("pgd", "trades")}),
+  "digits": dict(
+    config="configs/digits.py:",
+    seeds=(0, 1, 2),
+    rows=tuple(ROWS),
+    # The last checkpoint: the best in clean accuracy is not what all of them train for.
+    flags=[
+      "--config.evaluation.checkpoint=last",
+      "--config.evaluation.epsilons=(0.05, 0.1, 0.15)",
+      "--config.evaluation.num_steps=50",
+      "--config.evaluation.num_restarts=10",
+      "--config.evaluation.step_size=0.01",
+    ],
+    # 8 replays of each minibatch: an eighth of the 60 epochs, and of their warm-up, rounded up.
+    further={"free": ["--config.num_epochs=8", "--config.optimizer.warmup_epochs=0.25"]},
+  ),
+  "cifar10": dict(
+    config="configs/cifar10.py:model=small_cnn,epochs=10,",
+    seeds=(0,),
+    rows=(
+      "natural",
+      "gaussian",
+      "label_smoothing",
+      "mixup",
+      "sprout",
+      "sprout_released",
+      "gradient_norm",
+      "cure",
+      "fast",
+      "pgd",
+      "trades",
+    ),
+    flags=[
+      "--config.optimizer.name=adamw",
+      "--config.optimizer.learning_rate=0.003",
+      "--config.optimizer.schedule=cosine",
+      "--config.optimizer.boundaries=()",
+      "--config.dataset.validation_fraction=0.0",
+      "--config.log_every=100",
+      "--config.evaluation.num_examples=1000",
+      "--config.evaluation.epsilons=(0.01, 0.02, 0.03, 0.0313725)",
+      "--config.evaluation.num_steps=50",
+      "--config.evaluation.num_restarts=5",
+      "--config.evaluation.step_size=0.003",
+    ],
+    # Madry et al. 2018 train with 7 steps on CIFAR-10.
+    further={name: ["--config.method.num_steps=7"] for name in ("pgd", "trades")},
+  ),
 }
 
 
 def train(protocol, row, seed, workdir, *more):
   """Runs launch.py, with more flags; raises where it fails."""
   arguments, flags = ROWS[row]
-  command = [sys.executable, "launch.py", "--config", protocol["config"] + arguments, "--workdir",
-             str(workdir.absolute()), f"--config.seed={seed}", *flags, *protocol["flags"],
-             *protocol["further"].get(row, []), *more]
+  command = [
+    sys.executable,
+    "launch.py",
+    "--config",
+    protocol["config"] + arguments,
+    "--workdir",
+    str(workdir.absolute()),
+    f"--config.seed={seed}",
+    *flags,
+    *protocol["flags"],
+    *protocol["further"].get(row, []),
+    *more,
+  ]
   print(f"{workdir.name}: {' '.join(command[1:])}", flush=True)
   subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
@@ -95,11 +133,17 @@ def table(results, seeds, costs):
   specs = [attack_spec(run) for runs in results.values() for run in runs]
   if any(spec != specs[0] for spec in specs):
     sys.exit("the runs were attacked in different ways; evaluate them again with the same flags")
-  columns = ["method", *["step"] * bool(costs), "clean", *[f"{entry['epsilon']:.4g}" for entry in first]]
+  columns = [
+    "method",
+    *["step"] * bool(costs),
+    "clean",
+    *[f"{entry['epsilon']:.4g}" for entry in first],
+  ]
   lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
   for row, runs in results.items():
     cells = [[run["clean"] for run in runs]] + [
-        [run["attacks"][i] for run in runs] for i in range(len(first))]
+      [run["attacks"][i] for run in runs] for i in range(len(first))
+    ]
     cost = [f"{costs[row]:.2f}" if row in costs else ""] * bool(costs)
     name = f"{row} ({len(runs)} of {seeds} seeds)" if len(runs) < seeds else row
     lines.append(f"| {' | '.join([name, *cost, *map(cell, cells)])} |")
@@ -141,10 +185,16 @@ def main():
   if not results:
     sys.exit("no results yet")
   attack = next(iter(results.values()))[0]["attacks"][0]
-  print(f"Accuracy in percent: clean, and under {attack['name']} ({attack['norm']}, {attack['loss']}, "
-        f"{attack['restarts']} restarts, step {attack['step_size']:g}, {attack['count']} images) per "
-        f"epsilon; {len(protocol['seeds'])} seed(s)\n")
-  costs = {row["method"]: row["natural_steps"] for row in json.loads(args.costs.read_text())} if args.costs else {}
+  print(
+    f"Accuracy in percent: clean, and under {attack['name']} ({attack['norm']}, {attack['loss']}, "
+    f"{attack['restarts']} restarts, step {attack['step_size']:g}, {attack['count']} images) per "
+    f"epsilon; {len(protocol['seeds'])} seed(s)\n"
+  )
+  costs = (
+    {row["method"]: row["natural_steps"] for row in json.loads(args.costs.read_text())}
+    if args.costs
+    else {}
+  )
   print(table(results, len(protocol["seeds"]), costs))
 
 

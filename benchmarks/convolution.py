@@ -15,7 +15,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 import timing
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -23,9 +22,20 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from sprout_jax.models import convolution  # noqa: E402: after the path
 
 # Height and width, channels, features, strides: VGG-16's layers, then others of the models.
-LAYERS = ((32, 3, 64, 1), (32, 64, 64, 1), (16, 64, 128, 1), (16, 128, 128, 1), (8, 128, 256, 1),
-          (8, 256, 256, 1), (4, 256, 512, 1), (4, 512, 512, 1), (2, 512, 512, 1), (32, 16, 64, 1),
-          (32, 32, 64, 2), (32, 64, 128, 2))
+LAYERS = (
+  (32, 3, 64, 1),
+  (32, 64, 64, 1),
+  (16, 64, 128, 1),
+  (16, 128, 128, 1),
+  (8, 128, 256, 1),
+  (8, 256, 256, 1),
+  (4, 256, 512, 1),
+  (4, 512, 512, 1),
+  (2, 512, 512, 1),
+  (32, 16, 64, 1),
+  (32, 32, 64, 2),
+  (32, 64, 128, 2),
+)
 
 
 def _windows(images, kernel, strides):
@@ -41,15 +51,16 @@ def _convolve(images, kernel, strides, **options):
 
 
 FORMS = {
-    "xla": functools.partial(_convolve, matmuls=False),
-    "windows": _windows,
-    "rows": _rows,
-    "chosen": functools.partial(_convolve, matmuls=True),
+  "xla": functools.partial(_convolve, matmuls=False),
+  "windows": _windows,
+  "rows": _rows,
+  "chosen": functools.partial(_convolve, matmuls=True),
 }
 
 
 def compile_form(form, images, kernel, strides, num_steps):
   """A function that computes value and gradients `num_steps` times, each from the last one's."""
+
   def step(_, carry):
     images, kernel = carry
     out, pullback = jax.vjp(lambda x, k: FORMS[form](x, k, strides), images, kernel)
@@ -74,15 +85,33 @@ def main():
   for size, channels, features, strides in LAYERS:
     images = jnp.asarray(rng.normal(size=(args.batch_size, size, size, channels)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, channels, features)) / 30, jnp.float32)
-    seconds = timing.alternate({form: compile_form(form, images, kernel, strides, args.num_steps)
-                                for form in args.forms.split(",")}, args.rounds)
-    flop = 3 * 2 * 9 * channels * features * (size // strides) ** 2 * args.batch_size * args.num_steps
+    seconds = timing.alternate(
+      {
+        form: compile_form(form, images, kernel, strides, args.num_steps)
+        for form in args.forms.split(",")
+      },
+      args.rounds,
+    )
+    flop = (
+      3 * 2 * 9 * channels * features * (size // strides) ** 2 * args.batch_size * args.num_steps
+    )
     rates = {form: flop / timing.median(times) / 1e9 for form, times in seconds.items()}
-    rows.append({"size": size, "channels": channels, "features": features, "strides": strides,
-                 "batch_size": args.batch_size, "gflop_per_second": rates,
-                 "hardware": timing.hardware()})
-    print(f"{f'{size}x{size} {channels}->{features} /{strides}':22} "
-          + " ".join(f"{rate:8.0f}" for rate in rates.values()), flush=True)
+    rows.append(
+      {
+        "size": size,
+        "channels": channels,
+        "features": features,
+        "strides": strides,
+        "batch_size": args.batch_size,
+        "gflop_per_second": rates,
+        "hardware": timing.hardware(),
+      }
+    )
+    print(
+      f"{f'{size}x{size} {channels}->{features} /{strides}':22} "
+      + " ".join(f"{rate:8.0f}" for rate in rates.values()),
+      flush=True,
+    )
     timing.write(args.output, rows)
 
 

@@ -23,21 +23,34 @@ from sprout_jax import records  # compare_methods has set the path
 
 # Rows of compare_methods.py (its training protocols); flags of the evaluation, beside the config's own.
 PROTOCOLS = {
-    "digits": dict(
-        rows=("natural", "sprout", "sprout_released", "gradient_norm", "pgd"),
-        flags=["--config.evaluation.checkpoint=last", "--config.evaluation.epsilons=(0.0,0.05,0.1,0.15,0.2,0.25,0.3)",
-               "--config.evaluation.num_steps=50", "--config.evaluation.step_size=0.01",
-               "--config.evaluation.num_restarts=5", "--config.evaluation.strength.num_examples=100"]),
-    # Fewer images and a shorter list: a CPU is enough.
-    "cifar10": dict(
-        rows=("sprout", "gradient_norm"),
-        flags=["--config.evaluation.evaluations=('pgd','noise','invariance','corruptions','calibration','gradients',"
-               "'landscape','examples','sanity','auto_attack')",
-               "--config.evaluation.epsilons=(0.0,0.01,0.02,0.03,0.03137254901960784)",
-               "--config.evaluation.num_examples=200", "--config.evaluation.num_steps=50",
-               "--config.evaluation.step_size=0.003", "--config.evaluation.num_restarts=5",
-               "--config.evaluation.invariance.num_examples=1000", "--config.evaluation.corruptions.num_examples=500",
-               "--config.evaluation.sanity.num_examples=200", "--config.evaluation.landscape.num_examples=32"]),
+  "digits": dict(
+    rows=("natural", "sprout", "sprout_released", "gradient_norm", "pgd"),
+    flags=[
+      "--config.evaluation.checkpoint=last",
+      "--config.evaluation.epsilons=(0.0,0.05,0.1,0.15,0.2,0.25,0.3)",
+      "--config.evaluation.num_steps=50",
+      "--config.evaluation.step_size=0.01",
+      "--config.evaluation.num_restarts=5",
+      "--config.evaluation.strength.num_examples=100",
+    ],
+  ),
+  # Fewer images and a shorter list: a CPU is enough.
+  "cifar10": dict(
+    rows=("sprout", "gradient_norm"),
+    flags=[
+      "--config.evaluation.evaluations=('pgd','noise','invariance','corruptions','calibration','gradients',"
+      "'landscape','examples','sanity','auto_attack')",
+      "--config.evaluation.epsilons=(0.0,0.01,0.02,0.03,0.03137254901960784)",
+      "--config.evaluation.num_examples=200",
+      "--config.evaluation.num_steps=50",
+      "--config.evaluation.step_size=0.003",
+      "--config.evaluation.num_restarts=5",
+      "--config.evaluation.invariance.num_examples=1000",
+      "--config.evaluation.corruptions.num_examples=500",
+      "--config.evaluation.sanity.num_examples=200",
+      "--config.evaluation.landscape.num_examples=32",
+    ],
+  ),
 }
 
 
@@ -48,18 +61,31 @@ def launch(*flags):
 
 def table(results):
   """Markdown: one row per run; accuracies in percent, at the radius of the single-radius evaluations."""
-  lines = ["| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | checks that failed |",
-           "|---" * 9 + "|"]
+  lines = [
+    "| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | checks that failed |",
+    "|---" * 9 + "|",
+  ]
   for row, run in results.items():
     found, epsilon = run["evaluations"], run["config"]["evaluation"]["epsilon"]
     first = lambda entries: f"{100 * entries[0]['accuracy']:.1f}" if entries else ""
-    at = lambda entries, name="": [e for e in entries if abs(e["epsilon"] - epsilon) < 1e-9
-                                   and e.get("name", "").startswith(name)]
+    at = lambda entries, name="": [
+      e
+      for e in entries
+      if abs(e["epsilon"] - epsilon) < 1e-9 and e.get("name", "").startswith(name)
+    ]
     certified = [p for p in found.get("smoothing", {"curve": []})["curve"] if p["radius"] == 0.2]
     failed = sorted({c["name"] for c in run["checks"] if not c["passed"]})
-    cells = [row, first([run["clean"]]), first(at(run["attacks"], "pgd")), first(at(run["attacks"], "autoattack")),
-             first(at(found["noise"]["entries"])), f"{100 * found['corruptions']['mean']:.1f}", first(certified),
-             f"{found['calibration']['ece']:.3f}", ", ".join(failed) or "none"]
+    cells = [
+      row,
+      first([run["clean"]]),
+      first(at(run["attacks"], "pgd")),
+      first(at(run["attacks"], "autoattack")),
+      first(at(found["noise"]["entries"])),
+      f"{100 * found['corruptions']['mean']:.1f}",
+      first(certified),
+      f"{found['calibration']['ece']:.3f}",
+      ", ".join(failed) or "none",
+    ]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
@@ -73,24 +99,45 @@ def main():
   args = parser.parse_args()
   protocol, workdirs, start, seconds = PROTOCOLS[args.protocol], [], time.monotonic(), {}
   for row in protocol["rows"]:
-    begin, workdir = time.monotonic(), (args.workdir / f"{args.protocol}_{row}_{args.seed}").absolute()
-    compare_methods.train(compare_methods.PROTOCOLS[args.protocol], row, args.seed, workdir,
-                          "--config.evaluation.after_training=()")
-    launch("--mode", "evaluate", "--workdir", str(workdir), "--config", f"configs/stored.py:{workdir}",
-           *protocol["flags"])
+    begin, workdir = (
+      time.monotonic(),
+      (args.workdir / f"{args.protocol}_{row}_{args.seed}").absolute(),
+    )
+    compare_methods.train(
+      compare_methods.PROTOCOLS[args.protocol],
+      row,
+      args.seed,
+      workdir,
+      "--config.evaluation.after_training=()",
+    )
+    launch(
+      "--mode",
+      "evaluate",
+      "--workdir",
+      str(workdir),
+      "--config",
+      f"configs/stored.py:{workdir}",
+      *protocol["flags"],
+    )
     training = records.read_results(workdir)["training"]
     if training["steps"] < training["planned_steps"]:
       sys.exit(f"{workdir}: the training was stopped; the same command continues")
     workdirs.append(workdir)
     seconds[row] = round(time.monotonic() - begin)
   launch("--mode", "report", "--workdir", ",".join(map(str, workdirs)))
-  spent = {"seconds": seconds, "in_all": round(time.monotonic() - start), "hardware": timing.hardware()}
+  spent = {
+    "seconds": seconds,
+    "in_all": round(time.monotonic() - start),
+    "hardware": timing.hardware(),
+  }
   if args.results:
     for workdir in workdirs:
       (args.results / workdir.name).mkdir(parents=True, exist_ok=True)
       shutil.copy(workdir / "results.json", args.results / workdir.name)
     seconds_file = args.results / f"{args.protocol}_seconds.json"
-    if spent["in_all"] > (timing.read(seconds_file) or {"in_all": 0})["in_all"]:  # else most was there already
+    if (
+      spent["in_all"] > (timing.read(seconds_file) or {"in_all": 0})["in_all"]
+    ):  # else most was there already
       timing.write(seconds_file, spent)
   print(table({workdir.name: records.read_results(workdir) for workdir in workdirs}))
   print(json.dumps(spent))

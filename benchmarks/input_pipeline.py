@@ -14,7 +14,6 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 import steps
 import timing
 
@@ -32,7 +31,9 @@ EXAMPLES = 50_000
 
 def host(model, image_shape, batch_size, num_steps, calls, rounds):
   """Seconds per step of (the compiled calls alone, the same with all that the loop does)."""
-  run, state, data, config, recipe = steps.training_program(model, image_shape, batch_size, num_steps)
+  run, state, data, config, recipe = steps.training_program(
+    model, image_shape, batch_size, num_steps
+  )
   del data
   config.log_every = num_steps
   images, labels = steps.random_data(image_shape, EXAMPLES)
@@ -63,8 +64,12 @@ def host(model, image_shape, batch_size, num_steps, calls, rounds):
 
 def ingredient(fn, images, num_steps):
   """A function that applies fn(key, images) `num_steps` times in a compiled loop."""
+
   def body(i, total):
-    return total + jnp.mean(fn(jax.random.fold_in(jax.random.key(0), i), images).astype(jnp.float32))
+    return total + jnp.mean(
+      fn(jax.random.fold_in(jax.random.key(0), i), images).astype(jnp.float32)
+    )
+
   program = jax.jit(lambda images: jax.lax.fori_loop(0, num_steps, body, 0.0))
   run = lambda: jax.block_until_ready(program(images))
   run()
@@ -85,13 +90,20 @@ def main():
   seconds = host(args.model, shape, args.batch_size, args.num_steps, args.calls, args.rounds)
   share = [whole / alone - 1 for whole, alone in zip(seconds["whole"], seconds["alone"])]
   steps_per_timing = args.num_steps * args.calls
-  result = {"model": args.model, "batch_size": args.batch_size, "num_steps": args.num_steps,
-            "host_share": share, "median_host_share": timing.median(share),
-            "step_seconds": timing.median(seconds["alone"]) / steps_per_timing,
-            "hardware": timing.hardware()}
-  print(f"{args.model}, batch {args.batch_size}, calls of {args.num_steps} steps: "
-        f"{1e3 * result['step_seconds']:.1f} ms a step; the host adds "
-        f"{100 * timing.median(share):.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f})")
+  result = {
+    "model": args.model,
+    "batch_size": args.batch_size,
+    "num_steps": args.num_steps,
+    "host_share": share,
+    "median_host_share": timing.median(share),
+    "step_seconds": timing.median(seconds["alone"]) / steps_per_timing,
+    "hardware": timing.hardware(),
+  }
+  print(
+    f"{args.model}, batch {args.batch_size}, calls of {args.num_steps} steps: "
+    f"{1e3 * result['step_seconds']:.1f} ms a step; the host adds "
+    f"{100 * timing.median(share):.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f})"
+  )
 
   bytes_, _ = steps.random_data(shape, args.batch_size)
   floats = jnp.asarray(bytes_, jnp.float32) / 255
@@ -99,20 +111,24 @@ def main():
   labels = jnp.eye(steps.CLASSES)[np.arange(args.batch_size) % steps.CLASSES]
   beta = recipe.adversary.init(jax.random.key(0), steps.CLASSES, floats.shape)
   parts = {
-      "to float": (lambda key, x: to_float(x), bytes_),
-      "crop": (lambda key, x: augmentation.random_crop(key, x, 4), bytes_),
-      "flip": (augmentation.random_flip, bytes_),
-      "Gaussian noise": (functools.partial(vicinity.gaussian_noise, stddev=0.1), floats),
-      "SPROUT's vicinity": (lambda key, x: sum(jnp.mean(part) for part in recipe.vicinity(
-          key, x, labels, beta)), floats),
+    "to float": (lambda key, x: to_float(x), bytes_),
+    "crop": (lambda key, x: augmentation.random_crop(key, x, 4), bytes_),
+    "flip": (augmentation.random_flip, bytes_),
+    "Gaussian noise": (functools.partial(vicinity.gaussian_noise, stddev=0.1), floats),
+    "SPROUT's vicinity": (
+      lambda key, x: sum(jnp.mean(part) for part in recipe.vicinity(key, x, labels, beta)),
+      floats,
+    ),
   }
   result["milliseconds"] = {}
   for name, (fn, images) in parts.items():
     run = ingredient(fn, jnp.asarray(images), 100)
     times = timing.alternate({"own": run}, args.rounds)["own"]
     result["milliseconds"][name] = 10 * timing.median(times)
-    print(f"{name:20} {result['milliseconds'][name]:8.3f} ms a minibatch, "
-          f"{result['milliseconds'][name] / 10 / result['step_seconds']:6.2f} % of the step")
+    print(
+      f"{name:20} {result['milliseconds'][name]:8.3f} ms a minibatch, "
+      f"{result['milliseconds'][name] / 10 / result['step_seconds']:6.2f} % of the step"
+    )
   timing.write(args.output, result)
 
 

@@ -18,12 +18,12 @@ from sprout_jax import methods
 
 GELU = {"model.activation": "gelu"}  # as compare_methods.py trains them
 ROWS = {name: dict(method=name) for name in methods.METHODS} | {
-    "sprout_mean": dict(method="sprout", options={"method.draw": "mean"}),
-    "sprout_released": dict(method="sprout", variant="released"),
-    "gradient_norm": dict(method="natural", penalty="gradient_norm", options=GELU),
-    "cure": dict(method="natural", penalty="cure"),
-    "sprout_gradient_norm": dict(method="sprout", penalty="gradient_norm", options=GELU),
-    "pgd_awp": dict(method="pgd", options={"awp_gamma": 5e-3}),
+  "sprout_mean": dict(method="sprout", options={"method.draw": "mean"}),
+  "sprout_released": dict(method="sprout", variant="released"),
+  "gradient_norm": dict(method="natural", penalty="gradient_norm", options=GELU),
+  "cure": dict(method="natural", penalty="cure"),
+  "sprout_gradient_norm": dict(method="sprout", penalty="gradient_norm", options=GELU),
+  "pgd_awp": dict(method="pgd", options={"awp_gamma": 5e-3}),
 }
 
 
@@ -43,23 +43,41 @@ def main():
   make = functools.partial(steps.training, args.model, shape, args.batch_size, args.num_steps)
   hardware, rows = timing.hardware(), timing.read(args.output)
   natural = make()
-  print(f"{args.model}, batch {args.batch_size}, {hardware['cpu']}, {hardware['device']}, "
-        f"{args.rounds} pairs of {args.num_steps} steps")
+  print(
+    f"{args.model}, batch {args.batch_size}, {hardware['cpu']}, {hardware['device']}, "
+    f"{args.rounds} pairs of {args.num_steps} steps"
+  )
   print(f"{'':26} {'natural steps':>13}  {'range':>13}  {'seconds per minibatch':>21}")
   for name in args.rows.split(","):
-    row = next((row for row in rows if (row["method"], row["model"], row["batch_size"]) == (
-        name, args.model, args.batch_size)), None)
+    row = next(
+      (
+        row
+        for row in rows
+        if (row["method"], row["model"], row["batch_size"]) == (name, args.model, args.batch_size)
+      ),
+      None,
+    )
     if row is None:
       seconds = timing.alternate({"natural": natural, "own": make(**ROWS[name])}, args.rounds)
       ratios = timing.ratios(seconds["own"], seconds["natural"])
-      row = {"method": name, "model": args.model, "image_shape": shape, "batch_size": args.batch_size,
-             "natural_steps": timing.median(ratios), "ratios": ratios,
-             "seconds": timing.median(seconds["own"]) / args.num_steps, "hardware": hardware}
+      row = {
+        "method": name,
+        "model": args.model,
+        "image_shape": shape,
+        "batch_size": args.batch_size,
+        "natural_steps": timing.median(ratios),
+        "ratios": ratios,
+        "seconds": timing.median(seconds["own"]) / args.num_steps,
+        "hardware": hardware,
+      }
       rows.append(row)
       timing.write(args.output, rows)
     ratios = row["ratios"]
-    print(f"{name:26} {row['natural_steps']:13.2f}  {ratios[0]:5.2f} - {ratios[-1]:5.2f}  "
-          f"{row['seconds']:21.4f}", flush=True)
+    print(
+      f"{name:26} {row['natural_steps']:13.2f}  {ratios[0]:5.2f} - {ratios[-1]:5.2f}  "
+      f"{row['seconds']:21.4f}",
+      flush=True,
+    )
 
 
 if __name__ == "__main__":

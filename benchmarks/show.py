@@ -35,35 +35,72 @@ def machine(found):
   hardware = [row["hardware"] for row in found]
   values = lambda key: ", ".join(sorted({str(h[key]) for h in hardware if h.get(key)}))
   load = [h["load"] for h in hardware]
-  return (f"{values('cpu')}, {values('cores')} cores, JAX {values('jax')}, PyTorch {values('torch')}, Python "
-          f"{values('python')}; load averages {min(load):.1f} to {max(load):.1f}, from other programs too.")
+  return (
+    f"{values('cpu')}, {values('cores')} cores, JAX {values('jax')}, PyTorch {values('torch')}, Python "
+    f"{values('python')}; load averages {min(load):.1f} to {max(load):.1f}, from other programs too."
+  )
 
 
 def before_after(found):
   """Ratios: the time before over the time after, pair by pair."""
-  columns = ["model", "batch", "steps", "before, images/s", "after, images/s", "times faster (range)"]
-  return table(columns, [
-      [f"`{row['model']}`", str(row["batch_size"]), row["kind"], f"{row['before_images_per_second']:.0f}",
-       f"{row['images_per_second']:.0f}", pairs(row["ratios"])] for row in found])
+  columns = [
+    "model",
+    "batch",
+    "steps",
+    "before, images/s",
+    "after, images/s",
+    "times faster (range)",
+  ]
+  return table(
+    columns,
+    [
+      [
+        f"`{row['model']}`",
+        str(row["batch_size"]),
+        row["kind"],
+        f"{row['before_images_per_second']:.0f}",
+        f"{row['images_per_second']:.0f}",
+        pairs(row["ratios"]),
+      ]
+      for row in found
+    ],
+  )
 
 
 def beside_torch(found):
   """One line per model and batch size; ratios are PyTorch's time over ours, pair by pair."""
-  libraries = sorted({key.removesuffix("_ratios") for row in found for key in row if key.endswith("_ratios")})
+  libraries = sorted(
+    {key.removesuffix("_ratios") for row in found for key in row if key.endswith("_ratios")}
+  )
   columns = ["model", "batch", "steps of", "images/s"]
   for library in libraries:
     columns += [f"{library.replace('_', ' ')}, images/s", "ratio (range)"]
   lines = []
   for row in found:
-    lines.append([f"`{row['model']}`", str(row["batch_size"]), row["method"], f"{row['images_per_second']:.0f}"])
+    lines.append(
+      [
+        f"`{row['model']}`",
+        str(row["batch_size"]),
+        row["method"],
+        f"{row['images_per_second']:.0f}",
+      ]
+    )
     for library in libraries:
       lines[-1] += [f"{row[f'{library}_images_per_second']:.0f}", pairs(row[f"{library}_ratios"])]
   return table(columns, lines)
 
 
 def costs(found):
-  return table(["method", "natural steps (range of the pairs)"], [
-      [row["method"], f"{row['natural_steps']:.2f} ({row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f})"] for row in found])
+  return table(
+    ["method", "natural steps (range of the pairs)"],
+    [
+      [
+        row["method"],
+        f"{row['natural_steps']:.2f} ({row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f})",
+      ]
+      for row in found
+    ],
+  )
 
 
 def profiles(found):
@@ -71,34 +108,47 @@ def profiles(found):
   kinds = list(dict.fromkeys(kind for row in found for kind in row["seconds"]))
   lines = []
   for row in found:
-    seconds = [row["step_seconds"], row["matmul_bound_seconds"], row["done_bound_seconds"],
-               *(row["seconds"].get(kind, 0) for kind in kinds)]
+    seconds = [
+      row["step_seconds"],
+      row["matmul_bound_seconds"],
+      row["done_bound_seconds"],
+      *(row["seconds"].get(kind, 0) for kind in kinds),
+    ]
     lines.append([f"`{row['model']}`", *(f"{1e3 * value:.0f}" for value in seconds)])
   return table(["model", "step", "bound", "bound of what is done", *kinds], lines)
 
 
 def pipeline(row):
   share = row["host_share"]
-  parts = ", ".join(f"{name} {milliseconds / 10 / row['step_seconds']:.2f} %"
-                    for name, milliseconds in row["milliseconds"].items())
-  return (f"`{row['model']}`, batch {row['batch_size']}: to compiled calls of {row['num_steps']} steps the host adds "
-          f"{100 * row['median_host_share']:.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f}). "
-          f"Of a step's time: {parts}.")
+  parts = ", ".join(
+    f"{name} {milliseconds / 10 / row['step_seconds']:.2f} %"
+    for name, milliseconds in row["milliseconds"].items()
+  )
+  return (
+    f"`{row['model']}`, batch {row['batch_size']}: to compiled calls of {row['num_steps']} steps the host adds "
+    f"{100 * row['median_host_share']:.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f}). "
+    f"Of a step's time: {parts}."
+  )
 
 
 def startup(found):
-  return table(["a process that does", "seconds (range)"], [
-      [row["what"], f"{row['median']:.2f} ({min(row['seconds']):.2f}-{max(row['seconds']):.2f})"] for row in found])
+  return table(
+    ["a process that does", "seconds (range)"],
+    [
+      [row["what"], f"{row['median']:.2f} ({min(row['seconds']):.2f}-{max(row['seconds']):.2f})"]
+      for row in found
+    ],
+  )
 
 
 SECTIONS = (  # title, files, function of their rows
-    ("Training steps before and after, in turn", "before_after.json", before_after),
-    ("Training steps", "train_*.json", beside_torch),
-    ("Attack steps (forward pass and gradient for the input)", "attack_*.json", beside_torch),
-    ("Where a training step's time goes, batch 64, milliseconds", "profile_*.json", profiles),
-    ("What a method costs, `vgg16`, batch 64", "method_cost.json", costs),
-    ("Host and data", "input_pipeline.json", lambda found: pipeline(found[0])),
-    ("Start-up", "startup.json", startup),
+  ("Training steps before and after, in turn", "before_after.json", before_after),
+  ("Training steps", "train_*.json", beside_torch),
+  ("Attack steps (forward pass and gradient for the input)", "attack_*.json", beside_torch),
+  ("Where a training step's time goes, batch 64, milliseconds", "profile_*.json", profiles),
+  ("What a method costs, `vgg16`, batch 64", "method_cost.json", costs),
+  ("Host and data", "input_pipeline.json", lambda found: pipeline(found[0])),
+  ("Start-up", "startup.json", startup),
 )
 
 

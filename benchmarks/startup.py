@@ -18,7 +18,11 @@ import time
 import timing
 
 ROOT = pathlib.Path(__file__).parent.parent
-IMPORTS = ("import sprout_jax", "from sprout_jax import attacks, losses, vicinity", "from sprout_jax import run")
+IMPORTS = (
+  "import sprout_jax",
+  "from sprout_jax import attacks, losses, vicinity",
+  "from sprout_jax import run",
+)
 
 
 def seconds(command, **environment):
@@ -32,6 +36,7 @@ def first_step(model, batch_size):
   import steps
 
   from sprout_jax import run
+
   run.cache_compilations()
   steps.training(model, (32, 32, 3), batch_size, 1, method="sprout")
 
@@ -49,14 +54,30 @@ def main():
   rows = []
 
   def add(what, values):
-    rows.append({"what": what, "seconds": values, "median": timing.median(values),
-                 "hardware": timing.hardware()})
+    rows.append(
+      {
+        "what": what,
+        "seconds": values,
+        "median": timing.median(values),
+        "hardware": timing.hardware(),
+      }
+    )
     timing.write(args.output, rows)
-    print(f"{what:60} {timing.median(values):6.2f} s ({min(values):.2f}-{max(values):.2f})", flush=True)
+    print(
+      f"{what:60} {timing.median(values):6.2f} s ({min(values):.2f}-{max(values):.2f})", flush=True
+    )
 
   for statement in IMPORTS:
     add(statement, [seconds([sys.executable, "-c", statement]) for _ in range(args.rounds)])
-  child = [sys.executable, __file__, "--child", "--model", args.model, "--batch_size", str(args.batch_size)]
+  child = [
+    sys.executable,
+    __file__,
+    "--child",
+    "--model",
+    args.model,
+    "--batch_size",
+    str(args.batch_size),
+  ]
   cold, warm = [], []
   for _ in range(args.rounds):
     with tempfile.TemporaryDirectory() as cache:

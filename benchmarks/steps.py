@@ -5,22 +5,22 @@ import math
 import pathlib
 import sys
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import default  # noqa: E402: after the path
-from sprout_jax import configuration  # noqa: E402
-from sprout_jax import methods  # noqa: E402
-from sprout_jax import models  # noqa: E402
-from sprout_jax import sharding  # noqa: E402
-from sprout_jax.models.layers import Conv  # noqa: E402
-from sprout_jax.training import parallel  # noqa: E402
-from sprout_jax.training import state as state_lib  # noqa: E402
-from sprout_jax.training import step as step_lib  # noqa: E402
+from sprout_jax import configuration
+from sprout_jax import methods
+from sprout_jax import models
+from sprout_jax import sharding
+from sprout_jax.models.layers import Conv
+from sprout_jax.training import parallel
+from sprout_jax.training import state as state_lib
+from sprout_jax.training import step as step_lib
 
 CLASSES = 10
 
@@ -28,21 +28,34 @@ CLASSES = 10
 def random_data(image_shape, batch_size):
   """uint8 images and labels, on the host."""
   rng = np.random.default_rng(0)
-  return (rng.integers(0, 256, (batch_size, *image_shape), dtype=np.uint8),
-          rng.integers(0, CLASSES, batch_size, dtype=np.int32))
+  return (
+    rng.integers(0, 256, (batch_size, *image_shape), dtype=np.uint8),
+    rng.integers(0, CLASSES, batch_size, dtype=np.int32),
+  )
 
 
 def multiplications(name, image_shape):
   """Of one image's forward pass: outputs times inputs per output, over all layers."""
   model = models.create(name, num_classes=CLASSES, image_shape=image_shape)
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False))
-  _, state = jax.eval_shape(lambda v, x: model.apply(
-      v, x, train=False, mutable=["intermediates"],
-      capture_intermediates=lambda module, _: isinstance(module, (Conv, nn.Dense))), variables, images)
+  variables = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros(images.shape), train=False)
+  )
+  _, state = jax.eval_shape(
+    lambda v, x: model.apply(
+      v,
+      x,
+      train=False,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, _: isinstance(module, (Conv, nn.Dense)),
+    ),
+    variables,
+    images,
+  )
   total = 0
   for path, (out,) in jax.tree.leaves_with_path(
-      state["intermediates"], is_leaf=lambda leaf: isinstance(leaf, tuple)):
+    state["intermediates"], is_leaf=lambda leaf: isinstance(leaf, tuple)
+  ):
     kernel = variables["params"]
     for key in path[:-1]:
       kernel = kernel[key.key]
@@ -70,17 +83,35 @@ def multiplications_done(name, image_shape):
 
 def make_recipe(config, image_shape):
   """(recipe, function that creates its state) of a config."""
-  model = models.create(config.model.name, num_classes=CLASSES, image_shape=image_shape,
-                        **configuration.options(config.model))
+  model = models.create(
+    config.model.name,
+    num_classes=CLASSES,
+    image_shape=image_shape,
+    **configuration.options(config.model),
+  )
   recipe = state_lib.make_recipe(
-      config, model, methods.create(config.method.name, configuration.options(config.method)),
-      methods.create_penalty(config.penalty.name, configuration.options(config.penalty)), CLASSES,
-      steps_per_epoch=100)
+    config,
+    model,
+    methods.create(config.method.name, configuration.options(config.method)),
+    methods.create_penalty(config.penalty.name, configuration.options(config.penalty)),
+    CLASSES,
+    steps_per_epoch=100,
+  )
   return recipe, functools.partial(state_lib.create, recipe, image_shape)
 
 
-def training_program(model_name, image_shape, batch_size, num_steps, *, method="natural",
-                     variant="paper", penalty="none", options=None, dtype="float32"):
+def training_program(
+  model_name,
+  image_shape,
+  batch_size,
+  num_steps,
+  *,
+  method="natural",
+  variant="paper",
+  penalty="none",
+  options=None,
+  dtype="float32",
+):
   """(compiled steps, state, data on the device, config, recipe), as the launcher has them.
 
   Args:
@@ -93,7 +124,9 @@ def training_program(model_name, image_shape, batch_size, num_steps, *, method="
   config.update_from_flattened_dict(options or {})
   recipe, create = make_recipe(config, image_shape)
   mesh = sharding.make_mesh()
-  run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", num_steps)
+  run = parallel.compile_steps(
+    functools.partial(step_lib.train_step, recipe), mesh, "jit", num_steps
+  )
   state = jax.jit(create, out_shardings=sharding.replicated(mesh))()
   data = sharding.put(random_data(image_shape, batch_size), sharding.replicated(mesh))
   return run, state, data, config, recipe
@@ -136,6 +169,7 @@ def attacking(model_name, image_shape, batch_size, num_steps, dtype="float32"):
     def body(_, x):
       x = x + 0.007 * jnp.sign(jax.grad(loss)(x))
       return jnp.clip(jnp.clip(x, images - 0.03, images + 0.03), 0, 1)
+
     return jax.lax.fori_loop(0, num_steps, body, images)
 
   def steps():

@@ -44,12 +44,22 @@ def hardware():
   cpu = platform.processor() or platform.machine()
   info = pathlib.Path("/proc/cpuinfo")
   if info.exists():
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
-             if line.startswith("model name")]
+    names = [
+      line.partition(":")[2].strip()
+      for line in info.read_text().splitlines()
+      if line.startswith("model name")
+    ]
     cpu = names[0] if names else cpu
-  return {"device": jax.devices()[0].device_kind, "count": jax.device_count(), "cpu": cpu,
-          "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "jax": jax.__version__,
-          "torch": _version("torch"), "python": platform.python_version()}
+  return {
+    "device": jax.devices()[0].device_kind,
+    "count": jax.device_count(),
+    "cpu": cpu,
+    "cores": len(os.sched_getaffinity(0)),
+    "load": os.getloadavg()[0],
+    "jax": jax.__version__,
+    "torch": _version("torch"),
+    "python": platform.python_version(),
+  }
 
 
 def _version(package):

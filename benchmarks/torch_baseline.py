@@ -8,8 +8,8 @@ import functools
 
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 CLASSES = 10
 
@@ -17,8 +17,9 @@ CLASSES = 10
 class SmallCNN(nn.Module):
   def __init__(self):
     super().__init__()
-    self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, s, 1) for a, b, s in (
-        (3, 32, 1), (32, 64, 2), (64, 128, 2)))
+    self.convs = nn.ModuleList(
+      nn.Conv2d(a, b, 3, s, 1) for a, b, s in ((3, 32, 1), (32, 64, 2), (64, 128, 2))
+    )
     self.dense = nn.Linear(512, CLASSES)
 
   def forward(self, x):
@@ -45,8 +46,11 @@ class Block(nn.Module):
     self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(width)
     self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
     self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-    self.shortcut = (nn.Conv2d(channels, width, 1, stride, bias=False)
-                     if stride != 1 or channels != width else None)
+    self.shortcut = (
+      nn.Conv2d(channels, width, 1, stride, bias=False)
+      if stride != 1 or channels != width
+      else None
+    )
 
   def forward(self, x):
     a = F.relu(self.norm1(x))
@@ -74,10 +78,11 @@ class ResNet(nn.Module):
 
 
 MODELS = {
-    "small_cnn": SmallCNN, "vgg16": vgg16,
-    "preact_resnet18": functools.partial(ResNet, 64, (64, 128, 256, 512), 2, False),
-    "wrn_16_4": functools.partial(ResNet, 16, (64, 128, 256), 2, True),
-    "wrn_28_10": functools.partial(ResNet, 16, (160, 320, 640), 4, True),
+  "small_cnn": SmallCNN,
+  "vgg16": vgg16,
+  "preact_resnet18": functools.partial(ResNet, 64, (64, 128, 256, 512), 2, False),
+  "wrn_16_4": functools.partial(ResNet, 16, (64, 128, 256), 2, True),
+  "wrn_28_10": functools.partial(ResNet, 16, (160, 320, 640), 4, True),
 }
 
 
@@ -93,8 +98,10 @@ def _layout(channels_last):
 def _batch(images, labels, device, channels_last):
   """uint8 NHWC arrays -> float NCHW in [0, 1] of the layout, and labels."""
   x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 255
-  return (x.to(device).contiguous(memory_format=_layout(channels_last)),
-          torch.from_numpy(labels).long().to(device))
+  return (
+    x.to(device).contiguous(memory_format=_layout(channels_last)),
+    torch.from_numpy(labels).long().to(device),
+  )
 
 
 def natural(model, x, y):
@@ -112,6 +119,7 @@ def sprout_released(model, x, y):
     concentration = 10 * F.one_hot(labels, CLASSES).float() + model.u
     drawn = torch.distributions.Dirichlet(concentration).rsample()
     return -(drawn * log_probs).sum(-1).mean()
+
   return weight * cross_entropy(y) + (1 - weight) * cross_entropy(y[partners])
 
 
@@ -120,7 +128,7 @@ def pgd(model, x, y, epsilon=8 / 255, step_size=2 / 255, num_steps=10):
   attacked = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
   for _ in range(num_steps):
     attacked.requires_grad_(True)
-    gradient, = torch.autograd.grad(F.cross_entropy(model(attacked), y), attacked)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(attacked), y), attacked)
     attacked = attacked.detach() + step_size * gradient.sign()
     attacked = torch.min(torch.max(attacked, x - epsilon), x + epsilon).clamp(0, 1)
   return F.cross_entropy(model(attacked), y)
@@ -129,8 +137,18 @@ def pgd(model, x, y, epsilon=8 / 255, step_size=2 / 255, num_steps=10):
 LOSSES = {"natural": natural, "sprout_released": sprout_released, "pgd": pgd}
 
 
-def training(name, images, labels, num_steps, *, channels_last, loss="natural", device="cpu",
-             mixed_precision=False, compiled=False):
+def training(
+  name,
+  images,
+  labels,
+  num_steps,
+  *,
+  channels_last,
+  loss="natural",
+  device="cpu",
+  mixed_precision=False,
+  compiled=False,
+):
   """A function that trains `num_steps` steps on one minibatch, and waits for them.
 
   "sprout_released" takes three steps of the model and one of u per minibatch, as its authors' code.
@@ -139,7 +157,11 @@ def training(name, images, labels, num_steps, *, channels_last, loss="natural", 
   model.u = nn.Parameter(torch.ones(CLASSES, device=device)) if loss == "sprout_released" else None
   weights = [p for n, p in model.named_parameters() if n != "u"]
   optimizer = torch.optim.SGD(weights, 0.01, momentum=0.9, weight_decay=5e-4)
-  u_optimizer = torch.optim.SGD([model.u], 0.01, momentum=0.9, weight_decay=5e-4) if model.u is not None else None
+  u_optimizer = (
+    torch.optim.SGD([model.u], 0.01, momentum=0.9, weight_decay=5e-4)
+    if model.u is not None
+    else None
+  )
   x, y = _batch(images, labels, device, channels_last)
   loss_fn = torch.compile(LOSSES[loss]) if compiled else LOSSES[loss]
   cast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=mixed_precision)
@@ -155,7 +177,9 @@ def training(name, images, labels, num_steps, *, channels_last, loss="natural", 
       if u_optimizer:
         u_optimizer.zero_grad(set_to_none=True)
         with cast():
-          drawn = torch.distributions.Dirichlet(10 * F.one_hot(y, CLASSES).float() + model.u).rsample()
+          drawn = torch.distributions.Dirichlet(
+            10 * F.one_hot(y, CLASSES).float() + model.u
+          ).rsample()
           value = (drawn * F.log_softmax(model(x), -1)).sum(-1).mean()
         value.backward()
         u_optimizer.step()
@@ -167,8 +191,17 @@ def training(name, images, labels, num_steps, *, channels_last, loss="natural", 
   return steps
 
 
-def attacking(name, images, labels, num_steps, *, channels_last, device="cpu",
-              mixed_precision=False, compiled=False):
+def attacking(
+  name,
+  images,
+  labels,
+  num_steps,
+  *,
+  channels_last,
+  device="cpu",
+  mixed_precision=False,
+  compiled=False,
+):
   """A function that takes `num_steps` signed gradient steps on a minibatch, in evaluation mode."""
   model = MODELS[name]().to(device, memory_format=_layout(channels_last)).eval()
   model.requires_grad_(False)
@@ -181,7 +214,7 @@ def attacking(name, images, labels, num_steps, *, channels_last, device="cpu",
       attacked = attacked.detach().requires_grad_(True)
       with torch.autocast(device, torch.bfloat16, enabled=mixed_precision):
         value = F.cross_entropy(forward(attacked), y, reduction="sum")
-      gradient, = torch.autograd.grad(value, attacked)
+      (gradient,) = torch.autograd.grad(value, attacked)
       attacked = attacked.detach() + 0.007 * gradient.sign()
       attacked = torch.min(torch.max(attacked, x - 0.03), x + 0.03).clamp(0, 1)
     _wait(device)

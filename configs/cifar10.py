@@ -24,8 +24,9 @@ from sprout_jax.configuration import positive_integer
 
 
 def get_config(arguments=""):
-  arguments = parse_arguments(arguments, model="vgg16", method="sprout", variant="paper",
-                              penalty="none", epochs="200")
+  arguments = parse_arguments(
+    arguments, model="vgg16", method="sprout", variant="paper", penalty="none", epochs="200"
+  )
   config = default.get_config(arguments["method"], arguments["variant"], arguments["penalty"])
   config.model.name = arguments["model"]
   config.num_epochs = positive_integer("epochs", arguments["epochs"])
@@ -33,7 +34,8 @@ def get_config(arguments=""):
   config.optimizer.learning_rate = 0.01
   config.optimizer.schedule = "piecewise"
   config.optimizer.boundaries = tuple(
-      share * config.num_epochs for share in (80 / 200, 140 / 200, 180 / 200))
+    share * config.num_epochs for share in (80 / 200, 140 / 200, 180 / 200)
+  )
   config.dataset.name = "cifar10"
   config.dataset.crop_padding = 4
   config.dataset.flip = True

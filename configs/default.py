@@ -23,7 +23,9 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.seed = 0  # of initialisation, order of the examples and every random draw
   config.num_epochs = 10  # passes over the training set; its remainder of a batch is dropped
   config.batch_size = 64  # examples of one step, over all devices together
-  config.parallelism = "jit"  # "jit": over a mesh, batch norm sees the whole batch; "pmap": per device
+  config.parallelism = (
+    "jit"  # "jit": over a mesh, batch norm sees the whole batch; "pmap": per device
+  )
   config.log_every = 50  # steps between records in metrics.jsonl
   # Of the moving average of weights and batch statistics, per step; 0 = off. Where there is one, the
   # best checkpoint is the one whose average is best on the validation split.
@@ -37,9 +39,13 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.init_from = ""
 
   config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = "digits"  # "digits" (embedded) or the name of a TFDS image-classification set
+  config.dataset.name = (
+    "digits"  # "digits" (embedded) or the name of a TFDS image-classification set
+  )
   config.dataset.data_dir = ""  # where TFDS sets live; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.dataset.cache_dir = ""  # for decoded images; "" = $XDG_CACHE_HOME/sprout_jax or ~/.cache/...
+  config.dataset.cache_dir = (
+    ""  # for decoded images; "" = $XDG_CACHE_HOME/sprout_jax or ~/.cache/...
+  )
   config.dataset.train_split = "train"  # a TFDS split expression; "digits" has "train" and "test"
   config.dataset.test_split = "test"
   config.dataset.validation_fraction = 0.1  # of the training set, held out to select a checkpoint
@@ -60,7 +66,9 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.optimizer.learning_rate = 0.1  # peak, per applied update
   config.optimizer.momentum = 0.9  # sgd: heavy ball; adamw: decay of the first moment
   config.optimizer.nesterov = False
-  config.optimizer.weight_decay = 5e-4  # of all weights; sgd: added to the gradient; adamw: decoupled
+  config.optimizer.weight_decay = (
+    5e-4  # of all weights; sgd: added to the gradient; adamw: decoupled
+  )
   config.optimizer.gradient_clip = 0.0  # global L2 norm of the gradient; 0 = no clipping
   config.optimizer.schedule = "cosine"  # "constant" | "piecewise" | "cosine" (to 0 at the end)
   config.optimizer.boundaries = ()  # epochs at which "piecewise" multiplies by decay_factor

@@ -17,8 +17,9 @@ from sprout_jax.configuration import parse_arguments
 
 
 def get_config(arguments=""):
-  arguments = parse_arguments(arguments, model="small_cnn", method="sprout", variant="paper",
-                              penalty="none")
+  arguments = parse_arguments(
+    arguments, model="small_cnn", method="sprout", variant="paper", penalty="none"
+  )
   config = default.get_config(arguments["method"], arguments["variant"], arguments["penalty"])
   methods.set_radius(config, 0.1)
   if "h" in config.penalty:

@@ -16,11 +16,15 @@ EPSILON = 8 / 255  # the radius in Linf that CIFAR-10 is usually attacked with
 
 def _options(**values):
   """A row without variants."""
+
   def build(variant):
     if variant != "paper":
-      raise UserError(f"variant is {variant!r}, but only method 'sprout' has variants: "
-                      f"{', '.join(SPROUT_VARIANTS)}")
+      raise UserError(
+        f"variant is {variant!r}, but only method 'sprout' has variants: "
+        f"{', '.join(SPROUT_VARIANTS)}"
+      )
     return ml_collections.ConfigDict(values)
+
   return build
 
 
@@ -48,52 +52,60 @@ def _sprout(variant):
 
 
 SPROUT_VARIANTS = {
-    "paper": {},
-    "algorithm1": {"concentration": "algorithm1"},
-    "released": {
-        "concentration": "released",
-        "label_draws": 2,
-        "steps_per_batch": 3,
-        "beta_batch": "clean",
-        "beta": {"init": "ones", "weight_decay": 5e-4},
-    },
+  "paper": {},
+  "algorithm1": {"concentration": "algorithm1"},
+  "released": {
+    "concentration": "released",
+    "label_draws": 2,
+    "steps_per_batch": 3,
+    "beta_batch": "clean",
+    "beta": {"init": "ones", "weight_decay": 5e-4},
+  },
 }
 
 # Radii, step sizes and standard deviations are in pixel units. batch_norm says how the passes of an
 # attack (or penalty) treat batch norm: "train": with the statistics of the images in the pass,
 # "eval": with the running ones.
 METHOD_OPTIONS = {
-    "natural": _options(),
-    "sprout": _sprout,
-    # SPROUT's paper has a standard deviation of 0.1 throughout.
-    "gaussian": _options(noise_stddev=0.1),
-    "label_smoothing": _options(alpha=0.1),  # Szegedy et al. 2016
-    "label_smoothing_gaussian": _options(noise_stddev=0.1, alpha=0.1),
-    "mixup": _options(mixup_alpha=1.0),  # Zhang et al. 2018, CIFAR-10 (SPROUT: 0.2)
-    # alpha as in SPROUT's paper and in Zheng et al. 2016.
-    "stable": _options(noise_stddev=0.1, alpha=0.01, batch_norm="train"),
-    # Madry et al. 2018 in the form that Rice, Wong, Kolter ("Overfitting in adversarially robust deep
-    # learning", ICML 2020) made common: 10 steps of 2/255, the attack in training mode.
-    "pgd": _options(epsilon=EPSILON, step_size=2 / 255, num_steps=10, norm="linf", start="uniform",
-                    batch_norm="train"),
-    "fast": _options(epsilon=EPSILON, step_size=10 / 255, batch_norm="train"),  # Wong et al. 2020
-    "free": _options(epsilon=EPSILON, replays=8),  # Shafahi et al. 2019
-    # Zhang et al. 2019: 1 / lambda = 6, and the authors' code: 0.031, 0.007, evaluation mode.
-    "trades": _options(epsilon=0.031, step_size=0.007, num_steps=10, beta=6.0, start="gaussian",
-                       batch_norm="eval"),
-    # Wang & Zhang 2019: one step; the true class keeps 9 times the largest wrong entry.
-    "bilateral": _options(epsilon=EPSILON, step_size=EPSILON, num_steps=1, ratio=9.0,
-                          batch_norm="eval"),
+  "natural": _options(),
+  "sprout": _sprout,
+  # SPROUT's paper has a standard deviation of 0.1 throughout.
+  "gaussian": _options(noise_stddev=0.1),
+  "label_smoothing": _options(alpha=0.1),  # Szegedy et al. 2016
+  "label_smoothing_gaussian": _options(noise_stddev=0.1, alpha=0.1),
+  "mixup": _options(mixup_alpha=1.0),  # Zhang et al. 2018, CIFAR-10 (SPROUT: 0.2)
+  # alpha as in SPROUT's paper and in Zheng et al. 2016.
+  "stable": _options(noise_stddev=0.1, alpha=0.01, batch_norm="train"),
+  # Madry et al. 2018 in the form that Rice, Wong, Kolter ("Overfitting in adversarially robust deep
+  # learning", ICML 2020) made common: 10 steps of 2/255, the attack in training mode.
+  "pgd": _options(
+    epsilon=EPSILON,
+    step_size=2 / 255,
+    num_steps=10,
+    norm="linf",
+    start="uniform",
+    batch_norm="train",
+  ),
+  "fast": _options(epsilon=EPSILON, step_size=10 / 255, batch_norm="train"),  # Wong et al. 2020
+  "free": _options(epsilon=EPSILON, replays=8),  # Shafahi et al. 2019
+  # Zhang et al. 2019: 1 / lambda = 6, and the authors' code: 0.031, 0.007, evaluation mode.
+  "trades": _options(
+    epsilon=0.031, step_size=0.007, num_steps=10, beta=6.0, start="gaussian", batch_norm="eval"
+  ),
+  # Wang & Zhang 2019: one step; the true class keeps 9 times the largest wrong entry.
+  "bilateral": _options(
+    epsilon=EPSILON, step_size=EPSILON, num_steps=1, ratio=9.0, batch_norm="eval"
+  ),
 }
 
 PENALTY_OPTIONS = {
-    "none": _options(),
-    # Best with a smooth config.model.activation.
-    "gradient_norm": _options(epsilon=EPSILON, norm="linf", batch_norm="train"),
-    # Moosavi-Dezfooli et al. 2019: h = 1.5, in pixel units about the L2 size of the Linf ball. Their code
-    # has 4 times the norm, in evaluation mode, of images divided by about 0.2: 0.8 in pixel units. (Read
-    # in the same way, its h would be 0.3; on the digits that was 10 points less robust.)
-    "cure": _options(weight=0.8, h=1.5, squared=False, batch_norm="eval"),
+  "none": _options(),
+  # Best with a smooth config.model.activation.
+  "gradient_norm": _options(epsilon=EPSILON, norm="linf", batch_norm="train"),
+  # Moosavi-Dezfooli et al. 2019: h = 1.5, in pixel units about the L2 size of the Linf ball. Their code
+  # has 4 times the norm, in evaluation mode, of images divided by about 0.2: 0.8 in pixel units. (Read
+  # in the same way, its h would be 0.3; on the digits that was 10 points less robust.)
+  "cure": _options(weight=0.8, h=1.5, squared=False, batch_norm="eval"),
 }
 
 

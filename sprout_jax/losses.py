@@ -148,8 +148,9 @@ def targeted_difference_of_logits_ratio(logits, labels, targets):
     AssertionError: wrong ranks or dtypes.
   """
   if logits.shape[-1] < 4:
-    raise ValueError(f"the targeted DLR loss needs at least 4 classes, not {logits.shape[-1]}; use "
-                     "targeted_margin")
+    raise ValueError(
+      f"the targeted DLR loss needs at least 4 classes, not {logits.shape[-1]}; use targeted_margin"
+    )
   ranked = jnp.sort(logits, axis=-1)
   scale = ranked[:, -1] - (ranked[:, -3] + ranked[:, -4]) / 2
   return targeted_margin(logits, labels, targets) / (scale + 1e-12)
@@ -186,13 +187,14 @@ def kl_divergence(logits, target_logits):
   chex.assert_rank([logits, target_logits], 2)
   chex.assert_equal_shape([logits, target_logits])
   return optax.losses.kl_divergence_with_log_targets(
-      jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(target_logits, axis=-1))
+    jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(target_logits, axis=-1)
+  )
 
 
 # For the norm of a ball, the dual norm of the gradient: by how much a small ball raises the loss.
 DUAL_NORMS = {
-    "linf": lambda gradient: jnp.sum(jnp.abs(gradient), axis=(1, 2, 3)),
-    "l2": lambda gradient: _l2(gradient),
+  "linf": lambda gradient: jnp.sum(jnp.abs(gradient), axis=(1, 2, 3)),
+  "l2": lambda gradient: _l2(gradient),
 }
 
 
@@ -217,8 +219,9 @@ def input_gradient_norm(loss, images, norm="linf"):
     AssertionError: images of a wrong rank or dtype.
   """
   if norm not in DUAL_NORMS:
-    raise ValueError(f"input_gradient_norm: norm is {norm!r}; choose one of: "
-                     f"{', '.join(sorted(DUAL_NORMS))}")
+    raise ValueError(
+      f"input_gradient_norm: norm is {norm!r}; choose one of: {', '.join(sorted(DUAL_NORMS))}"
+    )
   return DUAL_NORMS[norm](_input_gradient(loss, images))
 
 
@@ -245,7 +248,7 @@ def curvature(loss, images, h, squared=True):
   direction = jnp.sign(jax.lax.stop_gradient(gradient))
   size = _l2(direction)[:, None, None, None]
   difference = _input_gradient(loss, images + h * direction / size) - gradient
-  return jnp.sum(difference ** 2, axis=(1, 2, 3)) if squared else _l2(difference)
+  return jnp.sum(difference**2, axis=(1, 2, 3)) if squared else _l2(difference)
 
 
 def _l2(values):

@@ -16,8 +16,14 @@ class Progress:
     self._seconds_per_line, self._enabled = seconds_per_line, enabled
     self._bar = None
     if enabled and sys.stderr.isatty():
-      self._bar = tqdm.tqdm(total=total, initial=initial, unit=unit, desc=description, ncols=100,
-                            bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {remaining}")
+      self._bar = tqdm.tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=description,
+        ncols=100,
+        bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {remaining}",
+      )
 
   def update(self, done, text):
     """Shows that `done` of the total are done, with a text of current values."""
@@ -32,8 +38,12 @@ class Progress:
       self._last_line = now
       speed = (done - self._first) / max(now - self._start, 1e-9)
       left = (self._total - done) / speed if speed else (0 if done == self._total else math.inf)
-      print(f"{self._description} {done}/{self._total} {self._unit}  {text}  "
-            f"left {format_seconds(left)}", file=sys.stderr, flush=True)
+      print(
+        f"{self._description} {done}/{self._total} {self._unit}  {text}  "
+        f"left {format_seconds(left)}",
+        file=sys.stderr,
+        flush=True,
+      )
 
   def close(self):
     if self._bar is not None:

@@ -6,9 +6,9 @@ import pathlib
 
 # What configs of earlier versions lack, with the values that they amount to.
 ADDED_TO_CONFIGS = {
-    "awp_gamma": 0.0,
-    "penalty": {"name": "none"},
-    "validation": {"epsilon": 0.0, "step_size": 2 / 255, "num_steps": 10},
+  "awp_gamma": 0.0,
+  "penalty": {"name": "none"},
+  "validation": {"epsilon": 0.0, "step_size": 2 / 255, "num_steps": 10},
 }
 
 
@@ -23,7 +23,9 @@ def complete(config):
 
 def write_json(path, value):
   """Writes a JSON file whole or not at all."""
-  temporary = pathlib.Path(path).with_suffix(f".{os.getpid()}.tmp")  # another process may write, too
+  temporary = pathlib.Path(path).with_suffix(
+    f".{os.getpid()}.tmp"
+  )  # another process may write, too
   temporary.write_text(json.dumps(value, indent=2) + "\n")
   os.replace(temporary, path)
 

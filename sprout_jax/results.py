@@ -33,20 +33,32 @@ def base(config, dataset, subject, digest, step, history, selected_by, trained_o
   steps = max((record["step"] for record in history), default=step)
   per_epoch = loop.steps_per_epoch(config, dataset)
   return {
-      "clean": statistics.proportion(subject.correct.sum(), len(subject.correct)),
-      "parameters_sha256": digest,
-      "config": config.to_dict(),
-      "versions": workdir_lib.versions(),
-      "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint,
-                  "provenance": dataset.provenance, "class_names": list(dataset.class_names)},
-      "checkpoint": {"which": config.evaluation.checkpoint if validated else "last", "step": step,
-                     "selected_by": selected_by if validated else "",
-                     "weights": "ema" if config.evaluation.use_ema else "raw"},
-      "training": {"devices": trained_on, "seconds": seconds, "steps": steps,
-                   "seconds_per_epoch": float(np.median(per_step)) * per_epoch if per_step else None,
-                   "peak_memory_bytes": max((record.get("peak_memory_bytes", 0) for record in history),
-                                            default=0),
-                   "planned_steps": config.num_epochs * per_epoch},
+    "clean": statistics.proportion(subject.correct.sum(), len(subject.correct)),
+    "parameters_sha256": digest,
+    "config": config.to_dict(),
+    "versions": workdir_lib.versions(),
+    "dataset": {
+      "name": dataset.name,
+      "fingerprint": dataset.fingerprint,
+      "provenance": dataset.provenance,
+      "class_names": list(dataset.class_names),
+    },
+    "checkpoint": {
+      "which": config.evaluation.checkpoint if validated else "last",
+      "step": step,
+      "selected_by": selected_by if validated else "",
+      "weights": "ema" if config.evaluation.use_ema else "raw",
+    },
+    "training": {
+      "devices": trained_on,
+      "seconds": seconds,
+      "steps": steps,
+      "seconds_per_epoch": float(np.median(per_step)) * per_epoch if per_step else None,
+      "peak_memory_bytes": max(
+        (record.get("peak_memory_bytes", 0) for record in history), default=0
+      ),
+      "planned_steps": config.num_epochs * per_epoch,
+    },
   }
 
 
@@ -68,15 +80,31 @@ def write(workdir, base_results, store, options, say):
   """
   if jax.process_index() != 0:
     return
-  stored = {name: found for name, found in ((name, store.read(name, options[name])) for name in options)
-            if found}
-  attacks = [entry for name in IN_ATTACKS if name in stored for entry in stored[name].pop("entries")]
-  findings = [finding | {"evaluation": name} for name, found in stored.items()
-              for finding in found.pop("findings", ())]
+  stored = {
+    name: found
+    for name, found in ((name, store.read(name, options[name])) for name in options)
+    if found
+  }
+  attacks = [
+    entry for name in IN_ATTACKS if name in stored for entry in stored[name].pop("entries")
+  ]
+  findings = [
+    finding | {"evaluation": name}
+    for name, found in stored.items()
+    for finding in found.pop("findings", ())
+  ]
   findings += [finding | {"evaluation": "pgd"} for finding in checks.gaps(attacks)]
-  results = json.loads(json.dumps(base_results | {
-      "attacks": attacks, "checks": findings, "evaluations": stored,
-      "wall_seconds": sum(found["wall_seconds"] for found in stored.values())}))
+  results = json.loads(
+    json.dumps(
+      base_results
+      | {
+        "attacks": attacks,
+        "checks": findings,
+        "evaluations": stored,
+        "wall_seconds": sum(found["wall_seconds"] for found in stored.values()),
+      }
+    )
+  )
   path = pathlib.Path(workdir) / "results.json"
   earlier = json.loads(path.read_text()) if path.exists() else None
   if results == earlier:
@@ -89,7 +117,11 @@ def write(workdir, base_results, store, options, say):
 
 def extends(results, earlier):
   """Whether nothing that an earlier results.json measured is missing from a later one."""
-  return (results["parameters_sha256"] == earlier["parameters_sha256"]
-          and all(entry in results["attacks"] for entry in earlier["attacks"])
-          and all(results["evaluations"].get(name) == found
-                  for name, found in earlier.get("evaluations", {}).items()))
+  return (
+    results["parameters_sha256"] == earlier["parameters_sha256"]
+    and all(entry in results["attacks"] for entry in earlier["attacks"])
+    and all(
+      results["evaluations"].get(name) == found
+      for name, found in earlier.get("evaluations", {}).items()
+    )
+  )

@@ -54,17 +54,29 @@ def train(config, workdir):
   mesh = _mesh(config)
   dataset = _load(config)
   model = _model(config, dataset)
-  loop.prepare(config, dataset, model, method, penalty, mesh)  # shapes only: finds what does not fit
+  loop.prepare(
+    config, dataset, model, method, penalty, mesh
+  )  # shapes only: finds what does not fit
   initial = _initial_variables(config, workdir, model, dataset, mesh)
   workdir_lib.claim(workdir, config)
   names = [config.method.name] + [config.penalty.name] * (penalty is not None)
   names += ["AWP"] * bool(config.awp_gamma)
-  _say(f"{' + '.join(names)} | {config.model.name} | {dataset.name}: "
-       f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
-       f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}")
-  finished = loop.train(config, workdir, dataset, model, method, penalty, mesh,
-                        validate=_validation(config, dataset.validation, model, mesh),
-                        initial_variables=initial)
+  _say(
+    f"{' + '.join(names)} | {config.model.name} | {dataset.name}: "
+    f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
+    f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}"
+  )
+  finished = loop.train(
+    config,
+    workdir,
+    dataset,
+    model,
+    method,
+    penalty,
+    mesh,
+    validate=_validation(config, dataset.validation, model, mesh),
+    initial_variables=initial,
+  )
   if not finished:
     _say("Stopped by a signal; everything is saved. The same command continues.")
     return False
@@ -76,8 +88,14 @@ def _validation(config, split, model, mesh):
   """variables -> accuracies on the validation split as `config.validation` says; {} without one."""
   options, batch_size = config.validation, config.evaluation.batch_size
   correct = accuracy.correct_fn(model, mesh)
-  spec = robustness.PgdSpec(norm="linf", num_steps=options.num_steps, step_size=options.step_size,
-                            num_restarts=1, loss="cross_entropy", seed=config.seed)
+  spec = robustness.PgdSpec(
+    norm="linf",
+    num_steps=options.num_steps,
+    step_size=options.step_size,
+    num_restarts=1,
+    loss="cross_entropy",
+    seed=config.seed,
+  )
   attack = robustness.pgd_fn(model, spec, mesh)
 
   def validate(variables):
@@ -86,9 +104,11 @@ def _validation(config, split, model, mesh):
     clean = accuracy.evaluate(correct, variables, split, batch_size, mesh)
     if not options.epsilon:
       return {"accuracy": float(clean.mean())}
-    robust, = robustness.pgd_curve(attack, variables, split, clean, spec, [options.epsilon],
-                                   batch_size, mesh)
+    (robust,) = robustness.pgd_curve(
+      attack, variables, split, clean, spec, [options.epsilon], batch_size, mesh
+    )
     return {"accuracy": float(clean.mean()), "robust_accuracy": robust["accuracy"]}
+
   return validate
 
 
@@ -97,8 +117,10 @@ def _selection(config):
   options = config.validation
   if not options.epsilon:
     return "clean validation accuracy"
-  return (f"validation accuracy under PGD-{options.num_steps}, Linf, epsilon {options.epsilon:g}, steps "
-          f"of {options.step_size:g}, one start")
+  return (
+    f"validation accuracy under PGD-{options.num_steps}, Linf, epsilon {options.epsilon:g}, steps "
+    f"of {options.step_size:g}, one start"
+  )
 
 
 def evaluate(config, workdir):
@@ -126,23 +148,45 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
   variables, step = _selected_variables(config, workdir, model, dataset, mesh)
   digest, history = checkpoints.sha256(variables), records.read_metrics(workdir)
   if evaluation.loss == "dlr" and dataset.num_classes < 3:
-    raise UserError(f"config.evaluation.loss is 'dlr', which needs 3 classes; {dataset.name} has "
-                    f"{dataset.num_classes}: use margin")
+    raise UserError(
+      f"config.evaluation.loss is 'dlr', which needs 3 classes; {dataset.name} has "
+      f"{dataset.num_classes}: use margin"
+    )
   subject = subject_lib.Subject(
-      model=model, variables=variables, test=dataset.test, num_classes=dataset.num_classes,
-      class_names=dataset.class_names, batch_size=evaluation.batch_size, mesh=mesh,
-      logits=subject_lib.checked_logits(model, variables, dataset.test, evaluation.batch_size, mesh),
-      beta=results.learned_beta(history, step), memo=None, load=lambda other: _source(other, dataset, mesh),
-      load_corrupted=lambda corruption, severity: data.load_test(
-          f"{config.dataset.name}_corrupted/{corruption}_{severity}", data_dir=config.dataset.data_dir,
-          cache_dir=config.dataset.cache_dir))
+    model=model,
+    variables=variables,
+    test=dataset.test,
+    num_classes=dataset.num_classes,
+    class_names=dataset.class_names,
+    batch_size=evaluation.batch_size,
+    mesh=mesh,
+    logits=subject_lib.checked_logits(model, variables, dataset.test, evaluation.batch_size, mesh),
+    beta=results.learned_beta(history, step),
+    memo=None,
+    load=lambda other: _source(other, dataset, mesh),
+    load_corrupted=lambda corruption, severity: data.load_test(
+      f"{config.dataset.name}_corrupted/{corruption}_{severity}",
+      data_dir=config.dataset.data_dir,
+      cache_dir=config.dataset.cache_dir,
+    ),
+  )
   store = Store(workdir, [digest, dataset.fingerprint, code_identity()])
   options = {name: evaluation_options.options(name, evaluation) for name in EVALUATIONS}
   # What is transferred depends on the sources' weights: a source that was trained anew is another.
-  options["transfer"]["sources"] = [_source_digest(other, dataset, mesh, "transfer" in names)
-                                    for other in evaluation.transfer.sources]
-  base = results.base(config, dataset, subject, digest, step, history, _selection(config),
-                      workdir_lib.trained_on(workdir))
+  options["transfer"]["sources"] = [
+    _source_digest(other, dataset, mesh, "transfer" in names)
+    for other in evaluation.transfer.sources
+  ]
+  base = results.base(
+    config,
+    dataset,
+    subject,
+    digest,
+    step,
+    history,
+    _selection(config),
+    workdir_lib.trained_on(workdir),
+  )
   refused = {}
   for number, name in enumerate(names):
     if store.read(name, options[name]):
@@ -150,8 +194,13 @@ def _evaluate(config, workdir, dataset, model, mesh, names):
       continue
     _say(f"{name} ({number + 1} of {len(names)})")
     try:
-      found = store.run(name, options[name], lambda memo, name=name: EVALUATIONS[name](
-          dataclasses.replace(subject, memo=memo), **options[name]))
+      found = store.run(
+        name,
+        options[name],
+        lambda memo, name=name: EVALUATIONS[name](
+          dataclasses.replace(subject, memo=memo), **options[name]
+        ),
+      )
     except UserError as error:  # the others can be measured all the same
       if jax.process_count() > 1:  # where not all processes may have met it
         raise
@@ -181,16 +230,25 @@ def _source(workdir, dataset, mesh):
   """The selected weights of another run on the same data, to transfer attacks from."""
   config = workdir_lib.read_config(workdir)
   if config.dataset.name != dataset.name:
-    raise UserError(f"config.evaluation.transfer.sources: {workdir} was trained on {config.dataset.name}, not on "
-                    f"{dataset.name}; name runs on the same data")
+    raise UserError(
+      f"config.evaluation.transfer.sources: {workdir} was trained on {config.dataset.name}, not on "
+      f"{dataset.name}; name runs on the same data"
+    )
   model = _model(config, dataset)
   try:
     variables, _ = _selected_variables(config, workdir, model, dataset, mesh)
   except UserError as error:
-    raise UserError(f"config.evaluation.transfer.sources: {workdir} cannot be loaded; do its classes and "
-                    f"image size differ? ({error})") from error
-  return subject_lib.Source(workdir, wording.label({"config": config.to_dict()}), checkpoints.sha256(variables), model,
-                            variables)
+    raise UserError(
+      f"config.evaluation.transfer.sources: {workdir} cannot be loaded; do its classes and "
+      f"image size differ? ({error})"
+    ) from error
+  return subject_lib.Source(
+    workdir,
+    wording.label({"config": config.to_dict()}),
+    checkpoints.sha256(variables),
+    model,
+    variables,
+  )
 
 
 def show_report(workdirs):
@@ -220,27 +278,40 @@ def _mesh(config):
 
 def _load(config):
   options = config.dataset
-  return data.load(options.name, data_dir=options.data_dir, cache_dir=options.cache_dir,
-                   train_split=options.train_split, test_split=options.test_split,
-                   validation_fraction=options.validation_fraction)
+  return data.load(
+    options.name,
+    data_dir=options.data_dir,
+    cache_dir=options.cache_dir,
+    train_split=options.train_split,
+    test_split=options.test_split,
+    validation_fraction=options.validation_fraction,
+  )
 
 
 def _model(config, dataset):
-  return models.create(config.model.name, num_classes=dataset.num_classes,
-                       image_shape=dataset.image_shape, **configuration.options(config.model))
+  return models.create(
+    config.model.name,
+    num_classes=dataset.num_classes,
+    image_shape=dataset.image_shape,
+    **configuration.options(config.model),
+  )
 
 
 def _selected_variables(config, workdir, model, dataset, mesh):
   """The weights that a workdir's own config selects, as {"params", "batch_stats"}, and their step."""
-  shapes = jax.eval_shape(lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, *dataset.image_shape)), train=False))
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, *dataset.image_shape)), train=False)
+  )
   shapes = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
   abstract = shapes | {"ema": shapes if config.ema_decay else {}}
-  abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), abstract)
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)),
+    abstract,
+  )
   parts, step = checkpoints.load_model(workdir, config.evaluation.checkpoint, abstract)
   return parts["ema"] if config.evaluation.use_ema else {
-      name: parts[name] for name in ("params", "batch_stats")}, step
+    name: parts[name] for name in ("params", "batch_stats")
+  }, step
 
 
 def _initial_variables(config, workdir, model, dataset, mesh):
@@ -255,16 +326,24 @@ def _initial_variables(config, workdir, model, dataset, mesh):
   source = workdir_lib.read_config(config.init_from)
   here, there = (configuration.flatten(c.model) for c in (config, source))
   if here != there:
-    raise UserError(f"config.init_from {config.init_from} has another model: " + "; ".join(
+    raise UserError(
+      f"config.init_from {config.init_from} has another model: "
+      + "; ".join(
         f"model.{key} is {there[key]!r} there, {here[key]!r} here"
-        for key in here if here[key] != there[key]))
+        for key in here
+        if here[key] != there[key]
+      )
+    )
 
   def load():
     try:
       return _selected_variables(source, config.init_from, model, dataset, mesh)[0]
     except UserError as error:
-      raise UserError(f"config.init_from {config.init_from} cannot be loaded into this run's model; "
-                      f"do its classes and image size differ? ({error})") from error
+      raise UserError(
+        f"config.init_from {config.init_from} cannot be loaded into this run's model; "
+        f"do its classes and image size differ? ({error})"
+      ) from error
+
   return load
 
 

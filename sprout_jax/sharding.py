@@ -34,15 +34,21 @@ def batch(mesh):
 def check_batch(key, batch_size, mesh):
   """Raises UserError unless every device gets the same number of examples."""
   if batch_size % mesh.size:
-    near = [size for size in (batch_size // mesh.size * mesh.size,
-                              (batch_size // mesh.size + 1) * mesh.size) if size]
-    raise UserError(f"{key} is {batch_size}, which {mesh.size} devices don't divide; set e.g. "
-                    f"--{key}={near[0]}")
+    near = [
+      size
+      for size in (batch_size // mesh.size * mesh.size, (batch_size // mesh.size + 1) * mesh.size)
+      if size
+    ]
+    raise UserError(
+      f"{key} is {batch_size}, which {mesh.size} devices don't divide; set e.g. --{key}={near[0]}"
+    )
 
 
 def put(tree, sharding):
   """Puts host arrays, the same in every process, on the devices as global arrays."""
+
   def put_leaf(leaf):
     leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
   return jax.tree.map(put_leaf, tree)

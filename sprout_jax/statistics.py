@@ -12,6 +12,10 @@ def proportion(successes, count):
     {"accuracy": successes / count, "count": count, "interval": [low, high]}.
   """
   import scipy.stats  # slow to import, and most users of the pure functions count nothing
+
   interval = scipy.stats.binomtest(int(successes), int(count)).proportion_ci(0.95, method="wilson")
-  return {"accuracy": int(successes) / int(count), "count": int(count),
-          "interval": [float(interval.low), float(interval.high)]}
+  return {
+    "accuracy": int(successes) / int(count),
+    "count": int(count),
+    "interval": [float(interval.low), float(interval.high)],
+  }

@@ -40,7 +40,8 @@ def gaussian_noise(key, images, stddev):
   chex.assert_rank(images, 4)
   chex.assert_type(images, float)
   return images + jnp.asarray(stddev, images.dtype) * jax.random.normal(
-      key, images.shape, images.dtype)
+    key, images.shape, images.dtype
+  )
 
 
 def mixup_pairs(key, batch_size, alpha):

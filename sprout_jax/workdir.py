@@ -1,14 +1,14 @@
 """The workdir: one run's folder, what is in it, and whose it is.
 
-    config.json      the resolved config; a workdir belongs to one config
-    versions.json    of everything that could change a number
-    metrics.jsonl    one record per `log_every` steps and per validation
-    tensorboard/     the same as event files
-    checkpoints/     the last few and the best
-    evaluation/      what each evaluation left (sprout_jax.evaluation.store)
-    results.json     what was measured: an interface, read by other tools
-    results.txt      the same as a table
-    plots/           PNG
+config.json      the resolved config; a workdir belongs to one config
+versions.json    of everything that could change a number
+metrics.jsonl    one record per `log_every` steps and per validation
+tensorboard/     the same as event files
+checkpoints/     the last few and the best
+evaluation/      what each evaluation left (sprout_jax.evaluation.store)
+results.json     what was measured: an interface, read by other tools
+results.txt      the same as a table
+plots/           PNG
 """
 
 import importlib.metadata
@@ -23,8 +23,17 @@ from sprout_jax import configuration
 from sprout_jax.errors import UserError
 from sprout_jax.records import write_json
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy",
-            "ml_collections", "tensorflow-datasets")
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "chex",
+  "orbax-checkpoint",
+  "numpy",
+  "ml_collections",
+  "tensorflow-datasets",
+)
 
 
 def versions():
@@ -54,8 +63,10 @@ def read_config(workdir):
   """
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
-    raise UserError(f"{workdir} is no workdir of a run (it has no config.json); train there first: "
-                    f"python launch.py --config CONFIG --workdir {workdir}")
+    raise UserError(
+      f"{workdir} is no workdir of a run (it has no config.json); train there first: "
+      f"python launch.py --config CONFIG --workdir {workdir}"
+    )
   try:
     return configuration.loads(path.read_text())
   except json.JSONDecodeError as error:
@@ -68,8 +79,11 @@ def check_owner(workdir, config):
   if path.exists():
     differences = configuration.differences(read_config(workdir), config)
     if differences:
-      raise UserError(f"{workdir} belongs to a different config:\n  " + "\n  ".join(differences)
-                      + "\nChoose another --workdir, or the config that it was made with.")
+      raise UserError(
+        f"{workdir} belongs to a different config:\n  "
+        + "\n  ".join(differences)
+        + "\nChoose another --workdir, or the config that it was made with."
+      )
   elif pathlib.Path(workdir).exists() and not pathlib.Path(workdir).is_dir():
     raise UserError(f"--workdir {workdir} is a file; name a folder")
 
@@ -83,4 +97,6 @@ def claim(workdir, config):
       write_json(workdir / "config.json", config.to_dict())
       write_json(workdir / "versions.json", versions())
     except OSError as error:
-      raise UserError(f"--workdir {workdir} cannot be written ({error}); name another folder") from error
+      raise UserError(
+        f"--workdir {workdir} cannot be written ({error}); name another folder"
+      ) from error

@@ -48,8 +48,13 @@ def make_config(overrides, method="sprout", variant="paper", penalty="none"):
 
 def make_recipe(config, model, steps_per_epoch=80):
   return state_lib.make_recipe(
-      config, model, methods.create(config.method.name, configuration.options(config.method)),
-      methods.create_penalty(config.penalty.name, configuration.options(config.penalty)), 10, steps_per_epoch)
+    config,
+    model,
+    methods.create(config.method.name, configuration.options(config.method)),
+    methods.create_penalty(config.penalty.name, configuration.options(config.penalty)),
+    10,
+    steps_per_epoch,
+  )
 
 
 def minibatch(step=0, size=16):
@@ -64,17 +69,25 @@ def run_steps(config, model, num_steps=2, devices=1):
   dataset = data.load("digits")
   recipe = make_recipe(config, model)
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  create = jax.jit(functools.partial(state_lib.create, recipe, dataset.image_shape),
-                   out_shardings=sharding.replicated(mesh))
-  run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh,
-                               config.parallelism, max_steps=4)
+  create = jax.jit(
+    functools.partial(state_lib.create, recipe, dataset.image_shape),
+    out_shardings=sharding.replicated(mesh),
+  )
+  run = parallel.compile_steps(
+    functools.partial(step_lib.train_step, recipe), mesh, config.parallelism, max_steps=4
+  )
   first = jax.tree.map(np.asarray, create())
-  images, labels = sharding.put((dataset.train.images, dataset.train.labels),
-                                sharding.replicated(mesh))
+  images, labels = sharding.put(
+    (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
+  )
   rows = order.batch_indices(config.seed, 0, num_steps, len(labels), config.batch_size)
   state, history = run(create(), images, labels, rows)
-  return recipe, first, jax.tree.map(np.asarray, state), jax.tree.map(
-      lambda values: np.asarray(values)[:num_steps], history)
+  return (
+    recipe,
+    first,
+    jax.tree.map(np.asarray, state),
+    jax.tree.map(lambda values: np.asarray(values)[:num_steps], history),
+  )
 
 
 def model_step_keys(steps_per_batch=1, seed=0):

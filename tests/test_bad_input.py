@@ -20,7 +20,9 @@ from sprout_jax.errors import UserError
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     ({"method.name": "sprut"}, "config.method.name is 'sprut'; choose one of: "),
     ({"model.name": "vgg17"}, "vgg16"),
     ({"model.name": "vgg16"}, "small_cnn"),  # digits are too small for it; what does fit is listed
@@ -32,8 +34,10 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"method.noise_stddev": -0.1}, "noise_stddev"),
     ({"method.beta.learning_rate": -1.0}, "beta.learning_rate"),
     ({"parallelism": "gspmd"}, "jit, pmap"),
-    ({"batch_size": 12}, "config.batch_size is 12, which 8 devices don't divide; set e.g. "
-                         "--config.batch_size=8"),
+    (
+      {"batch_size": 12},
+      "config.batch_size is 12, which 8 devices don't divide; set e.g. --config.batch_size=8",
+    ),
     ({"batch_size": 4096}, "more than the 1347 training images"),
     ({"evaluation.batch_size": 30}, "--config.evaluation.batch_size=24"),
     ({"optimizer.learning_rate": 0.0}, "learning_rate"),
@@ -52,7 +56,10 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"evaluation.step_size": -0.1}, "step_size"),
     ({"ema_decay": 1.0}, "ema_decay"),
     ({"evaluation.after_training": ("fgsm",)}, "auto_attack, binarization, calibration"),
-    ({"evaluation.evaluations": ("pgd", "aa")}, r"config.evaluation.evaluations: an entry is 'aa'; .*auto_attack"),
+    (
+      {"evaluation.evaluations": ("pgd", "aa")},
+      r"config.evaluation.evaluations: an entry is 'aa'; .*auto_attack",
+    ),
     ({"evaluation.evaluations": ("transfer",)}, r"--config.evaluation.transfer.sources="),
     ({"evaluation.epsilon": 0.0}, "config.evaluation.epsilon is"),
     ({"evaluation.loss": "hinge"}, "cross_entropy, dlr, margin"),
@@ -62,10 +69,14 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"evaluation.smoothing.sigma": 0.0}, "config.evaluation.smoothing.sigma"),
     ({"evaluation.corruptions.corruptions": ("fogg",)}, "fog, frost"),
     ({"evaluation.corruptions.source": "files"}, "computed, tfds"),
-    ({"evaluation.invariance.transformations": ()}, r"empty; give at least one, e.g. \('rotation',\)"),
+    (
+      {"evaluation.invariance.transformations": ()},
+      r"empty; give at least one, e.g. \('rotation',\)",
+    ),
     ({"evaluation.auto_attack.version": "quick"}, "apgd-t, fab"),
     ({"evaluation.auto_attack.epsilons": (8.0,)}, "auto_attack.epsilons"),
-    ({"awp_gamma": -0.1}, "awp_gamma"), ({"validation.epsilon": 8.0}, "validation.epsilon"),
+    ({"awp_gamma": -0.1}, "awp_gamma"),
+    ({"validation.epsilon": 8.0}, "validation.epsilon"),
     ({"validation.num_steps": 0}, "validation.num_steps"),
     ({"validation.epsilon": 0.1, "dataset.validation_fraction": 0.0}, "images to validate on"),
     ({"penalty.name": "gradient"}, "cure, gradient_norm, none"),
@@ -75,7 +86,8 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"dataset.name": "cifar11"}, "cifar10"),
     ({"dataset.train_split": "training"}, "train"),
     ({"init_from": "/nowhere"}, "/nowhere"),
-])
+  ],
+)
 def test_wrong_config_is_one_error_and_writes_nothing(tmp_path, changes, message):
   config = digits.get_config()
   config.update_from_flattened_dict(changes)
@@ -89,7 +101,10 @@ def test_data_that_is_not_there_names_the_command(tmp_path, monkeypatch):
   for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
     monkeypatch.setenv(name, "http://127.0.0.1:9")
   config = cifar10.get_config("model=small_cnn")
-  config.dataset.data_dir, config.dataset.cache_dir = str(tmp_path / "data"), str(tmp_path / "cache")
+  config.dataset.data_dir, config.dataset.cache_dir = (
+    str(tmp_path / "data"),
+    str(tmp_path / "cache"),
+  )
   with pytest.raises(UserError, match="python -m sprout_jax.data.prepare cifar10 --data_dir"):
     run.train(config, tmp_path / "workdir")
 
@@ -99,17 +114,22 @@ def with_test_split(**changes):
   return dataclasses.replace(dataset, test=dataclasses.replace(dataset.test, **changes))
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: with_test_split(labels=np.full(300, 10, np.int32)), r"labels range from 10 to 10"),
     (lambda: with_test_split(images=np.full((300, 8, 8, 1), 16, np.float32)), r"in \[0, 1\]"),
     (lambda: with_test_split(images=np.zeros((300, 8, 8), np.float32)), "shape"),
-])
+  ],
+)
 def test_wrong_data_are_an_error(make, message):
   with pytest.raises(UserError, match=message):
     data.check(make())
 
 
-@pytest.mark.parametrize("get, message", [
+@pytest.mark.parametrize(
+  "get, message",
+  [
     (lambda: digits.get_config("metod=sprout"), "metod=sprout.*model.*method.*variant"),
     (lambda: digits.get_config("method=fats"), "method is 'fats'; choose one of: "),
     (lambda: digits.get_config("variant=patent"), "algorithm1, paper, released"),
@@ -117,7 +137,8 @@ def test_wrong_data_are_an_error(make, message):
     (lambda: digits.get_config("penalty=gradient"), "penalty is 'gradient'; choose one of: cure"),
     (lambda: cifar10.get_config("epochs=0"), "at least 1"),
     (lambda: digits.get_config("sprout"), "NAME=VALUE"),
-])
+  ],
+)
 def test_wrong_config_arguments(get, message):
   with pytest.raises(UserError, match=message):
     get()
@@ -131,6 +152,7 @@ def test_misspelt_keys_are_errors():
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
   from sprout_jax import workdir
+
   config = digits.get_config()
   workdir.claim(tmp_path, config)
   before = (tmp_path / "config.json").read_bytes()
@@ -144,6 +166,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
 
 def test_a_start_from_another_model_is_an_error(tmp_path):
   from sprout_jax import workdir
+
   workdir.claim(tmp_path / "source", digits.get_config("method=natural"))
   config = digits.get_config()
   config.init_from, config.model.activation = str(tmp_path / "source"), "gelu"
@@ -158,14 +181,23 @@ def test_config_survives_its_file():
   assert configuration.differences(config, again) == []
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (["--config", "configs/digits.py"], "--workdir is missing"),
     (["--workdir", "x"], "--config is missing"),
-    (["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"],
-     "config has no key 'metod'; did you mean 'method'? It has: awp_gamma, batch_size, checkpoint,"),
-    (["--config", "configs/digits.py", "--workdir", "x", "--config.optimizer.lr=1"],
-     "config.optimizer has no key 'lr'; It has: accumulate_steps"),
-    (["--config", "configs/digits.py", "--workdir", "x", "--coordinator=host:1"], "--num_processes"),
+    (
+      ["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"],
+      "config has no key 'metod'; did you mean 'method'? It has: awp_gamma, batch_size, checkpoint,",
+    ),
+    (
+      ["--config", "configs/digits.py", "--workdir", "x", "--config.optimizer.lr=1"],
+      "config.optimizer has no key 'lr'; It has: accumulate_steps",
+    ),
+    (
+      ["--config", "configs/digits.py", "--workdir", "x", "--coordinator=host:1"],
+      "--num_processes",
+    ),
     (["--config", "configs/digits.py", "--workdir", "x", "--num_processes=2"], "--coordinator"),
     (["--config", "configs/digits.py:method=sprut", "--workdir", "x"], "choose one of: "),
     (["--config", "configs/digit.py", "--workdir", "x"], "there is no config file"),
@@ -174,10 +206,19 @@ def test_config_survives_its_file():
     (["--mode", "evaluate", "--workdir", "nothing_here"], "train there first"),
     (["--mode", "report", "--workdir", "nothing_here"], "nothing_here has no results.json"),
     (["--mode", "test", "--workdir", "x"], "train|evaluate|report"),
-])
+  ],
+)
 def test_the_command_line_says_it_without_a_traceback(tmp_path, arguments, message):
-  done = subprocess.run([sys.executable, ROOT / "launch.py", *(
-      str(ROOT / a) if a.startswith("configs/") else a for a in arguments)], cwd=tmp_path,
-                        capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""})
+  done = subprocess.run(
+    [
+      sys.executable,
+      ROOT / "launch.py",
+      *(str(ROOT / a) if a.startswith("configs/") else a for a in arguments),
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    env={**os.environ, "XLA_FLAGS": ""},
+  )
   assert done.returncode != 0 and message in done.stderr, done.stderr
   assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()

@@ -13,25 +13,37 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Seven seconds of training without compilation: long enough to be killed in the middle.
-SHORT = ("--config.num_epochs=8", "--config.checkpoint.every_epochs=1", "--config.log_every=5",
-         "--config.checkpoint.every_steps=7", "--config.evaluation.epsilons=(0.0,0.1)",
-         "--config.evaluation.num_steps=3", "--config.ema_decay=0.9",
-         "--config.evaluation.evaluations=('pgd','calibration','noise')", "--config.evaluation.noise.num_draws=3")
+SHORT = (
+  "--config.num_epochs=8",
+  "--config.checkpoint.every_epochs=1",
+  "--config.log_every=5",
+  "--config.checkpoint.every_steps=7",
+  "--config.evaluation.epsilons=(0.0,0.1)",
+  "--config.evaluation.num_steps=3",
+  "--config.ema_decay=0.9",
+  "--config.evaluation.evaluations=('pgd','calibration','noise')",
+  "--config.evaluation.noise.num_draws=3",
+)
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
   """One device per process, and compilations shared by the processes of this file."""
-  return {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-          "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+  return {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+  }
 
 
 def start(environment, workdir, *flags, config="configs/digits.py"):
   command = [sys.executable, str(ROOT / "launch.py"), "--workdir", str(workdir)]
   if config:
     command += ["--config", str(ROOT / config), *SHORT]
-  return subprocess.Popen([*command, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True)
+  return subprocess.Popen(
+    [*command, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
 
 
 def finish(process):
@@ -56,9 +68,14 @@ def results(workdir):
 
 def records(workdir):
   """metrics.jsonl without what the clock decides."""
-  return [{k: v for k, v in json.loads(line).items() if k not in (
-      "seconds", "images_per_second", "peak_memory_bytes")}
-          for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [
+    {
+      k: v
+      for k, v in json.loads(line).items()
+      if k not in ("seconds", "images_per_second", "peak_memory_bytes")
+    }
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +89,14 @@ def uninterrupted(environment, tmp_path_factory):
 def test_a_run_leaves_what_it_promises(uninterrupted):
   workdir, out, err = uninterrupted
   found = results(workdir)
-  assert set(found) >= {"clean", "attacks", "parameters_sha256", "config", "versions", "wall_seconds"}
+  assert set(found) >= {
+    "clean",
+    "attacks",
+    "parameters_sha256",
+    "config",
+    "versions",
+    "wall_seconds",
+  }
   assert found["clean"]["count"] == 300 and found["versions"]["jax"]
   assert [entry["epsilon"] for entry in found["attacks"]] == [0.0, 0.1]
   keys = {"name", "norm", "epsilon", "steps", "restarts", "seed", "count", "accuracy", "interval"}
@@ -100,8 +124,9 @@ def test_the_same_command_again_changes_nothing(environment, uninterrupted):
 
 
 @pytest.mark.parametrize("checkpoints_before_kill", [1, 4])
-def test_killed_and_resumed_equals_uninterrupted(environment, uninterrupted, tmp_path,
-                                                 checkpoints_before_kill):
+def test_killed_and_resumed_equals_uninterrupted(
+  environment, uninterrupted, tmp_path, checkpoints_before_kill
+):
   workdir = tmp_path / "run"
   process = start(environment, workdir)
   wait_for_checkpoint(workdir, checkpoints_before_kill)
@@ -122,10 +147,14 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_skipped(environment, uninterr
   process.send_signal(signal.SIGTERM)
   code, out, err = finish(process)
   assert code == 0 and "The same command continues" in out and "Traceback" not in err, err
-  steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+  steps = sorted(
+    int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+  )
   assert steps[-1] > 21 and not (workdir / "results.json").exists()
-  largest = max((path for path in (workdir / "checkpoints" / str(steps[-1])).rglob("*")
-                 if path.is_file()), key=lambda path: path.stat().st_size)
+  largest = max(
+    (path for path in (workdir / "checkpoints" / str(steps[-1])).rglob("*") if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
   content = bytearray(largest.read_bytes())
   content[len(content) // 2] ^= 0xFF  # one byte, in the middle of the weights
   largest.write_bytes(content)
@@ -141,9 +170,17 @@ def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, t
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  processes = [start(environment, tmp_path / "run", f"--coordinator=127.0.0.1:{port}",
-                     "--num_processes=2", f"--process_id={number}",
-                     "--config.evaluation.after_training=('pgd','noise','calibration')") for number in range(2)]
+  processes = [
+    start(
+      environment,
+      tmp_path / "run",
+      f"--coordinator=127.0.0.1:{port}",
+      "--num_processes=2",
+      f"--process_id={number}",
+      "--config.evaluation.after_training=('pgd','noise','calibration')",
+    )
+    for number in range(2)
+  ]
   (code, out, err), (other_code, other_out, _) = (finish(process) for process in processes)
   assert code == other_code == 0, err
   assert "2 device(s)" in out and "clean" in out and "clean" not in other_out
@@ -153,29 +190,42 @@ def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, t
 
 
 def test_diverging_training_stops_and_keeps_the_last_checkpoint(environment, tmp_path):
-  code, _, err = finish(start(environment, tmp_path / "run", "--config.optimizer.learning_rate=900",
-                              "--config.optimizer.warmup_epochs=8.0"))
+  code, _, err = finish(
+    start(
+      environment,
+      tmp_path / "run",
+      "--config.optimizer.learning_rate=900",
+      "--config.optimizer.warmup_epochs=8.0",
+    )
+  )
   assert code == 1 and "at step" in err and "The last good checkpoint" in err
   assert "Traceback" not in err
   assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*/commit_success.txt"))
 
 
 def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
-    environment, uninterrupted, tmp_path):
+  environment, uninterrupted, tmp_path
+):
   natural = tmp_path / "natural"
   code, _, err = finish(start(environment, natural, config="configs/digits.py:method=natural"))
   assert code == 0, err
   first = results(natural)
 
   sprout = tmp_path / "sprout"
-  code, _, err = finish(start(environment, sprout, f"--config.init_from={natural}",
-                              "--config.optimizer.learning_rate=1e-9"))
+  code, _, err = finish(
+    start(
+      environment, sprout, f"--config.init_from={natural}", "--config.optimizer.learning_rate=1e-9"
+    )
+  )
   assert code == 0, err
   assert abs(results(sprout)["clean"]["accuracy"] - first["clean"]["accuracy"]) < 0.01
 
   moved = natural.rename(tmp_path / "moved")  # the finished run no longer needs it
-  code, _, err = finish(start(environment, sprout, f"--config.init_from={natural}",
-                              "--config.optimizer.learning_rate=1e-9"))
+  code, _, err = finish(
+    start(
+      environment, sprout, f"--config.init_from={natural}", "--config.optimizer.learning_rate=1e-9"
+    )
+  )
   assert code == 0, err
   moved.rename(natural)
 
@@ -183,7 +233,11 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert code == 0, err
   full = results(natural)
   assert "pgd: is there already" in out and full["attacks"] == first["attacks"]
-  assert set(first["evaluations"]) == {"pgd"} and set(full["evaluations"]) == {"pgd", "calibration", "noise"}
+  assert set(first["evaluations"]) == {"pgd"} and set(full["evaluations"]) == {
+    "pgd",
+    "calibration",
+    "noise",
+  }
   assert full["parameters_sha256"] == first["parameters_sha256"]
   assert [finding["evaluation"] for finding in full["checks"]] == ["pgd"]
   assert not (natural / "results_previous.json").exists()  # nothing of it is gone
@@ -191,39 +245,78 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   code, out, err = finish(start(environment, natural, "--mode=evaluate", config=None))
   assert code == 0 and out.count("is there already") == 3, err
   assert (natural / "results.json").stat().st_mtime_ns == before
-  code, out, err = finish(start(
-      environment, natural, "--mode=evaluate", f"--config={ROOT}/configs/stored.py:{natural}",
-      "--config.evaluation.norm=l2", "--config.evaluation.use_ema=True", config=None))
+  code, out, err = finish(
+    start(
+      environment,
+      natural,
+      "--mode=evaluate",
+      f"--config={ROOT}/configs/stored.py:{natural}",
+      "--config.evaluation.norm=l2",
+      "--config.evaluation.use_ema=True",
+      config=None,
+    )
+  )
   assert code == 0, err
   assert results(natural)["attacks"][0]["norm"] == "l2" and "ema" in out
   assert results(natural)["parameters_sha256"] != first["parameters_sha256"]
   assert json.loads((natural / "results_previous.json").read_text()) == full
 
   stored = f"--config={ROOT}/configs/stored.py:{natural}"
-  code, _, err = finish(start(  # one that cannot be measured does not keep the next from it
-      environment, natural, "--mode=evaluate", stored, "--config.evaluation.evaluations=('corruptions','calibration')",
-      "--config.evaluation.corruptions.source=tfds", "--config.evaluation.calibration.num_bins=4", config=None))
+  code, _, err = finish(
+    start(  # one that cannot be measured does not keep the next from it
+      environment,
+      natural,
+      "--mode=evaluate",
+      stored,
+      "--config.evaluation.evaluations=('corruptions','calibration')",
+      "--config.evaluation.corruptions.source=tfds",
+      "--config.evaluation.calibration.num_bins=4",
+      config=None,
+    )
+  )
   assert code == 1 and "corruptions was not measured: " in err and "Traceback" not in err
   assert results(natural)["evaluations"]["calibration"]["num_bins"] == 4
 
   transfer = "--config.evaluation.evaluations=('transfer',)"
-  code, _, err = finish(start(environment, natural, "--mode=evaluate", stored, transfer, config=None))
+  code, _, err = finish(
+    start(environment, natural, "--mode=evaluate", stored, transfer, config=None)
+  )
   assert code == 1 and "--config.evaluation.transfer.sources=" in err and "Traceback" not in err
-  code, _, err = finish(start(
-      environment, natural, "--mode=evaluate", stored, transfer, "--config.evaluation.norm=l2",
-      "--config.evaluation.use_ema=True", f"--config.evaluation.transfer.sources=('{sprout}',)", config=None))
+  code, _, err = finish(
+    start(
+      environment,
+      natural,
+      "--mode=evaluate",
+      stored,
+      transfer,
+      "--config.evaluation.norm=l2",
+      "--config.evaluation.use_ema=True",
+      f"--config.evaluation.transfer.sources=('{sprout}',)",
+      config=None,
+    )
+  )
   assert code == 0, err
-  source, = results(natural)["evaluations"]["transfer"]["sources"]
+  (source,) = results(natural)["evaluations"]["transfer"]["sources"]
   assert source["parameters_sha256"] == results(sprout)["parameters_sha256"]
   assert source["label"] == "sprout paper sample, small_cnn, digits, seed 0"
   assert results(natural)["attacks"]  # PGD with these options is still there
 
-  code, out, err = finish(start(environment, f"{uninterrupted[0]},{natural}", "--mode=report",
-                                config=None))
+  code, out, err = finish(
+    start(environment, f"{uninterrupted[0]},{natural}", "--mode=report", config=None)
+  )
   assert code == 0, err
-  assert "sprout paper sample, small_cnn, digits, seed 0" in out and "natural, small_cnn, digits" in out
+  assert (
+    "sprout paper sample, small_cnn, digits, seed 0" in out and "natural, small_cnn, digits" in out
+  )
   assert "CAUTION: the runs were attacked differently" in out
   assert (uninterrupted[0] / "plots" / "comparison.png").exists()
-  page = (uninterrupted[0] / "report" / "report.html").read_text().replace("<wbr>", "")  # where lines may break
-  for text in (str(natural), str(uninterrupted[0]), "sprout paper sample, small_cnn", "natural, small_cnn"):
+  page = (
+    (uninterrupted[0] / "report" / "report.html").read_text().replace("<wbr>", "")
+  )  # where lines may break
+  for text in (
+    str(natural),
+    str(uninterrupted[0]),
+    "sprout paper sample, small_cnn",
+    "natural, small_cnn",
+  ):
     assert text in page, text

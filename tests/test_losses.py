@@ -21,14 +21,19 @@ def test_soft_cross_entropy_and_its_gradient():
 
 def test_cross_entropy_is_the_soft_one_of_one_hot_labels():
   labels = jnp.array([2, 0])
-  np.testing.assert_allclose(losses.cross_entropy(LOGITS, labels),
-                             losses.soft_cross_entropy(LOGITS, jax.nn.one_hot(labels, 3)), rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.cross_entropy(LOGITS, labels),
+    losses.soft_cross_entropy(LOGITS, jax.nn.one_hot(labels, 3)),
+    rtol=1e-6,
+  )
 
 
 def test_cross_entropy_keeps_its_gradient_on_confident_logits():
   """softmax - onehot rounds to zero for the label beyond a lead of about 17; float64 does not."""
   z = np.array([[40.0, 0.0, 1.0]])
-  gradient = jax.grad(lambda z: losses.cross_entropy(z, jnp.array([0])).sum())(jnp.asarray(z, jnp.float32))
+  gradient = jax.grad(lambda z: losses.cross_entropy(z, jnp.array([0])).sum())(
+    jnp.asarray(z, jnp.float32)
+  )
   p = np.exp(z - scipy.special.logsumexp(z))
   np.testing.assert_allclose(gradient, [[-(p[0, 1] + p[0, 2]), p[0, 1], p[0, 2]]], rtol=1e-4)
   assert abs(float(gradient.sum())) < 1e-3 * float(gradient[0, 2])
@@ -36,9 +41,14 @@ def test_cross_entropy_keeps_its_gradient_on_confident_logits():
 
 def test_log_odds_are_a_monotone_function_of_the_cross_entropy():
   labels = jnp.array([2, 0])
-  np.testing.assert_allclose(losses.log_odds(LOGITS[:1], labels[:1]),
-                             np.log(np.expm1(losses.cross_entropy(LOGITS[:1], labels[:1]))), rtol=1e-5)
-  gradient = jax.grad(lambda z: losses.log_odds(z, labels).sum())(jnp.array([[0, 0, 0], [9e4, 1, 1]]))
+  np.testing.assert_allclose(
+    losses.log_odds(LOGITS[:1], labels[:1]),
+    np.log(np.expm1(losses.cross_entropy(LOGITS[:1], labels[:1]))),
+    rtol=1e-5,
+  )
+  gradient = jax.grad(lambda z: losses.log_odds(z, labels).sum())(
+    jnp.array([[0, 0, 0], [9e4, 1, 1]])
+  )
   np.testing.assert_allclose(gradient, [[0.5, 0.5, -1], [-1, 0.5, 0.5]], rtol=1e-6)
 
 
@@ -51,17 +61,21 @@ def test_margin_by_hand():
 def test_kl_divergence_equals_scipy_and_is_zero_on_the_diagonal():
   target, other = LOGITS[:1], np.array([[0.3, 1.2, -2.0]], np.float32)
   p, q = (scipy.special.softmax(z, axis=-1) for z in (target, other))
-  np.testing.assert_allclose(losses.kl_divergence(other, target),
-                             scipy.special.rel_entr(p, q).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.kl_divergence(other, target), scipy.special.rel_entr(p, q).sum(-1), rtol=1e-5
+  )
   np.testing.assert_allclose(losses.kl_divergence(LOGITS, LOGITS), 0, atol=1e-7)
 
 
-@pytest.mark.parametrize("call", [
+@pytest.mark.parametrize(
+  "call",
+  [
     lambda: losses.soft_cross_entropy(LOGITS, LOGITS[:1]),
     lambda: losses.cross_entropy(LOGITS, jnp.array([0.0, 1.0])),
     lambda: losses.margin(LOGITS[0], jnp.array([0])),
     lambda: losses.kl_divergence(LOGITS, LOGITS[:, :2]),
-])
+  ],
+)
 def test_wrong_shapes_and_types_are_errors(call):
   with pytest.raises(AssertionError):
     call()

@@ -8,8 +8,9 @@ import pytest
 from sprout_jax import progress
 
 
-@pytest.mark.parametrize("seconds, text", [
-    (0, "0:00"), (75, "1:15"), (3700, "1:01:40"), (float("inf"), "?")])
+@pytest.mark.parametrize(
+  "seconds, text", [(0, "0:00"), (75, "1:15"), (3700, "1:01:40"), (float("inf"), "?")]
+)
 def test_format_seconds(seconds, text):
   assert progress.format_seconds(seconds) == text
 
@@ -21,7 +22,9 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
   bar.close()
   lines = capsys.readouterr().err.splitlines()
   assert [line.split("  left")[0] for line in lines] == [
-      "training 5/10 steps  loss 1.0", "training 10/10 steps  loss 0.5"]
+    "training 5/10 steps  loss 1.0",
+    "training 10/10 steps  loss 0.5",
+  ]
 
 
 def test_a_bar_on_a_terminal(monkeypatch):

@@ -43,11 +43,22 @@ def test_without_a_validation_split_there_is_nothing_to_measure():
 def test_autoattack_of_a_trained_model(tmp_path):
   """Entries of results.json; the state stays in the folder, and a second call reads it."""
   split, variables, margin, norm = linear_problem(40)
-  options = dict(version="apgd-ce", norm="linf", epsilons=(0.01, 0.03), seed=3, batch_size=32,
-                 folder=tmp_path / "attacks")
+  options = dict(
+    version="apgd-ce",
+    norm="linf",
+    epsilons=(0.01, 0.03),
+    seed=3,
+    batch_size=32,
+    folder=tmp_path / "attacks",
+  )
   seen = []
-  entries = ensemble.entries(Linear(), variables, split, **options,
-                             on_progress=lambda epsilon, progress: seen.append(progress))
+  entries = ensemble.entries(
+    Linear(),
+    variables,
+    split,
+    **options,
+    on_progress=lambda epsilon, progress: seen.append(progress),
+  )
   for entry, epsilon in zip(entries, (0.01, 0.03)):
     assert entry["accuracy"] == np.mean(margin > epsilon * norm)
     assert (entry["name"], entry["epsilon"], entry["count"]) == ("autoattack-apgd-ce", epsilon, 40)
@@ -55,8 +66,13 @@ def test_autoattack_of_a_trained_model(tmp_path):
     json.dumps(entry)
   assert len(list((tmp_path / "attacks").glob("*.npz"))) == 2
   assert seen[-1].work == seen[-1].done == seen[-1].total and seen[-1].examples == 40
-  again = ensemble.entries(Linear(), variables, split, **options,
-                           on_progress=lambda epsilon, progress: pytest.fail("attacked again"))
+  again = ensemble.entries(
+    Linear(),
+    variables,
+    split,
+    **options,
+    on_progress=lambda epsilon, progress: pytest.fail("attacked again"),
+  )
   assert [e["accuracy"] for e in again] == [e["accuracy"] for e in entries]
 
 
@@ -64,22 +80,39 @@ def test_files_of_earlier_versions_can_be_read(tmp_path):
   """A config from before penalties, AWP, validation under attack and the table of evaluations."""
   config = default.get_config("natural")
   config.evaluation.num_steps = 7
-  old = {key: value for key, value in config.to_dict().items() if key not in records.ADDED_TO_CONFIGS}
-  kept = ("checkpoint", "use_ema", "batch_size", "num_examples", "norm", "epsilons", "num_steps", "step_size",
-          "num_restarts", "loss", "seed")
+  old = {
+    key: value for key, value in config.to_dict().items() if key not in records.ADDED_TO_CONFIGS
+  }
+  kept = (
+    "checkpoint",
+    "use_ema",
+    "batch_size",
+    "num_examples",
+    "norm",
+    "epsilons",
+    "num_steps",
+    "step_size",
+    "num_restarts",
+    "loss",
+    "seed",
+  )
   old["evaluation"] = {key: old["evaluation"][key] for key in kept}
   (tmp_path / "config.json").write_text(json.dumps(old))
   assert stored.get_config(tmp_path) == config
   assert not configuration.differences(configuration.loads(json.dumps(old)), config)
-  old["evaluation"] |= {"attacks": ["pgd", "autoattack"],
-                        "auto_attack": {"version": "plus", "epsilons": [0.5]}}
+  old["evaluation"] |= {
+    "attacks": ["pgd", "autoattack"],
+    "auto_attack": {"version": "plus", "epsilons": [0.5]},
+  }
   (tmp_path / "config.json").write_text(json.dumps(old))
   evaluation = stored.get_config(tmp_path).evaluation
   assert evaluation.after_training == ("pgd", "auto_attack") and evaluation.num_steps == 7
   assert evaluation.auto_attack.version == "plus" and evaluation.auto_attack.epsilons == (0.5,)
   configuration.validate(stored.get_config(tmp_path))
 
-  (tmp_path / "results.json").write_text(json.dumps({"config": old, "checkpoint": {"which": "best"}}))
+  (tmp_path / "results.json").write_text(
+    json.dumps({"config": old, "checkpoint": {"which": "best"}})
+  )
   results = records.read_results(tmp_path)
   assert results["config"]["penalty"] == {"name": "none"}
   assert results["checkpoint"]["selected_by"] == "clean validation accuracy"

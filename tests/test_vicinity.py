@@ -15,8 +15,10 @@ CONCENTRATIONS = ([0.01, 0.01, 0.02], [0.3, 1.0, 2.5], [11.0, 1.0, 1.0])
 
 def images_and_labels(batch=6, classes=3):
   rng = np.random.default_rng(0)
-  return (jnp.asarray(rng.random((batch, 4, 5, 2)), jnp.float32),
-          jax.nn.one_hot(rng.integers(classes, size=batch), classes))
+  return (
+    jnp.asarray(rng.random((batch, 4, 5, 2)), jnp.float32),
+    jax.nn.one_hot(rng.integers(classes, size=batch), classes),
+  )
 
 
 def test_gaussian_noise_has_the_stated_distribution():
@@ -38,9 +40,11 @@ def test_mixup_equals_a_loop_over_the_pairs():
   assert sorted(np.asarray(partners)) == list(range(len(images)))
   for i, j in enumerate(np.asarray(partners)):
     np.testing.assert_allclose(
-        mixed_images[i], weight * images[i] + (1 - weight) * images[j], rtol=1e-6)
+      mixed_images[i], weight * images[i] + (1 - weight) * images[j], rtol=1e-6
+    )
     np.testing.assert_allclose(
-        mixed_labels[i], weight * labels[i] + (1 - weight) * labels[j], rtol=1e-6)
+      mixed_labels[i], weight * labels[i] + (1 - weight) * labels[j], rtol=1e-6
+    )
   np.testing.assert_allclose(mixed_labels.sum(-1), 1, rtol=1e-6)
 
 
@@ -63,15 +67,17 @@ def test_dirichlet_concentration_by_hand():
 
 @pytest.mark.parametrize("concentration", CONCENTRATIONS)
 def test_sampled_labels_have_the_moments_of_the_dirichlet(concentration):
-  draws = np.asarray(vicinity.sample_dirichlet_labels(
-      KEY, jnp.broadcast_to(jnp.array(concentration), (100_000, 3))))
+  draws = np.asarray(
+    vicinity.sample_dirichlet_labels(KEY, jnp.broadcast_to(jnp.array(concentration), (100_000, 3)))
+  )
   reference = scipy.stats.dirichlet(concentration)
   # Five standard errors of the sample mean and (by the fourth moment) of the sample variance.
   error = draws.std(0) / np.sqrt(len(draws))
   np.testing.assert_array_less(np.abs(draws.mean(0) - reference.mean()), 5 * error)
   square = (draws - reference.mean()) ** 2
   np.testing.assert_array_less(
-      np.abs(square.mean(0) - reference.var()), 5 * square.std(0) / np.sqrt(len(draws)))
+    np.abs(square.mean(0) - reference.var()), 5 * square.std(0) / np.sqrt(len(draws))
+  )
   np.testing.assert_allclose(draws.sum(-1), 1, atol=1e-5)
 
 
@@ -85,9 +91,14 @@ def test_sampled_gradient_averages_to_the_derivative_of_the_mean(concentration):
 
   gradients = np.asarray(jax.grad(first)(jnp.broadcast_to(jnp.asarray(c), (60_000, 3))))
   step = 1e-3 * c.min()
-  numerical = [(scipy.stats.dirichlet(c + step * unit).mean()[0]
-                - scipy.stats.dirichlet(c - step * unit).mean()[0]) / (2 * step)
-               for unit in np.eye(3)]
+  numerical = [
+    (
+      scipy.stats.dirichlet(c + step * unit).mean()[0]
+      - scipy.stats.dirichlet(c - step * unit).mean()[0]
+    )
+    / (2 * step)
+    for unit in np.eye(3)
+  ]
   error = gradients.std(0) / np.sqrt(len(gradients))
   np.testing.assert_array_less(np.abs(gradients.mean(0) - numerical), 5 * error)
   # The test has power: the standard error is well below the value (it is largest at 0.01).
@@ -110,7 +121,8 @@ def test_sampling_neither_underflows_nor_gives_nan(level):
 def test_zero_concentration_has_zero_probability_and_no_gradient():
   c = jnp.array([[1.0, 0.0, 0.5]])
   gradient, labels = jax.grad(
-      lambda c: (lambda y: (y[0, 0], y))(vicinity.sample_dirichlet_labels(KEY, c)), has_aux=True)(c)
+    lambda c: (lambda y: (y[0, 0], y))(vicinity.sample_dirichlet_labels(KEY, c)), has_aux=True
+  )(c)
   assert labels[0, 1] == 0 and gradient[0, 1] == 0 and jnp.isfinite(gradient).all()
   one_hot = jnp.array([[0.0, 1.0, 0.0]])
   np.testing.assert_array_equal(vicinity.sample_dirichlet_labels(KEY, one_hot), one_hot)
@@ -119,8 +131,10 @@ def test_zero_concentration_has_zero_probability_and_no_gradient():
 def test_mean_labels_equal_scipy():
   c = np.array([[0.01, 0.5, 3.0], [10.0, 1.0, 1.0]])
   np.testing.assert_allclose(
-      vicinity.mean_dirichlet_labels(jnp.asarray(c)), [scipy.stats.dirichlet(row).mean() for row in c],
-      rtol=1e-6)
+    vicinity.mean_dirichlet_labels(jnp.asarray(c)),
+    [scipy.stats.dirichlet(row).mean() for row in c],
+    rtol=1e-6,
+  )
 
 
 def test_functions_are_jittable_and_deterministic_by_key():
@@ -129,11 +143,14 @@ def test_functions_are_jittable_and_deterministic_by_key():
   def all_of_it(key):
     x, y = vicinity.mixup(key, vicinity.gaussian_noise(key, images, 0.1), labels, 0.2)
     return x, vicinity.sample_dirichlet_labels(
-        key, vicinity.dirichlet_concentration(y, jnp.ones(3), 10.0, 1.0))
+      key, vicinity.dirichlet_concentration(y, jnp.ones(3), 10.0, 1.0)
+    )
 
   chex.assert_trees_all_close(jax.jit(all_of_it)(KEY), all_of_it(KEY), rtol=1e-5)
   other = all_of_it(jax.random.key(8))
-  assert not np.allclose(all_of_it(KEY)[0], other[0]) and not np.allclose(all_of_it(KEY)[1], other[1])
+  assert not np.allclose(all_of_it(KEY)[0], other[0]) and not np.allclose(
+    all_of_it(KEY)[1], other[1]
+  )
 
 
 def test_wrong_shapes_are_errors():

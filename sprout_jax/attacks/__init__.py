@@ -24,5 +24,19 @@ from sprout_jax.attacks.pgd import fgsm
 from sprout_jax.attacks.pgd import pgd
 from sprout_jax.attacks.square import square
 
-__all__ = ["ATTACKS", "AttackResult", "LOSSES", "NORMS", "RESTARTS", "STARTS", "VERSIONS", "apgd", "auto_attack",
-           "carlini_wagner", "fab", "fgsm", "pgd", "square"]
+__all__ = [
+  "ATTACKS",
+  "LOSSES",
+  "NORMS",
+  "RESTARTS",
+  "STARTS",
+  "VERSIONS",
+  "AttackResult",
+  "apgd",
+  "auto_attack",
+  "carlini_wagner",
+  "fab",
+  "fgsm",
+  "pgd",
+  "square",
+]

@@ -40,18 +40,19 @@ DECISION = 2**30  # the draws that decide about a model that draws random number
 
 # Untargeted: (logits, labels) -> [batch]. Targeted: (logits, labels, targets) -> [batch].
 LOSSES = {
-    "cross_entropy": losses.log_odds,  # monotone in it: the same steps, without vanishing gradients
-    "dlr": losses.difference_of_logits_ratio,
-    "margin": losses.margin,
+  "cross_entropy": losses.log_odds,  # monotone in it: the same steps, without vanishing gradients
+  "dlr": losses.difference_of_logits_ratio,
+  "margin": losses.margin,
 }
 TARGETED_LOSSES = {
-    "dlr": losses.targeted_difference_of_logits_ratio,
-    "margin": losses.targeted_margin,
+  "dlr": losses.targeted_difference_of_logits_ratio,
+  "margin": losses.targeted_margin,
 }
 
 
-def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, num_runs=1,
-           num_samples=1):
+def attack(
+  *, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, num_runs=1, num_samples=1
+):
   """The attack as `auto_attack` runs it; a targeted run r aims at the (r + 2)nd clean class.
 
   Args:
@@ -98,13 +99,15 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
 
   def decide(predict, batch, x):
     """Whether the mean logits of fresh draws are wrong."""
-    draws = jax.lax.map(lambda number: predict(x, run_keys(batch, DECISION + number)),
-                        jnp.arange(num_samples))
+    draws = jax.lax.map(
+      lambda number: predict(x, run_keys(batch, DECISION + number)), jnp.arange(num_samples)
+    )
     return is_wrong(draws.mean(0), batch.labels)
 
   def start(predict, batch):
-    x = project(batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon),
-                batch, norm)
+    x = project(
+      batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon), batch, norm
+    )
     targets = jnp.zeros_like(batch.labels)
     if targeted:
       extra = (run_keys(batch, DECISION),) if is_random else ()
@@ -112,12 +115,20 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
     gradient, loss, broken = evaluate(predict, batch, x, targets, 1)
     broken &= not is_random
     return {
-        "x": x, "previous": x, "gradient": gradient, "targets": targets,
-        "adversarial": x, "broken": broken,
-        "best": x, "best_gradient": gradient, "best_loss": loss, "loss": loss,
-        "step_size": jnp.full(loss.shape, 2.0) * batch.epsilon,
-        "raised": jnp.zeros(loss.shape, jnp.int32),  # steps of this window that raised the loss
-        "halved": jnp.ones(loss.shape, bool), "loss_at_review": loss,
+      "x": x,
+      "previous": x,
+      "gradient": gradient,
+      "targets": targets,
+      "adversarial": x,
+      "broken": broken,
+      "best": x,
+      "best_gradient": gradient,
+      "best_loss": loss,
+      "loss": loss,
+      "step_size": jnp.full(loss.shape, 2.0) * batch.epsilon,
+      "raised": jnp.zeros(loss.shape, jnp.int32),  # steps of this window that raised the loss
+      "halved": jnp.ones(loss.shape, bool),
+      "loss_at_review": loss,
     }
 
   def step(predict, batch, state, number):
@@ -127,8 +138,9 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
     x_new = project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm)
     gradient, loss, wrong = evaluate(predict, batch, x_new, state["targets"], number + 2)
     better = loss > state["best_loss"]
-    best = select(better, (x_new, gradient, loss),
-                  (state["best"], state["best_gradient"], state["best_loss"]))
+    best = select(
+      better, (x_new, gradient, loss), (state["best"], state["best_gradient"], state["best_loss"])
+    )
     raised = state["raised"] + (loss > state["loss"])
 
     window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
@@ -136,27 +148,42 @@ def attack(*, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, 
     adversarial = select(wrong, x_new, state["adversarial"])
     if is_random:
       is_last = number == num_steps - 1
-      wrong = jax.lax.cond(jnp.any(is_last), lambda: is_last & decide(predict, batch, adversarial),
-                           lambda: jnp.zeros_like(is_last))
-    halve = is_review & ((raised <= RAISED_SHARE * window) | (
-        ~state["halved"] & (state["loss_at_review"] >= best[2])))
+      wrong = jax.lax.cond(
+        jnp.any(is_last),
+        lambda: is_last & decide(predict, batch, adversarial),
+        lambda: jnp.zeros_like(is_last),
+      )
+    halve = is_review & (
+      (raised <= RAISED_SHARE * window) | (~state["halved"] & (state["loss_at_review"] >= best[2]))
+    )
     return {
-        "x": select(halve, best[0], x_new),
-        "previous": x,
-        "gradient": select(halve, best[1], gradient),
-        "targets": state["targets"],
-        "adversarial": adversarial,
-        "broken": state["broken"] | wrong,
-        "best": best[0], "best_gradient": best[1], "best_loss": best[2], "loss": loss,
-        "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
-        "raised": jnp.where(is_review, 0, raised),
-        "halved": jnp.where(is_review, halve, state["halved"]),
-        "loss_at_review": jnp.where(is_review, best[2], state["loss_at_review"]),
+      "x": select(halve, best[0], x_new),
+      "previous": x,
+      "gradient": select(halve, best[1], gradient),
+      "targets": state["targets"],
+      "adversarial": adversarial,
+      "broken": state["broken"] | wrong,
+      "best": best[0],
+      "best_gradient": best[1],
+      "best_loss": best[2],
+      "loss": loss,
+      "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
+      "raised": jnp.where(is_review, 0, raised),
+      "halved": jnp.where(is_review, halve, state["halved"]),
+      "loss_at_review": jnp.where(is_review, best[2], state["loss_at_review"]),
     }
 
-  spec = {"loss": loss, "targeted": targeted, "steps": num_steps, "runs": num_runs,
-          "samples": num_samples, "momentum": MOMENTUM, "raised_share": RAISED_SHARE,
-          "first_step": "2 epsilon", "checkpoints": checkpoints(num_steps)}
+  spec = {
+    "loss": loss,
+    "targeted": targeted,
+    "steps": num_steps,
+    "runs": num_runs,
+    "samples": num_samples,
+    "momentum": MOMENTUM,
+    "raised_share": RAISED_SHARE,
+    "first_step": "2 epsilon",
+    "checkpoints": checkpoints(num_steps),
+  }
   return Attack(start, step, num_steps, num_runs, spec)
 
 
@@ -167,8 +194,21 @@ def ranked_targets(logits, labels, run):
   return jnp.take_along_axis(order, run[:, None], axis=-1)[:, 0]
 
 
-def apgd(key, predict, images, labels, *, epsilon, norm="linf", loss="cross_entropy", targeted=False,
-         num_steps=100, num_runs=1, num_samples=1, indices=None):
+def apgd(
+  key,
+  predict,
+  images,
+  labels,
+  *,
+  epsilon,
+  norm="linf",
+  loss="cross_entropy",
+  targeted=False,
+  num_steps=100,
+  num_runs=1,
+  num_samples=1,
+  indices=None,
+):
   """Auto-PGD by itself, as one compiled loop; jittable.
 
   z = P(x + eta d(grad));  x' = P(x + a (z - x) + (1 - a) (x - x_before)), a = 0.75, 1 in the first
@@ -196,6 +236,19 @@ def apgd(key, predict, images, labels, *, epsilon, norm="linf", loss="cross_entr
     ValueError: unknown norm or loss (the choices are listed).
     AssertionError: wrong ranks or dtypes.
   """
-  return run_alone(attack(norm=norm, loss=loss, targeted=targeted, num_steps=num_steps,
-                          num_runs=num_runs, num_samples=num_samples),
-                   key, predict, images, labels, epsilon, indices)
+  return run_alone(
+    attack(
+      norm=norm,
+      loss=loss,
+      targeted=targeted,
+      num_steps=num_steps,
+      num_runs=num_runs,
+      num_samples=num_samples,
+    ),
+    key,
+    predict,
+    images,
+    labels,
+    epsilon,
+    indices,
+  )

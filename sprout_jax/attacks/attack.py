@@ -5,7 +5,9 @@ own step number and its own state: what happens to it depends on nothing else in
 """
 
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
 
 import chex
 import jax
@@ -81,13 +83,16 @@ def run_keys(batch, number):
   """One key per example for its run and for a number (a step, a purpose), both [batch] or scalars."""
   number = jnp.broadcast_to(number, batch.run.shape)
   return jax.vmap(lambda key, run, n: jax.random.fold_in(jax.random.fold_in(key, run), n))(
-      batch.keys, batch.run, number)
+    batch.keys, batch.run, number
+  )
 
 
 def select(mask, new, old):
   """Per example: `new` where `mask` [batch], else `old`; for pytrees of arrays and keys."""
+
   def leaf(a, b):
     return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - 1)), a, b)
+
   return jax.tree.map(leaf, new, old)
 
 
@@ -109,13 +114,21 @@ def run_alone(attack, key, predict, images, labels, epsilon, indices=None):
   images, labels = jnp.asarray(images), jnp.asarray(labels)
 
   def body(run, best):
-    batch = Batch(images, labels, example_keys(key, indices),
-                  jnp.full(labels.shape, run), jnp.asarray(epsilon, images.dtype))
+    batch = Batch(
+      images,
+      labels,
+      example_keys(key, indices),
+      jnp.full(labels.shape, run),
+      jnp.asarray(epsilon, images.dtype),
+    )
     state = jax.lax.fori_loop(
-        0, attack.num_steps,
-        lambda i, state: select(~state["broken"], attack.step(
-            predict, batch, state, jnp.full(labels.shape, i)), state),
-        attack.start(predict, batch))
+      0,
+      attack.num_steps,
+      lambda i, state: select(
+        ~state["broken"], attack.step(predict, batch, state, jnp.full(labels.shape, i)), state
+      ),
+      attack.start(predict, batch),
+    )
     new = {name: state[name] for name in ("adversarial", "broken")}
     return select(~best["broken"], new, best)
 

@@ -21,9 +21,9 @@ from sprout_jax.attacks.fab import attack as fab
 from sprout_jax.attacks.square import attack as square
 
 VERSIONS = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
+  "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+  "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+  "rand": ("apgd-ce", "apgd-dlr"),
 }
 TARGETS = 9  # most targets of a targeted attack
 RESTARTS = {"plus": 5}  # of the untargeted attacks; 1 otherwise
@@ -36,18 +36,25 @@ def _untargeted_apgd(loss, classes_needed):
   def build(norm, classes, image_shape, restarts, samples):
     del image_shape
     enough = classes >= classes_needed
-    attack = apgd(norm=norm, loss=loss if enough else "margin", num_runs=restarts,
-                         num_samples=samples)
+    attack = apgd(
+      norm=norm, loss=loss if enough else "margin", num_runs=restarts, num_samples=samples
+    )
     note = f"{loss} needs {classes_needed} classes; the margin is maximised instead"
     return attack if enough else dataclasses.replace(attack, note=note)
+
   return build
 
 
 def _targeted_apgd(norm, classes, image_shape, restarts, samples):
   del image_shape, restarts
   enough = classes >= 4
-  attack = apgd(norm=norm, loss="dlr" if enough else "margin", targeted=True,
-                       num_runs=min(TARGETS, classes - 1), num_samples=samples)
+  attack = apgd(
+    norm=norm,
+    loss="dlr" if enough else "margin",
+    targeted=True,
+    num_runs=min(TARGETS, classes - 1),
+    num_samples=samples,
+  )
   note = "the targeted DLR loss needs 4 classes; the targeted margin is maximised instead"
   return attack if enough else dataclasses.replace(attack, note=note)
 
@@ -55,15 +62,16 @@ def _targeted_apgd(norm, classes, image_shape, restarts, samples):
 # Name -> (norm, number of classes, image shape, restarts, gradient samples) -> Attack. The order is
 # part of the random numbers: append only.
 ATTACKS = {
-    "apgd-ce": _untargeted_apgd("cross_entropy", 2),
-    "apgd-dlr": _untargeted_apgd("dlr", 3),
-    "apgd-t": _targeted_apgd,
-    "fab": lambda norm, classes, image_shape, restarts, samples: fab(
-        norm=norm, num_runs=restarts),
-    "fab-t": lambda norm, classes, image_shape, restarts, samples: fab(
-        norm=norm, targeted=True, num_runs=min(TARGETS, classes - 1)),
-    "square": lambda norm, classes, image_shape, restarts, samples: square(
-        norm=norm, image_shape=image_shape),
+  "apgd-ce": _untargeted_apgd("cross_entropy", 2),
+  "apgd-dlr": _untargeted_apgd("dlr", 3),
+  "apgd-t": _targeted_apgd,
+  "fab": lambda norm, classes, image_shape, restarts, samples: fab(norm=norm, num_runs=restarts),
+  "fab-t": lambda norm, classes, image_shape, restarts, samples: fab(
+    norm=norm, targeted=True, num_runs=min(TARGETS, classes - 1)
+  ),
+  "square": lambda norm, classes, image_shape, restarts, samples: square(
+    norm=norm, image_shape=image_shape
+  ),
 }
 CHUNKS = {"square": 50}  # steps between two looks for broken examples
 CHUNK = 10
@@ -117,13 +125,28 @@ class Progress:
 
   def __str__(self):
     left = "?" if self.seconds_left is None else f"{self.seconds_left:.0f} s"
-    return (f"{self.attack} ({self.number} of {self.count}), run {self.run} of {self.runs}: "
-            f"{self.done}/{self.total} done, {self.robust}/{self.examples} robust, left {left}")
+    return (
+      f"{self.attack} ({self.number} of {self.count}), run {self.run} of {self.runs}: "
+      f"{self.done}/{self.total} done, {self.robust}/{self.examples} robust, left {left}"
+    )
 
 
-def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="standard",
-                batch_size=128, indices=None, devices=None, on_progress=None, state_file=None,
-                save_seconds=30.0):
+def auto_attack(
+  key,
+  predict,
+  images,
+  labels,
+  *,
+  epsilon,
+  norm="linf",
+  version="standard",
+  batch_size=128,
+  indices=None,
+  devices=None,
+  on_progress=None,
+  state_file=None,
+  save_seconds=30.0,
+):
   """The worst case over an ensemble of attacks, for every image.
 
   "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
@@ -171,13 +194,15 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
   """
   ensemble = version if isinstance(version, str) else None
   names = tuple(version) if ensemble is None else VERSIONS.get(ensemble, (ensemble,))
-  inspection.check_arguments(names, ATTACKS, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels,
-                             batch_size)
+  inspection.check_arguments(
+    names, ATTACKS, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels, batch_size
+  )
   images, labels = np.asarray(images, np.float32), np.asarray(labels).astype(np.int32)
   indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
   devices = jax.devices() if devices is None else devices
-  mesh = jax.make_mesh((len(devices),), ("examples",), devices=devices,
-                       axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh(
+    (len(devices),), ("examples",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
+  )
   batch_size = -(-batch_size // mesh.size) * mesh.size
   samples, restarts = SAMPLES.get(ensemble, 1), RESTARTS.get(ensemble, 1)
   predict = jax.device_put(jax.tree_util.Partial(predict), slots.shardings(mesh)[1])
@@ -188,24 +213,42 @@ def auto_attack(key, predict, images, labels, *, epsilon, norm="linf", version="
 
   logits = look(images, CLEAN)
   inspection.check_outputs(logits, labels)
-  attacks = {name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
-             for name in names}
+  attacks = {
+    name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
+    for name in names
+  }
   clean = logits.argmax(-1) == labels
   spec = {
-      "version": ensemble or list(names), "norm": norm,
-      "epsilon": float(epsilon), "seed": np.asarray(jax.random.key_data(key)).tolist(),
-      "examples": len(labels), "classes": logits.shape[-1],
-      "attacks": {name: attack.spec for name, attack in attacks.items()},
-      "notes": [f"{name}: {attack.note}" for name, attack in attacks.items() if attack.note],
-      "key_implementation": str(jax.random.key_impl(key)),
-      "jax": jax.__version__, "device": f"{mesh.size} x {devices[0].device_kind}",
-      "matmul_precision": str(jax.config.jax_default_matmul_precision),
+    "version": ensemble or list(names),
+    "norm": norm,
+    "epsilon": float(epsilon),
+    "seed": np.asarray(jax.random.key_data(key)).tolist(),
+    "examples": len(labels),
+    "classes": logits.shape[-1],
+    "attacks": {name: attack.spec for name, attack in attacks.items()},
+    "notes": [f"{name}: {attack.note}" for name, attack in attacks.items() if attack.note],
+    "key_implementation": str(jax.random.key_impl(key)),
+    "jax": jax.__version__,
+    "device": f"{mesh.size} x {devices[0].device_kind}",
+    "matmul_precision": str(jax.config.jax_default_matmul_precision),
   }
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
-      _run_attack(name, number, attack, key, predict, (images, labels, indices), epsilon, batch_size,
-                  mesh, state, len(attacks), on_progress)
+      _run_attack(
+        name,
+        number,
+        attack,
+        key,
+        predict,
+        (images, labels, indices),
+        epsilon,
+        batch_size,
+        mesh,
+        state,
+        len(attacks),
+        on_progress,
+      )
   return _result(state, spec, images, labels, clean, lambda adversarial: look(adversarial, FINAL))
 
 
@@ -215,16 +258,25 @@ def _build(name, *options):
   return ATTACKS[name](*options)
 
 
-def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_size, mesh, state, count,
-                on_progress):
+def _run_attack(
+  name, number, attack, key, predict, examples, epsilon, batch_size, mesh, state, count, on_progress
+):
   """Runs one attack on what is still robust and not yet done, and notes it in the state."""
   waiting = np.flatnonzero(state.robust & ~state.done)
   start, already = time.monotonic(), int(state.done.sum())
   total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(key, list(ATTACKS).index(name))
   for outcomes, runs, behind in slots.run(
-      attack, predict, attack_key, examples, waiting, epsilon, batch_size, mesh,
-      CHUNKS.get(name, CHUNK)):
+    attack,
+    predict,
+    attack_key,
+    examples,
+    waiting,
+    epsilon,
+    batch_size,
+    mesh,
+    CHUNKS.get(name, CHUNK),
+  ):
     for outcome in outcomes:
       state.done[outcome.index] = True
       if outcome.broken:
@@ -235,9 +287,22 @@ def _run_attack(name, number, attack, key, predict, examples, epsilon, batch_siz
       done, seconds = int(state.done.sum()), time.monotonic() - start
       work = done + behind
       left = (total - work) * seconds / (work - already) if work > already else None
-      on_progress(Progress(
-          name, number, count, min(runs, default=attack.num_runs - 1) + 1, attack.num_runs, done, total,
-          work, int(state.robust.sum()), len(state.robust), state.seconds(), left))
+      on_progress(
+        Progress(
+          name,
+          number,
+          count,
+          min(runs, default=attack.num_runs - 1) + 1,
+          attack.num_runs,
+          done,
+          total,
+          work,
+          int(state.robust.sum()),
+          len(state.robust),
+          state.seconds(),
+          left,
+        )
+      )
   state.finish(name)
 
 
@@ -246,21 +311,27 @@ def _result(state, spec, images, labels, clean, look):
   # On the host, one by one: all images at once may be more than a device holds.
   size = np.array([_size(state.images[i] - images[i], spec["norm"]) for i in range(len(images))])
   is_inside = all(image.min() >= 0 and image.max() <= 1 for image in state.images)
-  if not (size.max(initial=0) <= spec["epsilon"] + TOLERANCE * max(1, spec["epsilon"]) and is_inside):
-    raise RuntimeError(f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon "
-                       f"{spec['epsilon']:g}, or pixels leave [0, 1]; this is a defect of the attack")
+  if not (
+    size.max(initial=0) <= spec["epsilon"] + TOLERANCE * max(1, spec["epsilon"]) and is_inside
+  ):
+    raise RuntimeError(
+      f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon "
+      f"{spec['epsilon']:g}, or pixels leave [0, 1]; this is a defect of the attack"
+    )
   again = look(state.images)
   attacked = clean & ~state.robust
   spec = spec | {
-      "clean": statistics.proportion(clean.sum(), len(clean)),
-      "per_attack": {name: statistics.proportion(robust.sum(), len(robust))
-                     for name, robust in state.per_attack.items()},
-      "robust": statistics.proportion(state.robust.sum(), len(state.robust)),
-      "largest_perturbation": float(size.max(initial=0)),
-      # Misclassified in the attack, but not when seen again: rounding, or a model's other draws.
-      "not_misclassified_again": int((attacked & (again.argmax(-1) == labels)).sum()),
-      "not_finite": int((~np.isfinite(again).all(-1)).sum()),
-      "seconds": state.seconds(),
+    "clean": statistics.proportion(clean.sum(), len(clean)),
+    "per_attack": {
+      name: statistics.proportion(robust.sum(), len(robust))
+      for name, robust in state.per_attack.items()
+    },
+    "robust": statistics.proportion(state.robust.sum(), len(state.robust)),
+    "largest_perturbation": float(size.max(initial=0)),
+    # Misclassified in the attack, but not when seen again: rounding, or a model's other draws.
+    "not_misclassified_again": int((attacked & (again.argmax(-1) == labels)).sum()),
+    "not_finite": int((~np.isfinite(again).all(-1)).sum()),
+    "seconds": state.seconds(),
   }
   return AttackResult(state.robust, state.per_attack, state.images, spec)
 
@@ -268,4 +339,4 @@ def _result(state, spec, images, labels, clean, look):
 def _size(perturbation, norm):
   """The norm of one perturbation, in float64."""
   values = np.abs(perturbation.astype(np.float64))
-  return values.max() if norm == "linf" else np.sqrt((values ** 2).sum())
+  return values.max() if norm == "linf" else np.sqrt((values**2).sum())

@@ -8,8 +8,17 @@ import optax
 from sprout_jax import losses
 
 
-def carlini_wagner(predict, images, labels, *, confidence=0.0, num_steps=1000, num_searches=9,
-                   learning_rate=0.01, first_constant=1e-3):
+def carlini_wagner(
+  predict,
+  images,
+  labels,
+  *,
+  confidence=0.0,
+  num_steps=1000,
+  num_searches=9,
+  learning_rate=0.01,
+  first_constant=1e-3,
+):
   """Minimises |x' - x|_2^2 + c * max(z_y - max_{k != y} z_k, -confidence) over x' in [0, 1].
 
   x' = (tanh(w) + 1) / 2 keeps the box; Adam over w; c per example by bisection: lowered after a
@@ -57,8 +66,14 @@ def carlini_wagner(predict, images, labels, *, confidence=0.0, num_steps=1000, n
       nearest, found = jnp.where(better, distance(x), nearest), found | (lead > confidence)
       updates, opt_state = optimizer.update(gradient, opt_state)
       return optax.apply_updates(w, updates), opt_state, best, nearest, found
-    start = (origin, optimizer.init(origin), images, jnp.full(labels.shape, jnp.inf),
-             jnp.zeros(labels.shape, bool))
+
+    start = (
+      origin,
+      optimizer.init(origin),
+      images,
+      jnp.full(labels.shape, jnp.inf),
+      jnp.zeros(labels.shape, bool),
+    )
     return jax.lax.fori_loop(0, num_steps + 1, step, start)[2:]
 
   def search(_, carry):

@@ -83,9 +83,11 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
   def boundary(predict, batch, x, targets):
     """(f, w): the linearised z_k - z_y at x, for the target, or for the class nearest to x."""
     if targeted:
+
       def total(x):
         f = losses.targeted_margin(predict(x), batch.labels, targets)
         return jnp.sum(f), f
+
       w, f = jax.grad(total, has_aux=True)(x)
       return f, finite(w)
     logits, pullback = jax.vjp(predict, x)
@@ -113,8 +115,13 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
       away = geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon / 2)
       x = select(batch.run > 0, jnp.clip(batch.images + away, 0, 1), x)
     infinite = jnp.full(batch.labels.shape, jnp.inf)
-    return {"x": x, "targets": targets, "adversarial": batch.images, "distance": infinite,
-            "broken": jnp.zeros(batch.labels.shape, bool)}
+    return {
+      "x": x,
+      "targets": targets,
+      "adversarial": batch.images,
+      "distance": infinite,
+      "broken": jnp.zeros(batch.labels.shape, bool),
+    }
 
   def step(predict, batch, state, number):
     del number
@@ -124,28 +131,46 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
     from_x, from_origin = (project_on_hyperplane(p, w, offset, norm) for p in (x, origin))
     size_x, size_origin = (jnp.maximum(geometry.size(d), 1e-8) for d in (from_x, from_origin))
     alpha = norms.per_example(jnp.minimum(size_x / (size_x + size_origin), ALPHA_MAX), x)
-    x_new = jnp.clip((x + OVERSHOOT * from_x) * (1 - alpha)
-                     + (origin + OVERSHOOT * from_origin) * alpha, 0, 1)
+    x_new = jnp.clip(
+      (x + OVERSHOOT * from_x) * (1 - alpha) + (origin + OVERSHOOT * from_origin) * alpha, 0, 1
+    )
     x = jnp.where(jnp.isfinite(x_new), x_new, x)
     wrong = is_wrong(predict(x), batch.labels)
     distance = geometry.size(x - origin)
     nearer = wrong & (distance < state["distance"])
     return {
-        "x": select(wrong, origin + BACKWARD * (x - origin), x),
-        "targets": state["targets"],
-        # Beyond epsilon it is no result: what leaves the attack must lie in the ball.
-        "adversarial": select(nearer & (distance <= batch.epsilon), x, state["adversarial"]),
-        "distance": jnp.where(nearer, distance, state["distance"]),
-        "broken": state["broken"] | (nearer & (distance <= batch.epsilon)),
+      "x": select(wrong, origin + BACKWARD * (x - origin), x),
+      "targets": state["targets"],
+      # Beyond epsilon it is no result: what leaves the attack must lie in the ball.
+      "adversarial": select(nearer & (distance <= batch.epsilon), x, state["adversarial"]),
+      "distance": jnp.where(nearer, distance, state["distance"]),
+      "broken": state["broken"] | (nearer & (distance <= batch.epsilon)),
     }
 
-  spec = {"targeted": targeted, "steps": num_steps, "runs": num_runs, "alpha_max": ALPHA_MAX,
-          "eta": OVERSHOOT, "beta": BACKWARD}
+  spec = {
+    "targeted": targeted,
+    "steps": num_steps,
+    "runs": num_runs,
+    "alpha_max": ALPHA_MAX,
+    "eta": OVERSHOOT,
+    "beta": BACKWARD,
+  }
   return Attack(start, step, num_steps, num_runs, spec)
 
 
-def fab(key, predict, images, labels, *, epsilon, norm="linf", targeted=True, num_steps=100,
-        num_runs=9, indices=None):
+def fab(
+  key,
+  predict,
+  images,
+  labels,
+  *,
+  epsilon,
+  norm="linf",
+  targeted=True,
+  num_steps=100,
+  num_runs=9,
+  indices=None,
+):
   """FAB by itself, as one compiled loop; jittable.
 
   Each step projects the current and the original image on the linearised boundary, goes between the
@@ -169,5 +194,12 @@ def fab(key, predict, images, labels, *, epsilon, norm="linf", targeted=True, nu
     Adversarial images like `images`: within epsilon and misclassified where it succeeded, else the
     images as given.
   """
-  return run_alone(attack(norm=norm, targeted=targeted, num_steps=num_steps, num_runs=num_runs),
-                   key, predict, images, labels, epsilon, indices)
+  return run_alone(
+    attack(norm=norm, targeted=targeted, num_steps=num_steps, num_runs=num_runs),
+    key,
+    predict,
+    images,
+    labels,
+    epsilon,
+    indices,
+  )

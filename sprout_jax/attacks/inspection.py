@@ -40,13 +40,25 @@ def all_logits(predict, images, batch_size, mesh, keys=None):
       if start == 0 and np.isfinite(logits).all():
         again = np.asarray(_forward(mesh)(predict, batch), np.float32)
         if np.abs(logits - again).max() > 1e-4 * max(1, np.abs(logits).max()):
-          raise ValueError("auto_attack: two passes over the same images differ; for a model that draws "
-                           "random numbers, use version='rand'")
+          raise ValueError(
+            "auto_attack: two passes over the same images differ; for a model that draws "
+            "random numbers, use version='rand'"
+          )
     else:
       data, impl = keys
-      logits = np.mean([np.asarray(_forward(mesh)(predict, batch, jax.random.wrap_key_data(
-          slots.put(draw[rows], split), impl=impl)), np.float32) for draw in data], axis=0)
-    found.append(logits[:len(images) - start])
+      logits = np.mean(
+        [
+          np.asarray(
+            _forward(mesh)(
+              predict, batch, jax.random.wrap_key_data(slots.put(draw[rows], split), impl=impl)
+            ),
+            np.float32,
+          )
+          for draw in data
+        ],
+        axis=0,
+      )
+    found.append(logits[: len(images) - start])
   return np.concatenate(found)
 
 
@@ -59,8 +71,10 @@ def draw_keys(key, purpose, indices, samples):
 
 def check_arguments(names, known, choices, norm, epsilon, images, labels, batch_size):
   """Raises ValueError for wrong arguments of `auto_attack`, naming what is expected."""
-  for what, values, table, listed in (("version or attack", names, known, choices),
-                                      ("norm", [norm], norms.NORMS, norms.NORMS)):
+  for what, values, table, listed in (
+    ("version or attack", names, known, choices),
+    ("norm", [norm], norms.NORMS, norms.NORMS),
+  ):
     for value in values:
       if value not in table:
         raise ValueError(f"auto_attack: {what} {value!r}; choose from: {', '.join(sorted(listed))}")
@@ -70,17 +84,25 @@ def check_arguments(names, known, choices, norm, epsilon, images, labels, batch_
     raise ValueError(f"auto_attack: batch_size is {batch_size}; it must be at least 1")
   images, labels = np.asarray(images), np.asarray(labels)
   if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-    raise ValueError(f"auto_attack: images have shape {images.shape} and labels {labels.shape}; "
-                     "expected [n, height, width, channels] and [n], n at least 1")
+    raise ValueError(
+      f"auto_attack: images have shape {images.shape} and labels {labels.shape}; "
+      "expected [n, height, width, channels] and [n], n at least 1"
+    )
   if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4):
-    raise ValueError(f"auto_attack: images have shape {images.shape}, channels first; give channels last "
-                     "(and transpose inside `predict`)")
+    raise ValueError(
+      f"auto_attack: images have shape {images.shape}, channels first; give channels last "
+      "(and transpose inside `predict`)"
+    )
   if not np.issubdtype(images.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected "
-                     "floats in [0, 1] (bytes: divide by 255) and integers")
+    raise ValueError(
+      f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected "
+      "floats in [0, 1] (bytes: divide by 255) and integers"
+    )
   if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-    raise ValueError(f"auto_attack: pixels range from {images.min():g} to {images.max():g}; they must be "
-                     "finite and in [0, 1], with normalisation inside `predict`")
+    raise ValueError(
+      f"auto_attack: pixels range from {images.min():g} to {images.max():g}; they must be "
+      "finite and in [0, 1], with normalisation inside `predict`"
+    )
   if not (np.isfinite(epsilon) and epsilon >= 0):
     raise ValueError(f"auto_attack: epsilon is {epsilon!r}; it must be finite and at least 0")
 
@@ -92,8 +114,12 @@ def check_outputs(logits, labels, who="auto_attack"):
   if logits.shape[-1] < 2:
     raise ValueError(f"{who}: `predict` gives one output per image; it needs at least 2 classes")
   if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-    raise ValueError(f"{who}: labels range from {labels.min()} to {labels.max()}, but "
-                     f"`predict` has {logits.shape[-1]} classes")
+    raise ValueError(
+      f"{who}: labels range from {labels.min()} to {labels.max()}, but "
+      f"`predict` has {logits.shape[-1]} classes"
+    )
   if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 0.01:
-    raise ValueError(f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
-                     "logits before the softmax, or their gradients vanish and the model looks robust")
+    raise ValueError(
+      f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
+      "logits before the softmax, or their gradients vanish and the model looks robust"
+    )

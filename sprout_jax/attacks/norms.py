@@ -5,7 +5,7 @@ sizes are in pixel units (images in [0, 1]), scalars or arrays [batch].
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def per_example(value, like):
 
 
 def _l2(values):
-  return jnp.sqrt(jnp.sum(values ** 2, axis=_PIXELS, keepdims=True))
+  return jnp.sqrt(jnp.sum(values**2, axis=_PIXELS, keepdims=True))
 
 
 def _unit_l2(values):
@@ -45,7 +45,9 @@ def _l2_start(key, images, epsilon):
 def _linf_surface(key, images, epsilon):
   """Uniform in the box, then stretched until its largest entry is epsilon."""
   values = draw(key, jax.random.uniform, images, minval=-1, maxval=1)
-  return per_example(epsilon, images) * values / jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True)
+  return (
+    per_example(epsilon, images) * values / jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True)
+  )
 
 
 def _l2_surface(key, images, epsilon):
@@ -94,8 +96,15 @@ class Norm:
 
 
 NORMS = {
-    "linf": Norm(_linf_start, _linf_surface, jnp.sign, _linf_project,
-                 lambda values: jnp.max(jnp.abs(values), axis=_PIXELS), jnp.ones_like),
-    "l2": Norm(_l2_start, _l2_surface, _unit_l2, _l2_project,
-               lambda values: _l2(values)[:, 0, 0, 0], jnp.abs),
+  "linf": Norm(
+    _linf_start,
+    _linf_surface,
+    jnp.sign,
+    _linf_project,
+    lambda values: jnp.max(jnp.abs(values), axis=_PIXELS),
+    jnp.ones_like,
+  ),
+  "l2": Norm(
+    _l2_start, _l2_surface, _unit_l2, _l2_project, lambda values: _l2(values)[:, 0, 0, 0], jnp.abs
+  ),
 }

@@ -12,24 +12,43 @@ from sprout_jax.attacks.attack import finite
 
 # The log odds are a monotone function of the cross-entropy: the same steps and the same best
 # iterate, but a gradient that does not vanish on confident models.
-LOSSES = {"cross_entropy": losses.log_odds, "margin": losses.margin,
-          "dlr": losses.difference_of_logits_ratio}  # at least 3 classes
+LOSSES = {
+  "cross_entropy": losses.log_odds,
+  "margin": losses.margin,
+  "dlr": losses.difference_of_logits_ratio,
+}  # at least 3 classes
 
 
 # Where a run starts within the ball: (keys [batch], images, epsilon, geometry) -> perturbation.
 STARTS = {
-    "uniform": lambda keys, images, epsilon, geometry: geometry.start(keys, images, epsilon),
-    # TRADES: next to the image, where the gradient of a divergence from it is no longer zero.
-    "gaussian": lambda keys, images, epsilon, geometry: 1e-3 * norms.draw(
-        keys, jax.random.normal, images),
-    "clean": lambda keys, images, epsilon, geometry: jnp.zeros_like(images),
+  "uniform": lambda keys, images, epsilon, geometry: geometry.start(keys, images, epsilon),
+  # TRADES: next to the image, where the gradient of a divergence from it is no longer zero.
+  "gaussian": lambda keys, images, epsilon, geometry: (
+    1e-3 * norms.draw(keys, jax.random.normal, images)
+  ),
+  "clean": lambda keys, images, epsilon, geometry: jnp.zeros_like(images),
 }
 
 KEEP = ("best", "last")
 
 
-def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="linf",
-        loss="cross_entropy", start="uniform", keep="best", momentum=0.0, num_restarts=1, indices=None):
+def pgd(
+  key,
+  predict,
+  images,
+  labels,
+  *,
+  epsilon,
+  step_size,
+  num_steps,
+  norm="linf",
+  loss="cross_entropy",
+  start="uniform",
+  keep="best",
+  momentum=0.0,
+  num_restarts=1,
+  indices=None,
+):
   """Maximises a loss over the ball around each image by projected gradient ascent.
 
   x_0 = P(x + start);  x_{t+1} = P(x_t + step_size * d(grad L(x_t))), where d is the sign (Linf) or
@@ -70,17 +89,25 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
     ValueError: unknown norm, loss, start or keep (the choices are listed), or senseless counts.
     AssertionError: wrong ranks or dtypes.
   """
-  for what, name, table in (("norm", norm, norms.NORMS), ("start", start, STARTS), ("keep", keep, KEEP),
-                            *([] if callable(loss) else [("loss", loss, LOSSES)])):
+  for what, name, table in (
+    ("norm", norm, norms.NORMS),
+    ("start", start, STARTS),
+    ("keep", keep, KEEP),
+    *([] if callable(loss) else [("loss", loss, LOSSES)]),
+  ):
     check_name("pgd", what, name, table)
   if num_steps < 0 or num_restarts < 1:
-    raise ValueError(f"pgd: num_steps is {num_steps} and num_restarts {num_restarts}; they must "
-                     "be at least 0 and 1")
+    raise ValueError(
+      f"pgd: num_steps is {num_steps} and num_restarts {num_restarts}; they must "
+      "be at least 0 and 1"
+    )
   if not momentum >= 0:
     raise ValueError(f"pgd: momentum is {momentum!r}; it must be a number of at least 0")
   if num_restarts > 1 and (start == "clean" or keep == "last"):
-    raise ValueError("pgd: num_restarts > 1 needs a random start and keep='best': the restarts would "
-                     "coincide, or all but the last be lost")
+    raise ValueError(
+      "pgd: num_restarts > 1 needs a random start and keep='best': the restarts would "
+      "coincide, or all but the last be lost"
+    )
   chex.assert_rank(images, 4)
   chex.assert_type(images, float)
   chex.assert_equal_shape_prefix([images, labels], 1)
@@ -111,8 +138,11 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
 
   if keep == "last":
     return jax.lax.fori_loop(
-        0, num_steps, lambda _, carry: ascend(*carry, jax.grad(total_loss, has_aux=True)(carry[0])[0]),
-        (begin(0), rest))[0]
+      0,
+      num_steps,
+      lambda _, carry: ascend(*carry, jax.grad(total_loss, has_aux=True)(carry[0])[0]),
+      (begin(0), rest),
+    )[0]
 
   chex.assert_rank(labels, 1)
   chex.assert_type(labels, int)
@@ -122,14 +152,18 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
     wrong = jnp.argmax(logits, axis=-1) != labels
     # Comparing with ">" keeps the earlier of two equals and never takes a NaN.
     better = (wrong & ~best_wrong) | ((wrong == best_wrong) & (values > best_values))
-    return (jnp.where(better[:, None, None, None], candidates, best_images),
-            jnp.where(better, values, best_values), best_wrong | (better & wrong))
+    return (
+      jnp.where(better[:, None, None, None], candidates, best_images),
+      jnp.where(better, values, best_values),
+      best_wrong | (better & wrong),
+    )
 
   def body(iteration, carry):
     candidates, velocity, best = carry
     restart, step = iteration // (num_steps + 1), iteration % (num_steps + 1)
     candidates, velocity = jax.lax.cond(
-        step == 0, lambda: (begin(restart), rest), lambda: (candidates, velocity))
+      step == 0, lambda: (begin(restart), rest), lambda: (candidates, velocity)
+    )
     gradient, (values, logits) = jax.grad(total_loss, has_aux=True)(candidates)
     best = keep_better(best, candidates, values, logits)
     return *ascend(candidates, velocity, gradient), best
@@ -137,7 +171,8 @@ def pgd(key, predict, images, labels, *, epsilon, step_size, num_steps, norm="li
   _, (values, logits) = total_loss(images)
   clean = images, values, jnp.argmax(logits, axis=-1) != labels
   _, _, (adversarial, _, _) = jax.lax.fori_loop(
-      0, num_restarts * (num_steps + 1), body, (images, rest, clean))
+    0, num_restarts * (num_steps + 1), body, (images, rest, clean)
+  )
   return adversarial
 
 
@@ -152,5 +187,16 @@ def fgsm(predict, images, labels, *, epsilon, norm="linf", loss="cross_entropy")
   Returns:
     The image after the step, like `images`.
   """
-  return pgd(jax.random.key(0), predict, images, labels, epsilon=epsilon, step_size=epsilon,
-             num_steps=1, norm=norm, loss=loss, start="clean", keep="last")
+  return pgd(
+    jax.random.key(0),
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    step_size=epsilon,
+    num_steps=1,
+    norm=norm,
+    loss=loss,
+    start="clean",
+    keep="last",
+  )

@@ -10,7 +10,7 @@ any batch size, order and number of devices, and a run that was killed repeats w
 """
 
 import functools
-from typing import Callable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -82,7 +82,7 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
   index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
   fresh, slots = np.ones(size, bool), None
   while True:
-    for slot in np.flatnonzero(index < 0)[:len(waiting)]:
+    for slot in np.flatnonzero(index < 0)[: len(waiting)]:
       index[slot], number[slot], fresh[slot] = waiting.pop(), 0, True
     if not waiting and _fitting(all_sizes, (index >= 0).sum()) < size:
       size = _fitting(all_sizes, (index >= 0).sum())
@@ -105,9 +105,10 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
     number[next_run] += 1
     fresh[next_run] = True
     adversarial = np.asarray(programs.fetch(slots)) if (leaving & broken).any() else None
-    outcomes = [Outcome(int(index[slot]), bool(broken[slot]),
-                        adversarial[slot] if broken[slot] else None)
-                for slot in np.flatnonzero(leaving)]
+    outcomes = [
+      Outcome(int(index[slot]), bool(broken[slot]), adversarial[slot] if broken[slot] else None)
+      for slot in np.flatnonzero(leaving)
+    ]
     index[leaving] = -1
     kept = index >= 0
     behind = (number + np.where(is_over, 0, step) / attack.num_steps)[kept] / attack.num_runs
@@ -150,24 +151,35 @@ def _programs(attack, mesh, chunk, key_impl):
     def body(carry):
       done, slots = carry
       active = is_active(slots)
-      state = select(active, attack.step(predict, slots.batch, slots.state, slots.step), slots.state)
+      state = select(
+        active, attack.step(predict, slots.batch, slots.state, slots.step), slots.state
+      )
       return done + 1, Slots(slots.batch, state, slots.step + active)
 
     return jax.lax.while_loop(
-        lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots))[1]
+      lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots)
+    )[1]
 
   def take(slots, order):
     return jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, slots)
 
   def compiled(fn, **options):
-    return jax.jit(lambda *args: jax.tree.map(
+    return jax.jit(
+      lambda *args: jax.tree.map(
         lambda leaf: jax.lax.with_sharding_constraint(leaf, split if leaf.ndim else replicated),
-        fn(*args)), **options)
+        fn(*args),
+      ),
+      **options,
+    )
 
-  return _Programs(compiled(begin), compiled(refill, donate_argnums=0),
-                   compiled(advance, donate_argnums=0), compiled(take),
-                   jax.jit(lambda slots: (slots.state["broken"], slots.step), out_shardings=replicated),
-                   jax.jit(lambda slots: slots.state["adversarial"], out_shardings=replicated))
+  return _Programs(
+    compiled(begin),
+    compiled(refill, donate_argnums=0),
+    compiled(advance, donate_argnums=0),
+    compiled(take),
+    jax.jit(lambda slots: (slots.state["broken"], slots.step), out_shardings=replicated),
+    jax.jit(lambda slots: slots.state["adversarial"], out_shardings=replicated),
+  )
 
 
 def shardings(mesh):
@@ -182,5 +194,9 @@ def _fitting(all_sizes, count):
 
 def put(tree, sharding):
   """Host arrays on the devices. Copies: on a CPU the device would share memory that changes here."""
-  return jax.tree.map(lambda leaf: jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: np.array(leaf[index])), tree)
+  return jax.tree.map(
+    lambda leaf: jax.make_array_from_callback(
+      leaf.shape, sharding, lambda index: np.array(leaf[index])
+    ),
+    tree,
+  )

@@ -77,8 +77,13 @@ def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
     better = (value > state["margin"]) | wrong
     return select(better, {"adversarial": x, "margin": value, "broken": wrong}, state)
 
-  spec = {"steps": num_steps, "runs": num_runs, "p_init": FIRST_SHARE, "halve_after": HALVE_AFTER,
-          "loss": "margin"}
+  spec = {
+    "steps": num_steps,
+    "runs": num_runs,
+    "p_init": FIRST_SHARE,
+    "halve_after": HALVE_AFTER,
+    "loss": "margin",
+  }
   return Attack(begin, advance, num_steps, num_runs, spec)
 
 
@@ -101,6 +106,7 @@ def _window(top, left, size, height, width):
 
 def _linf(height, width, channels, sides, phase, draws):
   """Vertical stripes of +-epsilon; then squares of one sign per channel."""
+
   def start(batch):
     stripes = _signs(draws(batch, 0)[0], (1, width, channels))
     return jnp.clip(batch.images + batch.epsilon * stripes, 0, 1)
@@ -108,7 +114,9 @@ def _linf(height, width, channels, sides, phase, draws):
   def step(batch, x, number):
     keys = draws(batch, number + 1)
     size = jnp.asarray(sides)[phase(number)]
-    window = _window(_corner(keys[0], size, height), _corner(keys[1], size, width), size, height, width)
+    window = _window(
+      _corner(keys[0], size, height), _corner(keys[1], size, width), size, height, width
+    )
     signs = _signs(keys[2], (1, 1, channels))
     return jnp.where(window, jnp.clip(batch.images + batch.epsilon * signs, 0, 1), x)
 
@@ -129,9 +137,15 @@ def _l2(height, width, channels, sides, phase, draws):
     signs = _signs(draws(batch, 0)[0], (rows, columns, channels))
     tile = jnp.asarray(pyramid(tiles))
     board = jnp.einsum("brqc,ij->briqjc", signs, tile).reshape(
-        -1, rows * tiles, columns * tiles, channels)
+      -1, rows * tiles, columns * tiles, channels
+    )
     top, left = (height - rows * tiles) // 2, (width - columns * tiles) // 2
-    pads = ((0, 0), (top, height - rows * tiles - top), (left, width - columns * tiles - left), (0, 0))
+    pads = (
+      (0, 0),
+      (top, height - rows * tiles - top),
+      (left, width - columns * tiles - left),
+      (0, 0),
+    )
     return normalise(jnp.pad(board, pads), batch)
 
   def step(batch, x, number):
@@ -140,11 +154,13 @@ def _l2(height, width, channels, sides, phase, draws):
     size = jnp.asarray(sides)[index]
     top, left = _corner(keys[0], size, height), _corner(keys[1], size, width)
     here = _window(top, left, size, height, width)
-    there = _window(_corner(keys[2], size, height), _corner(keys[3], size, width), size, height, width)
+    there = _window(
+      _corner(keys[2], size, height), _corner(keys[3], size, width), size, height, width
+    )
 
     delta = x - batch.images
-    squares = lambda values, axes: jnp.sum(values ** 2, axis=axes, keepdims=True)
-    budget = jnp.maximum(batch.epsilon ** 2 - squares(delta, (1, 2, 3)), 0) / channels
+    squares = lambda values, axes: jnp.sum(values**2, axis=axes, keepdims=True)
+    budget = jnp.maximum(batch.epsilon**2 - squares(delta, (1, 2, 3)), 0) / channels
     mass = squares(delta * (here | there), (1, 2))  # per channel
     old = delta * here
     old = old / (1e-12 + jnp.sqrt(squares(old, (1, 2))))
@@ -152,8 +168,11 @@ def _l2(height, width, channels, sides, phase, draws):
     pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns[index], top, left)
     flip = _signs(keys[4], ())[:, None, None] > 0
     # Transposed within its own square: the padded pattern is transposed before it is moved.
-    turned = jax.vmap(lambda p, r, c: jnp.roll(p.T, (r, c), (0, 1)))(
-        patterns[index], top, left) if height == width else pattern
+    turned = (
+      jax.vmap(lambda p, r, c: jnp.roll(p.T, (r, c), (0, 1)))(patterns[index], top, left)
+      if height == width
+      else pattern
+    )
     pattern = jnp.where(flip, pattern, turned)[..., None] * _signs(keys[5], (1, 1, channels))
     new = jnp.where(here, pattern + old, 0)
     new = new / (1e-12 + jnp.sqrt(squares(new, (1, 2)))) * jnp.sqrt(budget + mass)
@@ -164,20 +183,23 @@ def _l2(height, width, channels, sides, phase, draws):
 
 def pyramid(size):
   """Two pyramids of opposite sign, one above the other, [size, size], of L2 norm 1."""
+
   def half(rows, columns):
     values = np.zeros((rows, columns))
     r, c = rows // 2, columns // 2
     for ring in range(max(rows // 2 + 1, columns // 2 + 1)):
       top, left = max(r - ring, 0), max(c - ring, 0)
-      values[top:max(min(r - ring + 2 * ring + 1, rows), 0),
-             left:max(min(c - ring + 2 * ring + 1, columns), 0)] += 1 / (ring + 1) ** 2
+      values[
+        top : max(min(r - ring + 2 * ring + 1, rows), 0),
+        left : max(min(c - ring + 2 * ring + 1, columns), 0),
+      ] += 1 / (ring + 1) ** 2
     return values / np.linalg.norm(values)
 
   values = np.zeros((size, size))
   if size == 1:
     return np.ones((1, 1), np.float32)
-  values[:size // 2] = half(size // 2, size)
-  values[size // 2:] = -half(size - size // 2, size)
+  values[: size // 2] = half(size // 2, size)
+  values[size // 2 :] = -half(size - size // 2, size)
   return (values / np.linalg.norm(values)).astype(np.float32)
 
 
@@ -185,8 +207,9 @@ def _padded(values, height, width):
   return np.pad(values, ((0, height - values.shape[0]), (0, width - values.shape[1])))
 
 
-def square(key, predict, images, labels, *, epsilon, norm="linf", num_steps=5000, num_runs=1,
-           indices=None):
+def square(
+  key, predict, images, labels, *, epsilon, norm="linf", num_steps=5000, num_runs=1, indices=None
+):
   """The Square Attack by itself, as one compiled loop; jittable.
 
   Keeps a change where it raises the margin of the best wrong class, or is misclassified.
@@ -207,5 +230,11 @@ def square(key, predict, images, labels, *, epsilon, norm="linf", num_steps=5000
     Adversarial images like `images`: misclassified where the attack succeeded.
   """
   return run_alone(
-      attack(norm=norm, image_shape=jnp.shape(images)[1:], num_steps=num_steps, num_runs=num_runs),
-      key, predict, images, labels, epsilon, indices)
+    attack(norm=norm, image_shape=jnp.shape(images)[1:], num_steps=num_steps, num_runs=num_runs),
+    key,
+    predict,
+    images,
+    labels,
+    epsilon,
+    indices,
+  )

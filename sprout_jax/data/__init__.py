@@ -13,18 +13,25 @@ decoded arrays on disk), `prepare` (downloads and writes the CIFARs and SVHN; al
 
 from sprout_jax.data import digits
 from sprout_jax.data import tfds_source
-from sprout_jax.data.dataset import check
 from sprout_jax.data.dataset import Dataset
-from sprout_jax.data.dataset import hold_out
 from sprout_jax.data.dataset import Split
+from sprout_jax.data.dataset import check
+from sprout_jax.data.dataset import hold_out
 from sprout_jax.data.dataset import to_float
 from sprout_jax.errors import UserError
 
 DATASETS = {"digits": digits.load}  # embedded sets; any other name is a TFDS name
 
 
-def load(name, *, data_dir="", cache_dir="", train_split="train", test_split="test",
-         validation_fraction=0.1):
+def load(
+  name,
+  *,
+  data_dir="",
+  cache_dir="",
+  train_split="train",
+  test_split="test",
+  validation_fraction=0.1,
+):
   """Returns the checked Dataset `name`.
 
   Args:
@@ -41,13 +48,20 @@ def load(name, *, data_dir="", cache_dir="", train_split="train", test_split="te
   """
   if name in DATASETS:
     if (train_split, test_split) != ("train", "test"):
-      raise UserError(f"train_split={train_split!r}, test_split={test_split!r}: the embedded set "
-                      f"{name!r} has one fixed split; leave them at 'train' and 'test'")
+      raise UserError(
+        f"train_split={train_split!r}, test_split={test_split!r}: the embedded set "
+        f"{name!r} has one fixed split; leave them at 'train' and 'test'"
+      )
     dataset = DATASETS[name]()
   else:
-    dataset = tfds_source.load(name, data_dir=data_dir, cache_dir=cache_dir,
-                               train_split=train_split, test_split=test_split,
-                               embedded=tuple(DATASETS))
+    dataset = tfds_source.load(
+      name,
+      data_dir=data_dir,
+      cache_dir=cache_dir,
+      train_split=train_split,
+      test_split=test_split,
+      embedded=tuple(DATASETS),
+    )
   check(dataset)  # before holding out: a wrong set is named, not a wrong fraction
   return hold_out(dataset, validation_fraction)
 

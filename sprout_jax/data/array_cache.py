@@ -54,8 +54,10 @@ def write(folder, stem, key, split, extra):
     text = json.dumps({"key": key, "digests": digests, "extra": extra}, indent=1)
     _replace(folder / f"{stem}.json", lambda f: f.write(text.encode()))  # last: it vouches
   except OSError as error:
-    raise UserError(f"cannot keep decoded images in {folder}: {error}; expected a directory to "
-                    "write in: give another cache_dir, or set XDG_CACHE_HOME") from error
+    raise UserError(
+      f"cannot keep decoded images in {folder}: {error}; expected a directory to "
+      "write in: give another cache_dir, or set XDG_CACHE_HOME"
+    ) from error
   return split, digests, extra
 
 

@@ -61,5 +61,7 @@ def random_flip(key, images):
 
 def _check_rank(images):
   if images.ndim != 4:
-    raise UserError(f"images have shape {images.shape}; expected [batch, height, width, channels]: "
-                    "add the missing axis")
+    raise UserError(
+      f"images have shape {images.shape}; expected [batch, height, width, channels]: "
+      "add the missing axis"
+    )

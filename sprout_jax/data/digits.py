@@ -17,9 +17,10 @@ from sprout_jax.data import dataset
 NUM_TEST = 300
 SPLIT_SEED = 0
 PROVENANCE = (
-    "Optical Recognition of Handwritten Digits (1,797 images), E. Alpaydin and C. Kaynak, "
-    "UCI Machine Learning Repository, 1998, https://archive.ics.uci.edu/dataset/80, CC BY 4.0; "
-    "fixed random split of 1,497 / 300 images.")
+  "Optical Recognition of Handwritten Digits (1,797 images), E. Alpaydin and C. Kaynak, "
+  "UCI Machine Learning Repository, 1998, https://archive.ics.uci.edu/dataset/80, CC BY 4.0; "
+  "fixed random split of 1,497 / 300 images."
+)
 
 
 def load():
@@ -40,7 +41,14 @@ def load():
   parts = [np.sort(order[NUM_TEST:]), np.sort(order[:NUM_TEST])]
   train, test = [dataset.Split(images[part], labels[part]) for part in parts]
   return dataset.Dataset(
-      name="digits", train=train, validation=dataset.empty_like(train), test=test, num_classes=10,
-      class_names=tuple("0123456789"), provenance=PROVENANCE,
-      fingerprint=dataset.fingerprint(
-          [dataset.digest(a) for s in (train, test) for a in (s.images, s.labels)]))
+    name="digits",
+    train=train,
+    validation=dataset.empty_like(train),
+    test=test,
+    num_classes=10,
+    class_names=tuple("0123456789"),
+    provenance=PROVENANCE,
+    fingerprint=dataset.fingerprint(
+      [dataset.digest(a) for s in (train, test) for a in (s.images, s.labels)]
+    ),
+  )

@@ -30,8 +30,10 @@ def batch_indices(seed, first_step, num_steps, num_examples, batch_size):
     if value < 0:
       raise UserError(f"{what} is {value}; it must be 0 or more")
   if not 1 <= batch_size <= num_examples:
-    raise UserError(f"batch_size is {batch_size} with {num_examples} training examples; it must be "
-                    f"from 1 to {num_examples}: choose a smaller batch or a larger training set")
+    raise UserError(
+      f"batch_size is {batch_size} with {num_examples} training examples; it must be "
+      f"from 1 to {num_examples}: choose a smaller batch or a larger training set"
+    )
   per_epoch = num_examples // batch_size
   out = np.empty((num_steps, batch_size), np.int32)
   done = 0

@@ -38,11 +38,16 @@ MAX_RETRIES = 3  # TFDS's 10 keep someone without a network waiting for minutes
 def cifar_examples(builder, downloads):
   """Returns {split: examples} of CIFAR-10 or CIFAR-100 in the stock builder's order."""
   about = builder._cifar_info  # pylint: disable=protected-access
-  wanted = {about.prefix + name: name
-            for name in (*about.train_files, *about.test_files, *about.label_files)}
+  wanted = {
+    about.prefix + name: name
+    for name in (*about.train_files, *about.test_files, *about.label_files)
+  }
   with tarfile.open(downloads.download(about.url)) as archive:  # read in place, nothing extracted
-    files = {wanted[member.name]: archive.extractfile(member).read()
-             for member in archive if member.name in wanted}
+    files = {
+      wanted[member.name]: archive.extractfile(member).read()
+      for member in archive
+      if member.name in wanted
+    }
   missing = sorted(set(wanted.values()) - set(files))
   if missing:
     raise ValueError(f"{about.url} lacks {', '.join(missing)}")
@@ -56,18 +61,23 @@ def cifar_examples(builder, downloads):
       # A record is the label bytes, then a 32x32 image, channel by channel.
       for record in data.reshape(-1, len(about.label_keys) + 3072):
         labels, pixels = np.split(record, [len(about.label_keys)])
-        yield index, {"id": f"{split}_{index:05d}",
-                      "image": _png(pixels.reshape(3, 32, 32).transpose(1, 2, 0)),
-                      **dict(zip(about.label_keys, map(int, labels)))}
+        yield (
+          index,
+          {
+            "id": f"{split}_{index:05d}",
+            "image": _png(pixels.reshape(3, 32, 32).transpose(1, 2, 0)),
+            **dict(zip(about.label_keys, map(int, labels))),
+          },
+        )
         index += 1
 
-  return {"train": examples("train", about.train_files),
-          "test": examples("test", about.test_files)}
+  return {"train": examples("train", about.train_files), "test": examples("test", about.test_files)}
 
 
 def svhn_examples(builder, downloads):
   """Returns {split: examples} of cropped SVHN in the stock builder's order, without "extra"."""
   import scipy.io  # pylint: disable=g-import-not-at-top
+
   base = importlib.import_module(type(builder).__module__).URL
   paths = downloads.download({s: urljoin(base, f"{s}_32x32.mat") for s in ("train", "test")})
 
@@ -76,8 +86,14 @@ def svhn_examples(builder, downloads):
     for index, label in enumerate(data["y"].reshape(-1)):
       if not 1 <= label <= 10:
         raise ValueError(f"{split}_32x32.mat: label {label} of image {index} is not in 1..10")
-      yield index, {"id": f"{split}_{index:06d}", "image": _png(data["X"][..., index]),
-                    "label": int(label) % 10}  # the file writes digit 0 as 10
+      yield (
+        index,
+        {
+          "id": f"{split}_{index:06d}",
+          "image": _png(data["X"][..., index]),
+          "label": int(label) % 10,
+        },
+      )  # the file writes digit 0 as 10
 
   return {split: examples(split) for split in paths}
 
@@ -106,37 +122,43 @@ def prepare(name, data_dir=""):
     directory.mkdir(parents=True, exist_ok=True)
     lock = (directory / f".{base}.prepare.lock").open("w")
   except OSError as error:
-    raise UserError(f"{name!r} is not in {directory}, and cannot be prepared there: {error}; give "
-                    "a directory to write in as data_dir, or set TFDS_DATA_DIR") from error
+    raise UserError(
+      f"{name!r} is not in {directory}, and cannot be prepared there: {error}; give "
+      "a directory to write in as data_dir, or set TFDS_DATA_DIR"
+    ) from error
   with lock, _locked(lock):
     builder = tfds_source.find_builder(name, directory)
     if builder.is_prepared():
       formats = builder.info.available_file_formats()
       if not formats & tfds.core.FileFormat.with_random_access():
         other = tfds_source.prepare_command(name, "OTHER_DIR")
-        raise UserError(f"{builder.data_path} holds {name!r} in a format that needs TensorFlow; "
-                        f"expected array_record. Choose another directory:\n  {other}")
+        raise UserError(
+          f"{builder.data_path} holds {name!r} in a format that needs TensorFlow; "
+          f"expected array_record. Choose another directory:\n  {other}"
+        )
       return pathlib.Path(builder.data_path)
     if base not in PREPARERS and importlib.util.find_spec("tensorflow") is None:
       raise UserError(
-          f"{name!r} is not in {directory}{_other_versions(builder, name)}, and preparing it "
-          f"needs TensorFlow (without it: {', '.join(sorted(PREPARERS))}). Type\n"
-          f"  pip install tensorflow\n  {command}\n"
-          "once, here or on another machine; reading the result needs no TensorFlow")
+        f"{name!r} is not in {directory}{_other_versions(builder, name)}, and preparing it "
+        f"needs TensorFlow (without it: {', '.join(sorted(PREPARERS))}). Type\n"
+        f"  pip install tensorflow\n  {command}\n"
+        "once, here or on another machine; reading the result needs no TensorFlow"
+      )
     builder = tfds.builder(name, data_dir=directory, file_format="array_record")
     if base in PREPARERS:  # of the stock builder, only the reading of the archive is replaced
       builder._split_generators = functools.partial(PREPARERS[base], builder)
     config = tfds.download.DownloadConfig(
-        try_download_gcs=False, force_checksums_validation=base in PREPARERS)
+      try_download_gcs=False, force_checksums_validation=base in PREPARERS
+    )
     try:
       with _download_manners(directory / "downloads"):
         builder.download_and_prepare(download_config=config)
     except Exception as error:  # network, disk, archive, checksum: whatever it was, say what next
       raise UserError(
-          f"{name!r} is not in {directory}{_other_versions(builder, name)}, and preparing it "
-          f"failed ({type(error).__name__}: {error}). Nothing half-made was kept. With a network, "
-          f"type\n  {command}\n"
-          f"or first put the archive, under its own name, into {directory}/downloads/manual"
+        f"{name!r} is not in {directory}{_other_versions(builder, name)}, and preparing it "
+        f"failed ({type(error).__name__}: {error}). Nothing half-made was kept. With a network, "
+        f"type\n  {command}\n"
+        f"or first put the archive, under its own name, into {directory}/downloads/manual"
       ) from error
   return pathlib.Path(builder.data_path)
 
@@ -150,10 +172,17 @@ def _png(pixels):
 
 def _other_versions(builder, name):
   """Returns a hint when the directory has the set in other versions than TFDS's current one."""
-  there = sorted(p.parent.name for p in pathlib.Path(builder.data_path).parent.glob(
-      "[0-9]*/dataset_info.json"))
-  return (f" in version {builder.version} (versions there: {', '.join(there)}; ask for "
-          f"'{name.split(':')[0]}:{there[-1]}' to read it)") if there else ""
+  there = sorted(
+    p.parent.name for p in pathlib.Path(builder.data_path).parent.glob("[0-9]*/dataset_info.json")
+  )
+  return (
+    (
+      f" in version {builder.version} (versions there: {', '.join(there)}; ask for "
+      f"'{name.split(':')[0]}:{there[-1]}' to read it)"
+    )
+    if there
+    else ""
+  )
 
 
 @contextlib.contextmanager
@@ -184,11 +213,13 @@ def _download_manners(downloads):
 
 def main(argv=None):
   """The command line; returns the exit status."""
-  parser = argparse.ArgumentParser(prog="python -m sprout_jax.data.prepare",
-                                   description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    prog="python -m sprout_jax.data.prepare", description=__doc__.splitlines()[0]
+  )
   parser.add_argument("name", help=f"{', '.join(sorted(PREPARERS))}, or any TFDS name")
-  parser.add_argument("--data_dir", default="",
-                      help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+  parser.add_argument(
+    "--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+  )
   args = parser.parse_args(argv)
   try:
     print(f"prepared: {prepare(args.name, args.data_dir)}")

@@ -33,7 +33,7 @@ def map_batches(fn, arrays, batch_size, mesh, on_batch=lambda done: None):
     rows = np.arange(start, start + batch_size)
     rows[rows >= count] = start
     batch = sharding.put([array[rows] for array in arrays], sharding.batch(mesh))
-    results.append(np.asarray(fn(*batch))[:count - start])
+    results.append(np.asarray(fn(*batch))[: count - start])
     on_batch(min(count, start + batch_size))
   return np.concatenate(results)
 
@@ -44,28 +44,36 @@ def predict_fn(model, variables):
   GPUs and TPUs round the factors of a float32 product by default; an attack that finds its gradient
   in that noise would flatter the model.
   """
+
   def predict(variables, images):
     with jax.default_matmul_precision("highest"):
       return model.apply(variables, images, train=False)
+
   return jax.tree_util.Partial(predict, variables)
 
 
 def logits_fn(model, mesh):
   """Compiles (variables, images) -> logits [batch, classes], for `map_batches`."""
-  return jax.jit(lambda variables, images: predict_fn(model, variables)(images),
-                 out_shardings=sharding.replicated(mesh))
+  return jax.jit(
+    lambda variables, images: predict_fn(model, variables)(images),
+    out_shardings=sharding.replicated(mesh),
+  )
 
 
 def correct_fn(model, mesh):
   """Compiles (variables, images, labels) -> [batch] bool, whether the largest logit is the label's."""
+
   def correct(variables, images, labels):
     logits = predict_fn(model, variables)(images)
     return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+
   return jax.jit(correct, out_shardings=sharding.replicated(mesh))
 
 
 def evaluate(correct, variables, split, batch_size, mesh):
   """Which images of a `data.Split` the model classifies correctly: host array [n] bool."""
+
   def fn(images, labels):
     return correct(variables, to_float(images), labels)
+
   return map_batches(fn, (split.images, split.labels), batch_size, mesh)

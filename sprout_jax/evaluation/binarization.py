@@ -38,8 +38,12 @@ def features(model, variables, images):
     if not isinstance(model, layers.Classifier):
       return model.apply(variables, images, train=False).astype(jnp.float32)
     _, found = model.apply(
-        variables, images, train=False, mutable=["intermediates"],
-        capture_intermediates=lambda module, name: module.name is None and name == "features")
+      variables,
+      images,
+      train=False,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, name: module.name is None and name == "features",
+    )
   return found["intermediates"]["features"][0].astype(jnp.float32)
 
 
@@ -61,7 +65,7 @@ def read_out(points):
   count = len(points)
   center = points.mean(0)
   x = points - center[None]
-  size = jnp.sqrt(jnp.mean(jnp.sum(x ** 2, -1)))
+  size = jnp.sqrt(jnp.mean(jnp.sum(x**2, -1)))
   x = x / jnp.maximum(size, jnp.finfo(x.dtype).tiny)
   x = jnp.concatenate([x, jnp.ones((count, 1))], axis=-1)
   y = jnp.where(jnp.arange(count) == count - 1, 1.0, -1.0)
@@ -92,20 +96,30 @@ def success_fn(model, attack, norm, seed, mesh, num_inner=NUM_INNER):
   geometry = attacks.NORMS[norm]
 
   def search(variables, epsilon, images, indices):
-    keys = {purpose: jax.random.fold_in(robustness.root_key(seed), purpose)
-            for purpose in (INNER, EDGE, BASELINE, ATTACK)}
+    keys = {
+      purpose: jax.random.fold_in(robustness.root_key(seed), purpose)
+      for purpose in (INNER, EDGE, BASELINE, ATTACK)
+    }
     radius = jnp.full(len(images), epsilon, images.dtype)
 
     def inner(number):
       draws = example_keys(jax.random.fold_in(keys[INNER], number), indices)
-      return features(model, variables, probes.inside_box(
-          images, geometry.start(draws, images, INNER_RADIUS * radius)))
+      return features(
+        model,
+        variables,
+        probes.inside_box(images, geometry.start(draws, images, INNER_RADIUS * radius)),
+      )
 
     edge = probes.inside_box(
-        images, geometry.surface(example_keys(keys[EDGE], indices), images, radius))
-    points = jnp.concatenate([
-        features(model, variables, images)[None], jax.lax.map(inner, jnp.arange(num_inner - 1)),
-        features(model, variables, edge)[None]])
+      images, geometry.surface(example_keys(keys[EDGE], indices), images, radius)
+    )
+    points = jnp.concatenate(
+      [
+        features(model, variables, images)[None],
+        jax.lax.map(inner, jnp.arange(num_inner - 1)),
+        features(model, variables, edge)[None],
+      ]
+    )
     center, weights, threshold, separates = jax.vmap(read_out, in_axes=1)(points)
 
     def predict(images):
@@ -115,18 +129,42 @@ def success_fn(model, attack, norm, seed, mesh, num_inner=NUM_INNER):
 
     labels = jnp.zeros(len(images), jnp.int32)
     built = separates & ~is_wrong(predict(images), labels) & (jnp.argmax(predict(edge), -1) == 1)
-    adversarial = attack(keys[ATTACK], predict, images, labels, epsilon=epsilon, norm=norm,
-                         indices=indices)
-    random = probes.noise(keys[BASELINE], predict, images, labels, epsilon=epsilon, norm=norm,
-                          indices=indices, num_draws=NUM_RANDOM)
-    return jnp.stack([built, jnp.argmax(predict(adversarial), -1) == 1,
-                      jnp.argmax(predict(random), -1) == 1,
-                      robustness.excess(images, adversarial, epsilon, norm)], axis=-1)
+    adversarial = attack(
+      keys[ATTACK], predict, images, labels, epsilon=epsilon, norm=norm, indices=indices
+    )
+    random = probes.noise(
+      keys[BASELINE],
+      predict,
+      images,
+      labels,
+      epsilon=epsilon,
+      norm=norm,
+      indices=indices,
+      num_draws=NUM_RANDOM,
+    )
+    return jnp.stack(
+      [
+        built,
+        jnp.argmax(predict(adversarial), -1) == 1,
+        jnp.argmax(predict(random), -1) == 1,
+        robustness.excess(images, adversarial, epsilon, norm),
+      ],
+      axis=-1,
+    )
+
   return jax.jit(search, out_shardings=sharding.replicated(mesh))
 
 
-def success(compiled, variables, images, indices, epsilon, batch_size, mesh,
-            memo=lambda name, compute: compute()):
+def success(
+  compiled,
+  variables,
+  images,
+  indices,
+  epsilon,
+  batch_size,
+  mesh,
+  memo=lambda name, compute: compute(),
+):
   """How often an attack finds the adversarial example that was planted for each image.
 
   Random points within 0.95 epsilon of an image, it included, become class 0 and one random point at
@@ -159,32 +197,61 @@ def success(compiled, variables, images, indices, epsilon, batch_size, mesh,
 
   def part(rows):
     return accuracy.map_batches(
-        lambda images, indices: compiled(variables, np.float32(epsilon), to_float(images), indices),
-        (images[rows], indices[rows]), batch_size, mesh).tolist()
+      lambda images, indices: compiled(variables, np.float32(epsilon), to_float(images), indices),
+      (images[rows], indices[rows]),
+      batch_size,
+      mesh,
+    ).tolist()
 
-  found = np.concatenate([np.array(memo(
-      f"images from {start}, {batch_size}", lambda start=start: part(slice(start, start + batch_size))))
-                          for start in range(0, len(images), batch_size)])
+  found = np.concatenate(
+    [
+      np.array(
+        memo(
+          f"images from {start}, {batch_size}",
+          lambda start=start: part(slice(start, start + batch_size)),
+        )
+      )
+      for start in range(0, len(images), batch_size)
+    ]
+  )
   result = {"epsilon": float(epsilon), "images": len(found)}
   found = found[found[:, 0] > 0.5]
   if not len(found):
     return result | {"count": 0, "success": None, "random_success": None, "interval": None}
-  robustness.refuse_excess(f"the attack of the binarisation test at epsilon {epsilon:g}", found[:, 3])
+  robustness.refuse_excess(
+    f"the attack of the binarisation test at epsilon {epsilon:g}", found[:, 3]
+  )
   rate = statistics.proportion(found[:, 1].sum(), len(found))
-  return result | {"count": len(found), "success": rate["accuracy"],
-                   "random_success": float(found[:, 2].mean(dtype=np.float64)),
-                   "interval": rate["interval"]}
+  return result | {
+    "count": len(found),
+    "success": rate["accuracy"],
+    "random_success": float(found[:, 2].mean(dtype=np.float64)),
+    "interval": rate["interval"],
+  }
 
 
 def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, loss, num_inner, seed):
   """Row "binarization" of `EVALUATIONS`: PGD as it is reported, one start, against planted examples."""
-  name, loss = f"PGD-{num_steps}", "margin" if loss == "dlr" else loss  # of two classes there is no DLR
+  name, loss = (
+    f"PGD-{num_steps}",
+    "margin" if loss == "dlr" else loss,
+  )  # of two classes there is no DLR
   attack = functools.partial(attacks.pgd, step_size=step_size, num_steps=num_steps, loss=loss)
   images = subject.select(num_examples)
   # All points of a slice's images are in memory at once.
   per_slice = min(16 * subject.mesh.size, subject.batch_size)
-  found = success(success_fn(subject.model, attack, norm, seed, subject.mesh, num_inner),
-                  subject.variables, images.split.images, images.rows, epsilon, per_slice, subject.mesh,
-                  subject.memo)
-  return {**found, "attack": f"{name}, {norm}, {loss}, steps of {step_size:g}, one random start",
-          "findings": [checks.at(checks.binarization(found, name), epsilon, "pgd")]}
+  found = success(
+    success_fn(subject.model, attack, norm, seed, subject.mesh, num_inner),
+    subject.variables,
+    images.split.images,
+    images.rows,
+    epsilon,
+    per_slice,
+    subject.mesh,
+    subject.memo,
+  )
+  return {
+    **found,
+    "attack": f"{name}, {norm}, {loss}, steps of {step_size:g}, one random start",
+    "findings": [checks.at(checks.binarization(found, name), epsilon, "pgd")],
+  }

@@ -28,17 +28,23 @@ def calibration(logits, labels, num_bins=15):
     ValueError: wrong shapes, labels out of range, or logits that are not finite.
   """
   import scipy.special  # slow to import
+
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-    raise ValueError(f"calibration: logits have shape {logits.shape} and labels {labels.shape}; "
-                     "expected [n, classes] and [n], n at least 1")
+    raise ValueError(
+      f"calibration: logits have shape {logits.shape} and labels {labels.shape}; "
+      "expected [n, classes] and [n], n at least 1"
+    )
   if labels.min() < 0 or labels.max() >= logits.shape[1]:
-    raise ValueError(f"calibration: labels range from {labels.min()} to {labels.max()}, but there "
-                     f"are {logits.shape[1]} classes")
+    raise ValueError(
+      f"calibration: labels range from {labels.min()} to {labels.max()}, but there "
+      f"are {logits.shape[1]} classes"
+    )
   if not np.isfinite(logits).all():
     broken = np.sum(~np.isfinite(logits).all(-1))
-    raise ValueError(f"calibration: the logits of {broken} images are not finite; look for "
-                     "overflow in the model")
+    raise ValueError(
+      f"calibration: the logits of {broken} images are not finite; look for overflow in the model"
+    )
   log_probabilities = scipy.special.log_softmax(logits, axis=-1)
   probabilities = np.exp(log_probabilities)
   confidence, right = probabilities.max(-1), logits.argmax(-1) == labels
@@ -48,17 +54,26 @@ def calibration(logits, labels, num_bins=15):
   for number in range(num_bins):
     members = bin_of == number
     filled = members.any()
-    bins.append({"low": float(edges[number]), "high": float(edges[number + 1]),
-                 "count": int(members.sum()),
-                 "confidence": float(confidence[members].mean()) if filled else None,
-                 "accuracy": float(right[members].mean()) if filled else None})
+    bins.append(
+      {
+        "low": float(edges[number]),
+        "high": float(edges[number + 1]),
+        "count": int(members.sum()),
+        "confidence": float(confidence[members].mean()) if filled else None,
+        "accuracy": float(right[members].mean()) if filled else None,
+      }
+    )
   gaps = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins if b["count"]]
   targets = np.eye(logits.shape[1])[labels]
-  return {"ece": float(sum(gaps) / len(labels)),
-          "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-          "brier": float(((probabilities - targets) ** 2).sum(-1).mean()),
-          "confidence": float(confidence.mean()),
-          **statistics.proportion(right.sum(), len(right)), "num_bins": num_bins, "bins": bins}
+  return {
+    "ece": float(sum(gaps) / len(labels)),
+    "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+    "brier": float(((probabilities - targets) ** 2).sum(-1).mean()),
+    "confidence": float(confidence.mean()),
+    **statistics.proportion(right.sum(), len(right)),
+    "num_bins": num_bins,
+    "bins": bins,
+  }
 
 
 def evaluate(subject, *, num_bins):

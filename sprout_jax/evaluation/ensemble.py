@@ -13,8 +13,19 @@ from sprout_jax.evaluation import checks
 from sprout_jax.evaluation import robustness
 
 
-def entries(model, variables, split, *, version, norm, epsilons, seed, batch_size, folder,
-            on_progress=lambda epsilon, progress: None):
+def entries(
+  model,
+  variables,
+  split,
+  *,
+  version,
+  norm,
+  epsilons,
+  seed,
+  batch_size,
+  folder,
+  on_progress=lambda epsilon, progress: None,
+):
   """Worst-case accuracy under AutoAttack for each radius.
 
   Args:
@@ -36,17 +47,31 @@ def entries(model, variables, split, *, version, norm, epsilons, seed, batch_siz
   for epsilon in epsilons:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     result = attacks.auto_attack(
-        robustness.root_key(seed), predict, images, split.labels, epsilon=epsilon, norm=norm,
-        version=version, batch_size=batch_size, on_progress=functools.partial(on_progress, epsilon),
-        state_file=pathlib.Path(folder) / f"autoattack-{version}_{norm}_{epsilon!r}_{seed}.npz")
-    found.append({
-        "name": f"autoattack-{version}", "norm": norm, "epsilon": float(epsilon),
+      robustness.root_key(seed),
+      predict,
+      images,
+      split.labels,
+      epsilon=epsilon,
+      norm=norm,
+      version=version,
+      batch_size=batch_size,
+      on_progress=functools.partial(on_progress, epsilon),
+      state_file=pathlib.Path(folder) / f"autoattack-{version}_{norm}_{epsilon!r}_{seed}.npz",
+    )
+    found.append(
+      {
+        "name": f"autoattack-{version}",
+        "norm": norm,
+        "epsilon": float(epsilon),
         # Of the attacks with gradients, where there are any.
         "steps": min(entry["steps"] for entry in result.spec["attacks"].values()),
-        "restarts": attacks.RESTARTS.get(version, 1), "seed": seed,
+        "restarts": attacks.RESTARTS.get(version, 1),
+        "seed": seed,
         **result.spec["robust"],
         "per_attack": {name: float(robust.mean()) for name, robust in result.per_attack.items()},
-        "spec": result.spec})
+        "spec": result.spec,
+      }
+    )
   return found
 
 
@@ -60,13 +85,34 @@ def evaluate(subject, *, num_examples, norm, version, epsilons, seed):
       name = f"{now.attack}, epsilon {epsilon:g}"
       if name not in bars:
         bars[name] = stack.enter_context(subject.progress(name, now.total))
-      bars[name](int(now.work), f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust")
+      bars[name](
+        int(now.work), f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust"
+      )
 
-    found = [entry for epsilon in epsilons for entry in subject.memo(
-        f"epsilon {epsilon!r}", lambda epsilon=epsilon: entries(
-            subject.model, subject.variables, split, version=version, norm=norm, epsilons=[epsilon],
-            seed=seed, batch_size=subject.batch_size, folder=subject.memo.folder,
-            on_progress=on_progress))]
-  return {"entries": found, "findings": [
+    found = [
+      entry
+      for epsilon in epsilons
+      for entry in subject.memo(
+        f"epsilon {epsilon!r}",
+        lambda epsilon=epsilon: entries(
+          subject.model,
+          subject.variables,
+          split,
+          version=version,
+          norm=norm,
+          epsilons=[epsilon],
+          seed=seed,
+          batch_size=subject.batch_size,
+          folder=subject.memo.folder,
+          on_progress=on_progress,
+        ),
+      )
+    ]
+  return {
+    "entries": found,
+    "findings": [
       checks.at(checks.square(entry["per_attack"]), entry["epsilon"], "auto_attack")
-      for entry in found if "square" in list(entry["per_attack"])[1:]]}
+      for entry in found
+      if "square" in list(entry["per_attack"])[1:]
+    ],
+  }

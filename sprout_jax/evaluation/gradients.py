@@ -16,10 +16,10 @@ MODULES = ("gaussian", "mixup", "dirichlet")
 # Fewest classes, loss. The attacks of this package follow the log odds in place of the cross-entropy: they
 # keep a gradient where it has none, which other people's attacks on it would miss.
 LOSSES = {
-    "cross_entropy": (2, losses.cross_entropy),
-    "log_odds": (2, losses.log_odds),
-    "margin": (2, losses.margin),
-    "dlr": (3, losses.difference_of_logits_ratio),
+  "cross_entropy": (2, losses.cross_entropy),
+  "log_odds": (2, losses.log_odds),
+  "margin": (2, losses.margin),
+  "dlr": (3, losses.difference_of_logits_ratio),
 }
 FAULTS = ("zero", "nan", "infinite")
 
@@ -29,6 +29,7 @@ def cosine_fn(model, mesh):
 
   NaN where a gradient is zero or not finite.
   """
+
   def cosines(variables, *pairs):
     predict = accuracy.predict_fn(model, variables)
 
@@ -41,11 +42,27 @@ def cosine_fn(model, mesh):
       products = jnp.einsum("bmp,bnp->bmn", units, units)
     defined = jnp.all(jnp.abs(units).max(-1) > 0, axis=-1)
     return jnp.where(defined[:, None, None], products, jnp.nan)
+
   return jax.jit(cosines, out_shardings=sharding.replicated(mesh))
 
 
-def diversity(cosines, variables, images, labels, *, num_classes, stddev, mixup_alpha, label_weight,
-              beta_weight, beta=None, num_draws, seed, batch_size, mesh):
+def diversity(
+  cosines,
+  variables,
+  images,
+  labels,
+  *,
+  num_classes,
+  stddev,
+  mixup_alpha,
+  label_weight,
+  beta_weight,
+  beta=None,
+  num_draws,
+  seed,
+  batch_size,
+  mesh,
+):
   """Pairwise cosine similarity of the input gradients of SPROUT's three modules.
 
   Each module alone makes inputs and labels of the same images: noise (x + stddev n, y), mixup
@@ -83,20 +100,36 @@ def diversity(cosines, variables, images, labels, *, num_classes, stddev, mixup_
   found = []
   for draw in range(num_draws):
     key_noise, key_mixup, key_labels = jax.random.split(
-        jax.random.fold_in(robustness.root_key(seed), draw), 3)
-    pairs = (vicinity.gaussian_noise(key_noise, images, stddev), one_hot,
-             *vicinity.mixup(key_mixup, images, one_hot, mixup_alpha),
-             images, vicinity.sample_dirichlet_labels(key_labels, concentration))
-    found.append(accuracy.map_batches(
-        lambda *batch: cosines(variables, *batch), [np.asarray(a) for a in pairs], batch_size,
-        mesh))
+      jax.random.fold_in(robustness.root_key(seed), draw), 3
+    )
+    pairs = (
+      vicinity.gaussian_noise(key_noise, images, stddev),
+      one_hot,
+      *vicinity.mixup(key_mixup, images, one_hot, mixup_alpha),
+      images,
+      vicinity.sample_dirichlet_labels(key_labels, concentration),
+    )
+    found.append(
+      accuracy.map_batches(
+        lambda *batch: cosines(variables, *batch), [np.asarray(a) for a in pairs], batch_size, mesh
+      )
+    )
   found = np.concatenate(found).astype(np.float64)
   defined = np.isfinite(found).all((1, 2))
-  return {"modules": list(MODULES),
-          "cosine": found[defined].mean(0).tolist() if defined.any() else [[None] * 3] * 3,
-          "count": int(defined.sum()), "undefined": int((~defined).sum()), "images": len(images),
-          "draws": num_draws, "seed": seed, "stddev": stddev, "mixup_alpha": mixup_alpha,
-          "label_weight": label_weight, "beta_weight": beta_weight, "beta": beta.tolist()}
+  return {
+    "modules": list(MODULES),
+    "cosine": found[defined].mean(0).tolist() if defined.any() else [[None] * 3] * 3,
+    "count": int(defined.sum()),
+    "undefined": int((~defined).sum()),
+    "images": len(images),
+    "draws": num_draws,
+    "seed": seed,
+    "stddev": stddev,
+    "mixup_alpha": mixup_alpha,
+    "label_weight": label_weight,
+    "beta_weight": beta_weight,
+    "beta": beta.tolist(),
+  }
 
 
 def health_fn(model, mesh):
@@ -105,16 +138,27 @@ def health_fn(model, mesh):
   For each of `LOSSES` that the model has enough classes for. Zero: in every pixel; NaN or infinite:
   in any. Right: whether the image is classified correctly.
   """
+
   def health(variables, images, labels):
     predict = accuracy.predict_fn(model, variables)
     logits, pullback = jax.vjp(predict, images)
     right, faults = jnp.argmax(logits, -1) == labels, []
     for _, loss in _fitting(logits.shape[-1]).values():
-      gradient, = pullback(jax.grad(lambda z, loss=loss: jnp.sum(loss(z, labels)))(logits))
+      (gradient,) = pullback(jax.grad(lambda z, loss=loss: jnp.sum(loss(z, labels)))(logits))
       gradient = gradient.reshape(len(images), -1)
-      faults.append(jnp.stack([jnp.all(gradient == 0, -1), jnp.any(jnp.isnan(gradient), -1),
-                               jnp.any(jnp.isinf(gradient), -1), right], -1))
+      faults.append(
+        jnp.stack(
+          [
+            jnp.all(gradient == 0, -1),
+            jnp.any(jnp.isnan(gradient), -1),
+            jnp.any(jnp.isinf(gradient), -1),
+            right,
+          ],
+          -1,
+        )
+      )
     return jnp.stack(faults, 1)
+
   return jax.jit(health, out_shardings=sharding.replicated(mesh))
 
 
@@ -139,25 +183,44 @@ def health(compiled, variables, images, labels, num_classes, batch_size, mesh):
     these images for each of `LOSSES`; 0 where there are none.
   """
   found = accuracy.map_batches(
-      lambda images, labels: compiled(variables, to_float(images), labels),
-      (images, labels), batch_size, mesh)
+    lambda images, labels: compiled(variables, to_float(images), labels),
+    (images, labels),
+    batch_size,
+    mesh,
+  )
   found = found[found[:, 0, -1]]
   shares = found[..., :-1].sum(0) / max(len(found), 1)
-  return {"count": len(found), "losses": {
+  return {
+    "count": len(found),
+    "losses": {
       name: dict(zip(FAULTS, row.tolist(), strict=True))
-      for name, row in zip(_fitting(num_classes), shares, strict=True)}}
+      for name, row in zip(_fitting(num_classes), shares, strict=True)
+    },
+  }
 
 
 def _fitting(num_classes):
   return {name: row for name, row in LOSSES.items() if num_classes >= row[0]}
 
 
-def evaluate(subject, *, num_examples, noise_stddev, mixup_alpha, label_weight, beta_weight, num_draws,
-             seed):
+def evaluate(
+  subject, *, num_examples, noise_stddev, mixup_alpha, label_weight, beta_weight, num_draws, seed
+):
   """Row "gradients" of `EVALUATIONS`: the cosines, with the learned beta where there is one."""
   split = subject.select(num_examples).split
   return diversity(
-      cosine_fn(subject.model, subject.mesh), subject.variables, split.images, split.labels,
-      num_classes=subject.num_classes, stddev=noise_stddev, mixup_alpha=mixup_alpha,
-      label_weight=label_weight, beta_weight=beta_weight, beta=subject.beta, num_draws=num_draws,
-      seed=seed, batch_size=subject.batch_size, mesh=subject.mesh)
+    cosine_fn(subject.model, subject.mesh),
+    subject.variables,
+    split.images,
+    split.labels,
+    num_classes=subject.num_classes,
+    stddev=noise_stddev,
+    mixup_alpha=mixup_alpha,
+    label_weight=label_weight,
+    beta_weight=beta_weight,
+    beta=subject.beta,
+    num_draws=num_draws,
+    seed=seed,
+    batch_size=subject.batch_size,
+    mesh=subject.mesh,
+  )

@@ -25,18 +25,22 @@ def changed_fn(model, change, mesh):
     change: function (images, strength, indices) -> images; the strength is traced.
     mesh: the mesh of devices.
   """
+
   def right(variables, strength, images, labels, indices):
     logits = accuracy.predict_fn(model, variables)(change(images, strength, indices))
     return (jnp.argmax(logits, -1) == labels) & jnp.all(jnp.isfinite(logits), -1)
+
   return jax.jit(right, out_shardings=sharding.replicated(mesh))
 
 
 def accuracy_under(compiled, subject, images, strength):
   """The accuracy, with its interval, at one strength."""
   right = accuracy.map_batches(
-      lambda *batch: compiled(subject.variables, strength, to_float(batch[0]), *batch[1:]),
-      (images.split.images, images.split.labels, images.rows.astype(np.int32)), subject.batch_size,
-      subject.mesh)
+    lambda *batch: compiled(subject.variables, strength, to_float(batch[0]), *batch[1:]),
+    (images.split.images, images.split.labels, images.rows.astype(np.int32)),
+    subject.batch_size,
+    subject.mesh,
+  )
   return statistics.proportion(right.sum(), len(right))
 
 
@@ -46,14 +50,25 @@ def evaluate_invariance(subject, *, num_examples, transformations):
   with subject.progress("invariance", len(transformations), "transformations") as bar:
     for name in transformations:
       row = TRANSFORMATIONS[name]
-      compiled = changed_fn(subject.model, lambda x, strength, _, row=row: row.apply(x, strength),
-                            subject.mesh)
+      compiled = changed_fn(
+        subject.model, lambda x, strength, _, row=row: row.apply(x, strength), subject.mesh
+      )
       named = {strength: label for label, strength in row.named.items()}
-      found[name] = {"unit": row.unit, "identity": row.identity, "points": subject.memo(
-          name, lambda row=row, compiled=compiled, named=named: [
-              {"strength": strength, "named": named.get(strength, ""),
-               **accuracy_under(compiled, subject, images, np.float32(strength))}
-              for strength in sorted({*row.grid, *named})])}
+      found[name] = {
+        "unit": row.unit,
+        "identity": row.identity,
+        "points": subject.memo(
+          name,
+          lambda row=row, compiled=compiled, named=named: [
+            {
+              "strength": strength,
+              "named": named.get(strength, ""),
+              **accuracy_under(compiled, subject, images, np.float32(strength)),
+            }
+            for strength in sorted({*row.grid, *named})
+          ],
+        ),
+      }
       bar(len(found), name)
   return {"transformations": found}
 
@@ -67,20 +82,31 @@ def evaluate_corruptions(subject, *, num_examples, corruptions, source, seed):
   images, found = subject.select(num_examples), {}
   with subject.progress("corruptions", len(corruptions), "corruptions") as bar:
     for name in corruptions:
-      found[name] = subject.memo(name, lambda name=name: SOURCES[source](subject, name, images, seed))
+      found[name] = subject.memo(
+        name, lambda name=name: SOURCES[source](subject, name, images, seed)
+      )
       bar(len(found), name)
   shares = np.array([[entry["accuracy"] for entry in entries] for entries in found.values()])
-  return {"source": source, "corruptions": found, "mean": float(shares.mean()),
-          "mean_per_severity": shares.mean(0).tolist()}
+  return {
+    "source": source,
+    "corruptions": found,
+    "mean": float(shares.mean()),
+    "mean_per_severity": shares.mean(0).tolist(),
+  }
 
 
 def computed(subject, name, images, seed):
   """Accuracies at the five severities of one corruption, computed here."""
   key = jax.random.fold_in(robustness.root_key(seed), sorted(CORRUPTIONS).index(name))
-  compiled = changed_fn(subject.model, lambda x, severity, indices: corrupt(name, key, x, severity, indices),
-                        subject.mesh)
-  return [{"severity": severity, **accuracy_under(compiled, subject, images, np.int32(severity))}
-          for severity in SEVERITIES]
+  compiled = changed_fn(
+    subject.model,
+    lambda x, severity, indices: corrupt(name, key, x, severity, indices),
+    subject.mesh,
+  )
+  return [
+    {"severity": severity, **accuracy_under(compiled, subject, images, np.int32(severity))}
+    for severity in SEVERITIES
+  ]
 
 
 def prepared(subject, name, images, seed):
@@ -93,11 +119,18 @@ def prepared(subject, name, images, seed):
   for severity in SEVERITIES:
     split = subject.load_corrupted(name, severity)
     if split.images.shape[1:] != subject.test.images.shape[1:]:
-      raise UserError(f"the prepared set of {name} has images of shape {split.images.shape[1:]}, the test set "
-                      f"{subject.test.images.shape[1:]}; use --config.evaluation.corruptions.source=computed")
+      raise UserError(
+        f"the prepared set of {name} has images of shape {split.images.shape[1:]}, the test set "
+        f"{subject.test.images.shape[1:]}; use --config.evaluation.corruptions.source=computed"
+      )
     rows = robustness.select(len(split.labels), len(images.rows))
-    right = accuracy.evaluate(compiled, subject.variables, data.Split(split.images[rows], split.labels[rows]),
-                              subject.batch_size, subject.mesh)
+    right = accuracy.evaluate(
+      compiled,
+      subject.variables,
+      data.Split(split.images[rows], split.labels[rows]),
+      subject.batch_size,
+      subject.mesh,
+    )
     entries.append({"severity": severity, **statistics.proportion(right.sum(), len(right))})
   return entries
 

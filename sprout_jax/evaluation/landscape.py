@@ -21,6 +21,7 @@ def surface_fn(model, seed, mesh):
   r a draw of +-1 for every pixel, by the image's index. The grid is walked through in a loop, one
   forward pass at a time.
   """
+
   def surface(variables, a, b, images, labels, indices):
     predict = accuracy.predict_fn(model, variables)
     # The log odds rise with the cross-entropy: the same signs, but no gradient that vanishes.
@@ -28,9 +29,14 @@ def surface_fn(model, seed, mesh):
     keys = example_keys(robustness.root_key(seed), indices)
     random = jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype))(keys)
     pairs = jnp.stack(jnp.meshgrid(a, b, indexing="ij"), -1).reshape(-1, 2)
-    values = jax.lax.map(lambda pair: losses.cross_entropy(
-        predict(images + pair[0] * sign + pair[1] * random), labels), pairs)
+    values = jax.lax.map(
+      lambda pair: losses.cross_entropy(
+        predict(images + pair[0] * sign + pair[1] * random), labels
+      ),
+      pairs,
+    )
     return values.T.reshape(len(images), len(a), len(b))
+
   return jax.jit(surface, out_shardings=sharding.replicated(mesh))
 
 
@@ -63,11 +69,18 @@ def landscape(surface, variables, images, labels, indices, a, b, seed, batch_siz
     return surface(variables, *grid, to_float(images), labels, indices)
 
   values = accuracy.map_batches(
-      fn, (images, labels, np.asarray(indices, np.int32)), batch_size, mesh).astype(np.float64)
-  return {"sign_gradient": grid[0].tolist(), "rademacher": grid[1].tolist(),
-          "loss": values.mean(0).tolist(), "per_image": values.tolist(),
-          "indices": np.asarray(indices).tolist(), "count": len(values), "seed": seed,
-          "clipped": False}
+    fn, (images, labels, np.asarray(indices, np.int32)), batch_size, mesh
+  ).astype(np.float64)
+  return {
+    "sign_gradient": grid[0].tolist(),
+    "rademacher": grid[1].tolist(),
+    "loss": values.mean(0).tolist(),
+    "per_image": values.tolist(),
+    "indices": np.asarray(indices).tolist(),
+    "count": len(values),
+    "seed": seed,
+    "clipped": False,
+  }
 
 
 def evaluate(subject, *, num_examples, norm, epsilon, num_points, seed):
@@ -76,7 +89,16 @@ def evaluate(subject, *, num_examples, norm, epsilon, num_points, seed):
   # Both directions have entries of 1: their L2 norm is the square root of the number of values.
   size = math.sqrt(images.split.images[0].size) if norm == "l2" else 1
   grid = np.linspace(-epsilon / size, epsilon / size, num_points)
-  found = landscape(surface_fn(subject.model, seed, subject.mesh), subject.variables,
-                    images.split.images, images.split.labels, images.rows, grid, grid, seed,
-                    subject.batch_size, subject.mesh)
+  found = landscape(
+    surface_fn(subject.model, seed, subject.mesh),
+    subject.variables,
+    images.split.images,
+    images.split.labels,
+    images.rows,
+    grid,
+    grid,
+    seed,
+    subject.batch_size,
+    subject.mesh,
+  )
   return {key: value for key, value in found.items() if key not in ("per_image", "indices")}

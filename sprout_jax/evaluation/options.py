@@ -14,15 +14,31 @@ from sprout_jax.evaluation.transformations import TRANSFORMATIONS
 
 # Of every key of these names, shared or of a section: the smallest and the largest value.
 RANGES = {
-    "num_examples": (0, math.inf), "num_steps": (0, math.inf), "step_size": (1e-6, math.inf),
-    "num_restarts": (1, math.inf), "seed": (0, 2**32 - 1), "num_draws": (1, math.inf), "sigma": (1e-6, 100),
-    "n0": (1, 2**30), "n": (1, 2**30), "alpha": (1e-12, 0.5), "num_bins": (1, 10_000),
-    "num_points": (2, 10_000), "noise_stddev": (0, 100), "mixup_alpha": (0, math.inf),
-    "label_weight": (0, math.inf), "beta_weight": (0, math.inf), "num_inner": (2, math.inf)}
+  "num_examples": (0, math.inf),
+  "num_steps": (0, math.inf),
+  "step_size": (1e-6, math.inf),
+  "num_restarts": (1, math.inf),
+  "seed": (0, 2**32 - 1),
+  "num_draws": (1, math.inf),
+  "sigma": (1e-6, 100),
+  "n0": (1, 2**30),
+  "n": (1, 2**30),
+  "alpha": (1e-12, 0.5),
+  "num_bins": (1, 10_000),
+  "num_points": (2, 10_000),
+  "noise_stddev": (0, 100),
+  "mixup_alpha": (0, math.inf),
+  "label_weight": (0, math.inf),
+  "beta_weight": (0, math.inf),
+  "num_inner": (2, math.inf),
+}
 CHOICES = {
-    "norm": attacks.NORMS, "loss": attacks.LOSSES, "source": SOURCES,
-    # A model that draws random numbers is not what is trained here.
-    "version": [*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS]}
+  "norm": attacks.NORMS,
+  "loss": attacks.LOSSES,
+  "source": SOURCES,
+  # A model that draws random numbers is not what is trained here.
+  "version": [*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS],
+}
 # Of every entry of a tuple.
 ENTRIES = {"losses": attacks.LOSSES, "transformations": TRANSFORMATIONS, "corruptions": CORRUPTIONS}
 COUNTS = ("steps", "restarts")  # tuples of integers that ascend
@@ -30,8 +46,11 @@ COUNTS = ("steps", "restarts")  # tuples of integers that ascend
 
 def options(name, config):
   """The options of a row, {keyword: value}, from an evaluation config: its own section, else the shared keys."""
-  keywords = [parameter.name for parameter in inspect.signature(EVALUATIONS[name]).parameters.values()
-              if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+  keywords = [
+    parameter.name
+    for parameter in inspect.signature(EVALUATIONS[name]).parameters.values()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  ]
   own = config[name] if name in config else ()
   return {keyword: own[keyword] if keyword in own else config[keyword] for keyword in keywords}
 
@@ -42,12 +61,16 @@ def validate(config):
     for name in config[key]:
       check_choice(f"config.evaluation.{key}: an entry", name, EVALUATIONS)
   if "transfer" in (*config.after_training, *config.evaluations) and not config.transfer.sources:
-    raise UserError("the evaluation 'transfer' needs other runs to transfer from: set e.g. "
-                    "--config.evaluation.transfer.sources=\"('runs/natural',)\"")
+    raise UserError(
+      "the evaluation 'transfer' needs other runs to transfer from: set e.g. "
+      "--config.evaluation.transfer.sources=\"('runs/natural',)\""
+    )
   sections = {name: config[name] for name in EVALUATIONS if name in config}
   shared = {key: value for key, value in config.items() if key not in sections}
-  for where, section in [("config.evaluation", shared), *(
-      (f"config.evaluation.{name}", section) for name, section in sections.items())]:
+  for where, section in [
+    ("config.evaluation", shared),
+    *((f"config.evaluation.{name}", section) for name, section in sections.items()),
+  ]:
     for key, value in section.items():
       _check(f"{where}.{key}", key, value, config.norm)
   check_range("config.evaluation.examples.num_examples", config.examples.num_examples, 1, 100)
@@ -71,8 +94,13 @@ def _check(where, key, value, norm):
         raise UserError(f"{where}: an entry is {entry!r}; it must be an integer")
   elif key in ("epsilons", "radii"):
     for entry in value:
-      check_range(f"{where}: an entry", entry, 0, largest if key == "epsilons" else math.inf,
-                  unit="(pixels are in [0, 1])")
+      check_range(
+        f"{where}: an entry",
+        entry,
+        0,
+        largest if key == "epsilons" else math.inf,
+        unit="(pixels are in [0, 1])",
+      )
   else:
     return
   if isinstance(value, (tuple, list)):
@@ -82,5 +110,12 @@ def _check(where, key, value, norm):
       raise UserError(f"{where} is {tuple(value)}; the values must be different and ascend")
 
 
-EXAMPLES = {"epsilons": "(0.0, 0.03)", "radii": "(0.0, 0.25)", "steps": "(20, 100)", "restarts": "(1, 10)",
-            "losses": "('cross_entropy',)", "transformations": "('rotation',)", "corruptions": "('fog',)"}
+EXAMPLES = {
+  "epsilons": "(0.0, 0.03)",
+  "radii": "(0.0, 0.25)",
+  "steps": "(20, 100)",
+  "restarts": "(1, 10)",
+  "losses": "('cross_entropy',)",
+  "transformations": "('rotation',)",
+  "corruptions": "('fog',)",
+}

@@ -78,9 +78,14 @@ def trace_fn(model, spec, mesh):
       gradient, (values, wrong) = jax.grad(total_loss, has_aux=True)(x)
       best, broken = jnp.maximum(best, values), broken | wrong
       beyond = robustness.excess(images, x, epsilon, spec.norm)
-      return (project(x + spec.step_size * geometry.direction(finite(gradient))), best, broken), (best, broken, beyond)
+      return (project(x + spec.step_size * geometry.direction(finite(gradient))), best, broken), (
+        best,
+        broken,
+        beyond,
+      )
 
     first = project(images + begin), jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool)
     found = jax.lax.scan(step, first, length=spec.num_steps + 1)[1]
     return jnp.stack([values.T for values in found], axis=-1)
+
   return jax.jit(trace, out_shardings=sharding.replicated(mesh))

@@ -34,9 +34,17 @@ class PgdSpec:
 
   def header(self, epsilon):
     """What an entry of results.json says of the attack, without what it found."""
-    return {"name": f"pgd-{self.num_steps}", "norm": self.norm, "epsilon": float(epsilon),
-            "steps": self.num_steps, "step_size": self.step_size, "restarts": self.num_restarts,
-            "random_start": True, "loss": self.loss, "seed": self.seed}
+    return {
+      "name": f"pgd-{self.num_steps}",
+      "norm": self.norm,
+      "epsilon": float(epsilon),
+      "steps": self.num_steps,
+      "step_size": self.step_size,
+      "restarts": self.num_restarts,
+      "random_start": True,
+      "loss": self.loss,
+      "seed": self.seed,
+    }
 
   def entry(self, epsilon, robust):
     """An entry of results.json's "attacks" from the outcomes [n] bool."""
@@ -64,8 +72,9 @@ def excess(images, adversarial, epsilon, norm):
 def refuse_excess(name, excess_of):
   """Raises RuntimeError if an attack left its threat model: its numbers would be worth nothing."""
   if not np.max(excess_of) <= TOLERANCE:
-    raise RuntimeError(f"{name} exceeded its threat model by {np.max(excess_of):.2g}; this is a "
-                       "defect of the attack")
+    raise RuntimeError(
+      f"{name} exceeded its threat model by {np.max(excess_of):.2g}; this is a defect of the attack"
+    )
 
 
 def attack_fn(model, attack, norm, seed, mesh, source=None):
@@ -88,25 +97,44 @@ def attack_fn(model, attack, norm, seed, mesh, source=None):
     is still right, and the size of the perturbation beyond epsilon or of the pixels beyond [0, 1],
     which must not exceed `TOLERANCE`.
   """
+
   def run(variables, epsilon, restart, images, labels, indices):
     own, attacked = variables if source else (variables, variables)
     adversarial = attack(
-        jax.random.fold_in(root_key(seed), restart), accuracy.predict_fn(source or model, attacked),
-        images, labels, epsilon=epsilon, norm=norm, indices=indices)
+      jax.random.fold_in(root_key(seed), restart),
+      accuracy.predict_fn(source or model, attacked),
+      images,
+      labels,
+      epsilon=epsilon,
+      norm=norm,
+      indices=indices,
+    )
     right = ~is_wrong(accuracy.predict_fn(model, own)(adversarial), labels)
     return jnp.stack([right, excess(images, adversarial, epsilon, norm)], axis=-1)
+
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
 def pgd_fn(model, spec, mesh, source=None):
   """`attack_fn` for PGD as `spec`, a `PgdSpec`, has it."""
-  attack = functools.partial(attacks.pgd, step_size=spec.step_size, num_steps=spec.num_steps,
-                             loss=spec.loss)
+  attack = functools.partial(
+    attacks.pgd, step_size=spec.step_size, num_steps=spec.num_steps, loss=spec.loss
+  )
   return attack_fn(model, attack, spec.norm, spec.seed, mesh, source)
 
 
-def outcomes(compiled, variables, split, clean_correct, epsilon, batch_size, mesh, name, restarts=1,
-             on_progress=lambda done, text: None):
+def outcomes(
+  compiled,
+  variables,
+  split,
+  clean_correct,
+  epsilon,
+  batch_size,
+  mesh,
+  name,
+  restarts=1,
+  on_progress=lambda done, text: None,
+):
   """Which images are still classified correctly after an attack.
 
   Misclassified images count as broken and are not attacked; a restart attacks what the ones before
@@ -138,20 +166,38 @@ def outcomes(compiled, variables, split, clean_correct, epsilon, batch_size, mes
     def fn(images, labels, indices, restart=restart):
       return compiled(variables, np.float32(epsilon), restart, to_float(images), labels, indices)
 
-    def on_batch(done, first=(restart + 1) * len(robust) - len(rows),
-                 text=f"epsilon {epsilon:g}, restart {restart + 1} of {restarts}"):
+    def on_batch(
+      done,
+      first=(restart + 1) * len(robust) - len(rows),
+      text=f"epsilon {epsilon:g}, restart {restart + 1} of {restarts}",
+    ):
       on_progress(first + done, text)
 
     if len(rows):
       found = accuracy.map_batches(
-          fn, (split.images[rows], split.labels[rows], rows.astype(np.int32)), batch_size, mesh, on_batch)
+        fn,
+        (split.images[rows], split.labels[rows], rows.astype(np.int32)),
+        batch_size,
+        mesh,
+        on_batch,
+      )
       refuse_excess(f"{name} at epsilon {epsilon:g}", found[:, 1])
       robust[rows] = found[:, 0] > 0.5
   return robust
 
 
-def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_size, mesh,
-              on_progress=lambda done, text: None, memo=lambda name, compute: compute()):
+def pgd_curve(
+  attack,
+  variables,
+  split,
+  clean_correct,
+  spec,
+  epsilons,
+  batch_size,
+  mesh,
+  on_progress=lambda done, text: None,
+  memo=lambda name, compute: compute(),
+):
   """Accuracy under PGD for every radius of a grid; see `outcomes`.
 
   Args:
@@ -168,20 +214,50 @@ def pgd_curve(attack, variables, split, clean_correct, spec, epsilons, batch_siz
   work = len(clean_correct) * spec.num_restarts
 
   def entry(number, epsilon):
-    return spec.entry(float(epsilon), outcomes(
-        attack, variables, split, clean_correct, epsilon, batch_size, mesh, "PGD", spec.num_restarts,
-        lambda done, text: on_progress(number * work + done, text)))
-  return [memo(f"epsilon {epsilon!r}", lambda number=number, epsilon=epsilon: entry(number, epsilon))
-          for number, epsilon in enumerate(epsilons)]
+    return spec.entry(
+      float(epsilon),
+      outcomes(
+        attack,
+        variables,
+        split,
+        clean_correct,
+        epsilon,
+        batch_size,
+        mesh,
+        "PGD",
+        spec.num_restarts,
+        lambda done, text: on_progress(number * work + done, text),
+      ),
+    )
+
+  return [
+    memo(f"epsilon {epsilon!r}", lambda number=number, epsilon=epsilon: entry(number, epsilon))
+    for number, epsilon in enumerate(epsilons)
+  ]
 
 
-def evaluate(subject, *, num_examples, norm, epsilons, num_steps, step_size, num_restarts, loss, seed):
+def evaluate(
+  subject, *, num_examples, norm, epsilons, num_steps, step_size, num_restarts, loss, seed
+):
   """Row "pgd" of `EVALUATIONS`: accuracy under PGD over a grid of radii."""
   spec = PgdSpec(norm, num_steps, step_size, num_restarts, loss, seed)
   images = subject.select(num_examples)
-  with subject.progress(f"pgd-{num_steps}", len(images.clean_correct) * len(epsilons) * num_restarts) as bar:
-    entries = pgd_curve(pgd_fn(subject.model, spec, subject.mesh), subject.variables, images.split,
-                        images.clean_correct, spec, epsilons, subject.batch_size, subject.mesh, bar,
-                        subject.memo)
-  return {"entries": entries,
-          "findings": [checks.monotone(entries, float(images.clean_correct.mean()))]}
+  with subject.progress(
+    f"pgd-{num_steps}", len(images.clean_correct) * len(epsilons) * num_restarts
+  ) as bar:
+    entries = pgd_curve(
+      pgd_fn(subject.model, spec, subject.mesh),
+      subject.variables,
+      images.split,
+      images.clean_correct,
+      spec,
+      epsilons,
+      subject.batch_size,
+      subject.mesh,
+      bar,
+      subject.memo,
+    )
+  return {
+    "entries": entries,
+    "findings": [checks.monotone(entries, float(images.clean_correct.mean()))],
+  }

@@ -57,6 +57,7 @@ def counts_fn(model, spec, draws_per_pass, mesh):
   index, d): votes depend on neither the batch nor `draws_per_pass`. Only the counts are kept; n is
   an argument, so that one compilation per batch size serves both purposes.
   """
+
   def counts(variables, purpose, n, images, indices):
     predict = accuracy.predict_fn(model, variables)
     classes = jax.eval_shape(predict, images).shape[-1]
@@ -64,8 +65,13 @@ def counts_fn(model, spec, draws_per_pass, mesh):
 
     def vote(number, total):
       numbers = number * draws_per_pass + jnp.arange(draws_per_pass)
-      noisy = jax.vmap(lambda key, image: jax.vmap(lambda draw: vicinity.gaussian_noise(
-          jax.random.fold_in(key, draw), image[None], spec.sigma)[0])(numbers))(keys, images)
+      noisy = jax.vmap(
+        lambda key, image: jax.vmap(
+          lambda draw: vicinity.gaussian_noise(
+            jax.random.fold_in(key, draw), image[None], spec.sigma
+          )[0]
+        )(numbers)
+      )(keys, images)
       logits = predict(noisy.reshape(-1, *images.shape[1:])).reshape(len(images), -1, classes)
       counted = jnp.all(jnp.isfinite(logits), -1) & (numbers < n)[None]
       votes = jax.nn.one_hot(jnp.argmax(logits, -1), classes, dtype=jnp.int32)
@@ -73,6 +79,7 @@ def counts_fn(model, spec, draws_per_pass, mesh):
 
     zeros = jnp.zeros((len(images), classes), jnp.int32)
     return jax.lax.fori_loop(0, -(-n // draws_per_pass), vote, zeros)
+
   return jax.jit(counts, out_shardings=sharding.replicated(mesh))
 
 
@@ -82,6 +89,7 @@ def lower_bound(successes, n, alpha):
   The alpha-quantile of Beta(successes, n - successes + 1); 0 without any success.
   """
   import scipy.stats  # slow to import
+
   test = scipy.stats.binomtest(int(successes), int(n), alternative="greater")
   return float(test.proportion_ci(1 - alpha, method="exact").low)
 
@@ -113,8 +121,10 @@ def certify(counts, variables, images, indices, spec, batch_size, mesh, on_batch
   def votes(purpose, n, progress):
     def fn(images, indices):
       return counts(variables, purpose, np.int32(n), to_float(images), indices)
+
     return accuracy.map_batches(
-        fn, (images, np.asarray(indices, np.int32)), batch_size, mesh, progress)
+      fn, (images, np.asarray(indices, np.int32)), batch_size, mesh, progress
+    )
 
   selected = votes(SELECTION, spec.n0, lambda done: None).argmax(-1)
   successes = votes(ESTIMATION, spec.n, on_batch)[np.arange(len(selected)), selected]
@@ -122,10 +132,16 @@ def certify(counts, variables, images, indices, spec, batch_size, mesh, on_batch
   for index, chosen, hits in zip(indices, selected, successes, strict=True):
     bound = lower_bound(hits, spec.n, spec.alpha)
     sure = bound > 0.5
-    outcomes.append({
-        "index": int(index), "selected": int(chosen), "successes": int(hits), "lower_bound": bound,
+    outcomes.append(
+      {
+        "index": int(index),
+        "selected": int(chosen),
+        "successes": int(hits),
+        "lower_bound": bound,
         "prediction": int(chosen) if sure else None,
-        "radius": float(spec.sigma * scipy.stats.norm.ppf(bound)) if sure else 0.0})
+        "radius": float(spec.sigma * scipy.stats.norm.ppf(bound)) if sure else 0.0,
+      }
+    )
   return outcomes
 
 
@@ -150,17 +166,26 @@ def result(spec, outcomes, labels, grid):
   """
   predictions = [outcome["prediction"] for outcome in outcomes]
   radii = np.array([outcome["radius"] for outcome in outcomes])
-  right = np.array([prediction == label for prediction, label in zip(
-      predictions, labels, strict=True)])
+  right = np.array(
+    [prediction == label for prediction, label in zip(predictions, labels, strict=True)]
+  )
   return {
-      **dataclasses.asdict(spec), "norm": "l2", "count": len(outcomes),
-      "abstained": predictions.count(None),
-      "smoothed": statistics.proportion(right.sum(), len(right)),
-      "radii": radii.tolist(), "predictions": predictions,
-      "mean_radius": float(np.where(right, radii, 0).mean()),
-      "curve": [{"radius": float(radius),
-                 **statistics.proportion((right & (radii > radius)).sum(), len(right))}
-                for radius in grid]}
+    **dataclasses.asdict(spec),
+    "norm": "l2",
+    "count": len(outcomes),
+    "abstained": predictions.count(None),
+    "smoothed": statistics.proportion(right.sum(), len(right)),
+    "radii": radii.tolist(),
+    "predictions": predictions,
+    "mean_radius": float(np.where(right, radii, 0).mean()),
+    "curve": [
+      {
+        "radius": float(radius),
+        **statistics.proportion((right & (radii > radius)).sum(), len(right)),
+      }
+      for radius in grid
+    ],
+  }
 
 
 def evaluate(subject, *, num_examples, sigma, n0, n, alpha, radii, seed):
@@ -173,8 +198,17 @@ def evaluate(subject, *, num_examples, sigma, n0, n, alpha, radii, seed):
   with subject.progress("smoothing", len(images.rows)) as bar:
     for start in range(0, len(images.rows), per_slice):
       part = slice(start, start + per_slice)
-      outcomes += subject.memo(f"images from {start}, {per_slice}", lambda part=part: certify(
-          compiled, subject.variables, images.split.images[part], images.rows[part], spec, per_slice,
-          subject.mesh))
+      outcomes += subject.memo(
+        f"images from {start}, {per_slice}",
+        lambda part=part: certify(
+          compiled,
+          subject.variables,
+          images.split.images[part],
+          images.rows[part],
+          spec,
+          per_slice,
+          subject.mesh,
+        ),
+      )
       bar(len(outcomes), f"{sum(o['prediction'] is None for o in outcomes)} abstained")
   return result(spec, outcomes, images.split.labels, radii)

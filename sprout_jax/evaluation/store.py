@@ -61,12 +61,14 @@ class Memo:
 
 def as_json(value):
   """A value as JSON gives it back; numbers that are not finite become None, which JSON has."""
+
   def finite(value):
     if isinstance(value, dict):
       return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
       return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
   return json.loads(json.dumps(finite(value)))
 
 
@@ -74,11 +76,20 @@ def wait_for_all(name):
   """Returns when all processes are here: none may write what another has yet to read."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
+
     multihost_utils.sync_global_devices(name)
 
 
 # What computes the numbers.
-CODE = ("attacks", "data/dataset.py", "evaluation", "losses.py", "models", "statistics.py", "vicinity.py")
+CODE = (
+  "attacks",
+  "data/dataset.py",
+  "evaluation",
+  "losses.py",
+  "models",
+  "statistics.py",
+  "vicinity.py",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
 

@@ -11,8 +11,18 @@ from sprout_jax.evaluation import probes
 from sprout_jax.evaluation import robustness
 
 
-def outcomes(compiled, variables, split, clean_correct, epsilon, steps, restarts, batch_size, mesh,
-             on_restart=lambda number: None):
+def outcomes(
+  compiled,
+  variables,
+  split,
+  clean_correct,
+  epsilon,
+  steps,
+  restarts,
+  batch_size,
+  mesh,
+  on_restart=lambda number: None,
+):
   """Outcomes of PGD after each number of steps and of restarts, from one run of the most steps.
 
   Args:
@@ -31,9 +41,13 @@ def outcomes(compiled, variables, split, clean_correct, epsilon, steps, restarts
     rows = np.flatnonzero(np.any(list(robust.values()), axis=0))  # fewer steps leave more
     if len(rows):
       traces = accuracy.map_batches(
-          lambda images, labels, indices, restart=restart: compiled(
-              variables, np.float32(epsilon), restart, to_float(images), labels, indices),
-          (split.images[rows], split.labels[rows], rows.astype(np.int32)), batch_size, mesh)
+        lambda images, labels, indices, restart=restart: compiled(
+          variables, np.float32(epsilon), restart, to_float(images), labels, indices
+        ),
+        (split.images[rows], split.labels[rows], rows.astype(np.int32)),
+        batch_size,
+        mesh,
+      )
       robustness.refuse_excess(f"PGD at epsilon {epsilon:g}", traces[..., 2])
       if restart == 0:
         best = traces[..., 0].mean(0, dtype=np.float64)
@@ -57,15 +71,29 @@ def evaluate(subject, *, num_examples, norm, epsilon, steps, restarts, losses, s
 
       def compute(spec=spec, number=number):
         found, best = outcomes(
-            probes.trace_fn(subject.model, spec, subject.mesh), subject.variables, images.split,
-            images.clean_correct, epsilon, steps, restarts, subject.batch_size, subject.mesh,
-            lambda restart: bar(number * restarts[-1] + restart, f"PGD, {spec.loss}"))
-        return {"accuracies": [[count, runs, statistics.proportion(mask.sum(), len(mask))]
-                               for (count, runs), mask in found.items()],
-                "best": None if best is None else best.tolist()}
+          probes.trace_fn(subject.model, spec, subject.mesh),
+          subject.variables,
+          images.split,
+          images.clean_correct,
+          epsilon,
+          steps,
+          restarts,
+          subject.batch_size,
+          subject.mesh,
+          lambda restart: bar(number * restarts[-1] + restart, f"PGD, {spec.loss}"),
+        )
+        return {
+          "accuracies": [
+            [count, runs, statistics.proportion(mask.sum(), len(mask))]
+            for (count, runs), mask in found.items()
+          ],
+          "best": None if best is None else best.tolist(),
+        }
 
       piece = subject.memo(loss, compute)
       curves[loss] = piece["best"]
-      entries += [dataclasses.replace(spec, num_steps=count, num_restarts=runs).header(epsilon) | accuracy_of
-                  for count, runs, accuracy_of in piece["accuracies"]]
+      entries += [
+        dataclasses.replace(spec, num_steps=count, num_restarts=runs).header(epsilon) | accuracy_of
+        for count, runs, accuracy_of in piece["accuracies"]
+      ]
   return {"epsilon": epsilon, "norm": norm, "entries": entries, "best_loss": curves, "notes": notes}

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -105,12 +107,16 @@ def checked_logits(model, variables, test, batch_size, mesh):
   fn = lambda images: compiled(variables, to_float(images))
   logits = accuracy.map_batches(fn, (test.images,), batch_size, mesh)
   few = min(batch_size, len(logits))
-  passes = [accuracy.map_batches(fn, (test.images[:few],), batch_size, mesh) for _ in range(PASSES - 1)]
+  passes = [
+    accuracy.map_batches(fn, (test.images[:few],), batch_size, mesh) for _ in range(PASSES - 1)
+  ]
   differ = max(np.abs(found - logits[:few]).max() for found in passes)
   if differ > TOLERANCE * max(1, np.abs(logits[:few]).max()):
-    raise UserError(f"{PASSES} passes over the same images differ by up to {differ:.2g}: the model draws "
-                    "random numbers; evaluate it without, or attack it with attacks.auto_attack(..., "
-                    "version='rand')")
+    raise UserError(
+      f"{PASSES} passes over the same images differ by up to {differ:.2g}: the model draws "
+      "random numbers; evaluate it without, or attack it with attacks.auto_attack(..., "
+      "version='rand')"
+    )
   try:
     inspection.check_outputs(logits, test.labels, "the trained model")
   except ValueError as error:

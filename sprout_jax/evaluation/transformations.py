@@ -177,8 +177,9 @@ def blur(images, stddev):
   """
   check_images(images)
   rows, columns = (_gaussian_matrix(size, stddev) for size in images.shape[1:3])
-  return jnp.clip(jnp.einsum("yi,bijc,xj->byxc", rows, images, columns, precision="highest"),
-                  0, 1).astype(images.dtype)
+  return jnp.clip(
+    jnp.einsum("yi,bijc,xj->byxc", rows, images, columns, precision="highest"), 0, 1
+  ).astype(images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,35 +202,49 @@ class Transformation:
 
 
 TRANSFORMATIONS = {
-    "rotation": Transformation(
-        rotate, 0.0, "degrees", (-30.0, -20.0, -10.0, -5.0, 0.0, 5.0, 10.0, 20.0, 30.0),
-        {"rotation by 10 degrees": 10.0}),
-    "brightness": Transformation(
-        brightness, 1.0, "factor", (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-        {"brightness x1.5": 1.5}),
-    "contrast": Transformation(
-        contrast, 1.0, "factor", (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), {"contrast x2": 2.0}),
-    "grayscale": Transformation(
-        grayscale, 0.0, "amount", (0.0, 0.25, 0.5, 0.75, 1.0), {"grayscale": 1.0}),
-    "saturation": Transformation(
-        saturation, 1.0, "factor", (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
-    "blur": Transformation(
-        blur, 0.0, "standard deviation in pixels", (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
-    "translation_x": Transformation(
-        lambda images, strength: translate(images, strength, 0), 0.0, "pixels to the right",
-        (-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0)),
-    "translation_y": Transformation(
-        lambda images, strength: translate(images, 0, strength), 0.0, "pixels down",
-        (-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0)),
-    "scale": Transformation(scale, 1.0, "factor", (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)),
+  "rotation": Transformation(
+    rotate,
+    0.0,
+    "degrees",
+    (-30.0, -20.0, -10.0, -5.0, 0.0, 5.0, 10.0, 20.0, 30.0),
+    {"rotation by 10 degrees": 10.0},
+  ),
+  "brightness": Transformation(
+    brightness, 1.0, "factor", (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0), {"brightness x1.5": 1.5}
+  ),
+  "contrast": Transformation(
+    contrast, 1.0, "factor", (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), {"contrast x2": 2.0}
+  ),
+  "grayscale": Transformation(
+    grayscale, 0.0, "amount", (0.0, 0.25, 0.5, 0.75, 1.0), {"grayscale": 1.0}
+  ),
+  "saturation": Transformation(saturation, 1.0, "factor", (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
+  "blur": Transformation(
+    blur, 0.0, "standard deviation in pixels", (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+  ),
+  "translation_x": Transformation(
+    lambda images, strength: translate(images, strength, 0),
+    0.0,
+    "pixels to the right",
+    (-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0),
+  ),
+  "translation_y": Transformation(
+    lambda images, strength: translate(images, 0, strength),
+    0.0,
+    "pixels down",
+    (-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0),
+  ),
+  "scale": Transformation(scale, 1.0, "factor", (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)),
 }
 
 
 def check_images(images):
   """Raises UserError unless they are floats of rank 4."""
   if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-    raise UserError(f"images are {images.dtype} of shape {images.shape}; expected floats in "
-                    "[0, 1], [batch, height, width, channels]")
+    raise UserError(
+      f"images are {images.dtype} of shape {images.shape}; expected floats in "
+      "[0, 1], [batch, height, width, channels]"
+    )
 
 
 def _scalar(strength, images):
@@ -239,8 +254,10 @@ def _scalar(strength, images):
 def _centred(images):
   """Rows [height, 1] and columns [1, width], counted from the centre."""
   height, width = images.shape[1:3]
-  return (jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2,
-          jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2)
+  return (
+    jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2,
+    jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2,
+  )
 
 
 def _resample(images, y, x):
@@ -256,6 +273,7 @@ def _gaussian_matrix(size, stddev):
   i = jnp.arange(size, dtype=jnp.float32)
   difference, total = i[:, None] - i[None, :], i[:, None] + i[None, :] + 1
   stddev = jnp.maximum(stddev, 1e-3)  # narrower than any pixel: the identity, without 0 / 0
-  weights = sum(jnp.exp(-0.5 * (distance / stddev) ** 2)
-                for distance in (difference, total, 2 * size - total))
+  weights = sum(
+    jnp.exp(-0.5 * (distance / stddev) ** 2) for distance in (difference, total, 2 * size - total)
+  )
   return weights / jnp.sum(weights, axis=1, keepdims=True)

@@ -19,24 +19,24 @@ from sprout_jax.methods.method import Method
 from sprout_jax.methods.method import Network
 
 METHODS = {
-    "natural": vicinal.natural,
-    "gaussian": vicinal.gaussian,
-    "label_smoothing": vicinal.label_smoothing,
-    "label_smoothing_gaussian": vicinal.label_smoothing_gaussian,
-    "mixup": vicinal.mixup,
-    "stable": vicinal.stable,
-    "sprout": sprout.sprout,
-    "pgd": adversarial.pgd,
-    "fast": adversarial.fast,
-    "free": adversarial.free,
-    "trades": adversarial.trades,
-    "bilateral": adversarial.bilateral,
+  "natural": vicinal.natural,
+  "gaussian": vicinal.gaussian,
+  "label_smoothing": vicinal.label_smoothing,
+  "label_smoothing_gaussian": vicinal.label_smoothing_gaussian,
+  "mixup": vicinal.mixup,
+  "stable": vicinal.stable,
+  "sprout": sprout.sprout,
+  "pgd": adversarial.pgd,
+  "fast": adversarial.fast,
+  "free": adversarial.free,
+  "trades": adversarial.trades,
+  "bilateral": adversarial.bilateral,
 }
 
 PENALTIES = {
-    "none": penalties.none,
-    "gradient_norm": penalties.gradient_norm,
-    "cure": penalties.cure,
+  "none": penalties.none,
+  "gradient_norm": penalties.gradient_norm,
+  "cure": penalties.cure,
 }
 
 
@@ -59,10 +59,11 @@ def _create(kind, table, name, options):
   expected = set(inspect.signature(table[name]).parameters)
   if expected != set(options):
     raise UserError(
-        f"{kind} {name!r} takes the options {sorted(expected)}, not {sorted(options)}; choose the "
-        f"{kind} with the config file's argument, which brings its options along: "
-        f"--config configs/digits.py:{kind}={name}")
+      f"{kind} {name!r} takes the options {sorted(expected)}, not {sorted(options)}; choose the "
+      f"{kind} with the config file's argument, which brings its options along: "
+      f"--config configs/digits.py:{kind}={name}"
+    )
   return table[name](**options)
 
 
-__all__ = ["Adversary", "METHODS", "Method", "Network", "PENALTIES", "create", "create_penalty"]
+__all__ = ["METHODS", "PENALTIES", "Adversary", "Method", "Network", "create", "create_penalty"]

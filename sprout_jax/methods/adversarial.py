@@ -32,12 +32,26 @@ def pgd(*, epsilon, step_size, num_steps, norm, start, batch_norm):
   check_choice("config.method.start", start, attacks.STARTS)
 
   def probe(key, indices, network, x, y):
-    return attacks.pgd(key, network.predict(batch_norm), x, y, epsilon=epsilon, step_size=step_size,
-                       num_steps=num_steps, norm=norm, start=start, keep="last", indices=indices,
-                       loss=losses.soft_cross_entropy)
+    return attacks.pgd(
+      key,
+      network.predict(batch_norm),
+      x,
+      y,
+      epsilon=epsilon,
+      step_size=step_size,
+      num_steps=num_steps,
+      norm=norm,
+      start=start,
+      keep="last",
+      indices=indices,
+      loss=losses.soft_cross_entropy,
+    )
 
-  return Method(natural().vicinity, probe,
-                lambda network, x, y, adversarial: cross_entropy(network, adversarial, y))
+  return Method(
+    natural().vicinity,
+    probe,
+    lambda network, x, y, adversarial: cross_entropy(network, adversarial, y),
+  )
 
 
 def fast(*, epsilon, step_size, batch_norm):
@@ -47,8 +61,14 @@ def fast(*, epsilon, step_size, batch_norm):
   is better than free: Revisiting adversarial training", ICLR 2020.) A step_size far above 1.25
   epsilon, or many epochs, can end in catastrophic overfitting: robust against this step only.
   """
-  return pgd(epsilon=epsilon, step_size=step_size, num_steps=1, norm="linf", start="uniform",
-             batch_norm=batch_norm)
+  return pgd(
+    epsilon=epsilon,
+    step_size=step_size,
+    num_steps=1,
+    norm="linf",
+    start="uniform",
+    batch_norm=batch_norm,
+  )
 
 
 def free(*, epsilon, replays):
@@ -68,14 +88,16 @@ def free(*, epsilon, replays):
     return jax.tree.map(lambda delta: jnp.clip(delta, -epsilon, epsilon), adversary)
 
   return Method(
-      vicinity=draw,
-      steps_per_batch=replays,
-      adversary=Adversary(
-          init=lambda key, num_classes, batch_shape: {"perturbation": jnp.zeros(batch_shape)},
-          project=project,
-          # Fed negated gradients, so that this ascends; the schedule is the model's alone.
-          optimizer=lambda schedule: optax.chain(optax.scale_by_sign(), optax.scale(-epsilon)),
-          summary=lambda adversary: {"perturbation": jnp.mean(jnp.abs(adversary["perturbation"]))}))
+    vicinity=draw,
+    steps_per_batch=replays,
+    adversary=Adversary(
+      init=lambda key, num_classes, batch_shape: {"perturbation": jnp.zeros(batch_shape)},
+      project=project,
+      # Fed negated gradients, so that this ascends; the schedule is the model's alone.
+      optimizer=lambda schedule: optax.chain(optax.scale_by_sign(), optax.scale(-epsilon)),
+      summary=lambda adversary: {"perturbation": jnp.mean(jnp.abs(adversary["perturbation"]))},
+    ),
+  )
 
 
 def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
@@ -97,9 +119,19 @@ def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
 
   def probe(key, indices, network, x, y):
     predict = network.predict(batch_norm)
-    return attacks.pgd(key, predict, x, predict(x), epsilon=epsilon, step_size=step_size,
-                       num_steps=num_steps, start=start, keep="last", indices=indices,
-                       loss=losses.kl_divergence)
+    return attacks.pgd(
+      key,
+      predict,
+      x,
+      predict(x),
+      epsilon=epsilon,
+      step_size=step_size,
+      num_steps=num_steps,
+      start=start,
+      keep="last",
+      indices=indices,
+      loss=losses.kl_divergence,
+    )
 
   def loss(network, x, y, adversarial):
     clean_logits, clean_stats = network.apply(x, True)
@@ -136,12 +168,22 @@ def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
     is_label = jax.nn.one_hot(jnp.argmax(y, -1), y.shape[-1], dtype=bool)
     targets = jnp.argmax(jnp.where(is_label, -jnp.inf, logits), -1)
     adversarial = attacks.pgd(
-        key, predict, x, targets, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
-        keep="last", indices=indices,
-        loss=lambda logits, targets: -losses.cross_entropy(logits, targets))
+      key,
+      predict,
+      x,
+      targets,
+      epsilon=epsilon,
+      step_size=step_size,
+      num_steps=num_steps,
+      keep="last",
+      indices=indices,
+      loss=lambda logits, targets: -losses.cross_entropy(logits, targets),
+    )
     return adversarial, _adversarial_labels(logits, is_label, ratio)
 
-  return Method(natural().vicinity, probe, lambda network, x, y, found: cross_entropy(network, *found))
+  return Method(
+    natural().vicinity, probe, lambda network, x, y, found: cross_entropy(network, *found)
+  )
 
 
 def _adversarial_labels(logits, is_label, ratio, gamma=0.01):

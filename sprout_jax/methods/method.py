@@ -1,7 +1,7 @@
 """What a robust-training method is: data for `training.step`, which knows no method by name."""
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import optax
 

@@ -29,14 +29,21 @@ def gradient_norm(*, epsilon, norm, batch_norm):
       a loss that is taken on x itself.
   """
   check_choice("config.penalty.norm", norm, losses.DUAL_NORMS)
-  check_range("config.penalty.epsilon", epsilon, 0, 1 if norm == "linf" else 1000,
-              unit="(pixels are in [0, 1])")
+  check_range(
+    "config.penalty.epsilon",
+    epsilon,
+    0,
+    1 if norm == "linf" else 1000,
+    unit="(pixels are in [0, 1])",
+  )
   check_choice("config.penalty.batch_norm", batch_norm, BATCH_NORM)
 
   def penalty(network, x, y):
     predict = network.predict(batch_norm)
     return epsilon * losses.input_gradient_norm(
-        lambda images: losses.soft_cross_entropy(predict(images), y), x, norm)
+      lambda images: losses.soft_cross_entropy(predict(images), y), x, norm
+    )
+
   return penalty
 
 
@@ -62,5 +69,7 @@ def cure(*, weight, h, squared, batch_norm):
   def penalty(network, x, y):
     predict = network.predict(batch_norm)
     return weight * losses.curvature(
-        lambda images: losses.soft_cross_entropy(predict(images), y), x, h, squared)
+      lambda images: losses.soft_cross_entropy(predict(images), y), x, h, squared
+    )
+
   return penalty

@@ -13,26 +13,36 @@ from sprout_jax.methods.method import Method
 
 # (label_weight, beta_weight) of `vicinity.dirichlet_concentration` as a function of alpha.
 CONCENTRATIONS = {
-    "paper": lambda alpha: (1 - alpha, alpha),  # the patent's claim 4, the paper's text
-    "algorithm1": lambda alpha: (alpha, 1 - alpha),  # the paper's Algorithm 1 as printed
-    "released": lambda alpha: (10.0, 1.0),  # the released code; has no alpha
+  "paper": lambda alpha: (1 - alpha, alpha),  # the patent's claim 4, the paper's text
+  "algorithm1": lambda alpha: (alpha, 1 - alpha),  # the paper's Algorithm 1 as printed
+  "released": lambda alpha: (10.0, 1.0),  # the released code; has no alpha
 }
 
 DRAWS = {
-    "sample": vicinity.sample_dirichlet_labels,  # the paper
-    "mean": lambda key, concentration: vicinity.mean_dirichlet_labels(concentration),
+  "sample": vicinity.sample_dirichlet_labels,  # the paper
+  "mean": lambda key, concentration: vicinity.mean_dirichlet_labels(concentration),
 }
 
 BETA_INITS = {
-    "uniform": lambda key, num_classes: jax.random.uniform(key, (num_classes,)),  # Algorithm 1
-    "ones": lambda key, num_classes: jnp.ones((num_classes,)),  # the released code
+  "uniform": lambda key, num_classes: jax.random.uniform(key, (num_classes,)),  # Algorithm 1
+  "ones": lambda key, num_classes: jnp.ones((num_classes,)),  # the released code
 }
 
 BETA_BATCHES = ("same", "clean")
 
 
-def sprout(*, noise_stddev, mixup_alpha, concentration, alpha, draw, label_draws, steps_per_batch,
-           beta_batch, beta):
+def sprout(
+  *,
+  noise_stddev,
+  mixup_alpha,
+  concentration,
+  alpha,
+  draw,
+  label_draws,
+  steps_per_batch,
+  beta_batch,
+  beta,
+):
   """Self-progressing robust training (Cheng et al., AAAI 2021), in all its known variants.
 
   x~ = mixup of N(x, noise_stddev^2), y~ ~ Dirichlet(label_weight * y_mix + beta_weight * beta);
@@ -76,13 +86,16 @@ def sprout(*, noise_stddev, mixup_alpha, concentration, alpha, draw, label_draws
   if alpha is not None:
     check_range("config.method.alpha", alpha, 0, 1)
     if concentration == "released":
-      raise UserError(f"config.method.alpha is {alpha!r}, but concentration 'released' (10 y + "
-                      "beta) has no alpha; drop the option, or choose 'paper' or 'algorithm1'")
+      raise UserError(
+        f"config.method.alpha is {alpha!r}, but concentration 'released' (10 y + "
+        "beta) has no alpha; drop the option, or choose 'paper' or 'algorithm1'"
+      )
   label_weight, beta_weight = CONCENTRATIONS[concentration](0.01 if alpha is None else alpha)
 
   def smooth(key, labels, adversary):
-    return DRAWS[draw](key, vicinity.dirichlet_concentration(
-        labels, adversary["beta"], label_weight, beta_weight))
+    return DRAWS[draw](
+      key, vicinity.dirichlet_concentration(labels, adversary["beta"], label_weight, beta_weight)
+    )
 
   def mixed_vicinity(key, images, labels, adversary):
     key_noise, key_mixup, key_labels, key_partners = jax.random.split(key, 4)
@@ -103,15 +116,18 @@ def sprout(*, noise_stddev, mixup_alpha, concentration, alpha, draw, label_draws
     return {"beta": optax.projections.projection_box(adversary["beta"], beta["minimum"], jnp.inf)}
 
   return Method(
-      vicinity=mixed_vicinity,
-      steps_per_batch=steps_per_batch,
-      adversary=Adversary(
-          init=lambda key, num_classes, batch_shape: project(
-              {"beta": BETA_INITS[beta["init"]](key, num_classes)}),
-          project=project,
-          vicinity=clean_vicinity if beta_batch == "clean" else None,
-          # The decay is part of the gradient, as in PyTorch's SGD and the released code.
-          optimizer=lambda schedule: optax.chain(
-              optax.add_decayed_weights(beta["weight_decay"]),
-              optax.sgd(lambda count: beta["learning_rate"] * schedule(count),
-                        beta["momentum"] or None))))
+    vicinity=mixed_vicinity,
+    steps_per_batch=steps_per_batch,
+    adversary=Adversary(
+      init=lambda key, num_classes, batch_shape: project(
+        {"beta": BETA_INITS[beta["init"]](key, num_classes)}
+      ),
+      project=project,
+      vicinity=clean_vicinity if beta_batch == "clean" else None,
+      # The decay is part of the gradient, as in PyTorch's SGD and the released code.
+      optimizer=lambda schedule: optax.chain(
+        optax.add_decayed_weights(beta["weight_decay"]),
+        optax.sgd(lambda count: beta["learning_rate"] * schedule(count), beta["momentum"] or None),
+      ),
+    ),
+  )

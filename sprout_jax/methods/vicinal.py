@@ -46,6 +46,7 @@ def _noisy_smooth(noise_stddev, alpha):
     del adversary
     images = vicinity.gaussian_noise(key, images, noise_stddev) if noise_stddev else images
     return images, optax.losses.smooth_labels(labels, alpha)
+
   return Method(vicinity=draw)
 
 
@@ -55,8 +56,9 @@ def mixup(*, mixup_alpha):
   (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; one w per minibatch.)
   """
   check_range("config.method.mixup_alpha", mixup_alpha, 0, 100)
-  return Method(vicinity=lambda key, images, labels, adversary: vicinity.mixup(
-      key, images, labels, mixup_alpha))
+  return Method(
+    vicinity=lambda key, images, labels, adversary: vicinity.mixup(key, images, labels, mixup_alpha)
+  )
 
 
 def stable(*, noise_stddev, alpha, batch_norm):

@@ -20,34 +20,48 @@ the last layer and the logits are float32; `dtype="bfloat16"` changes what lies 
 A new model is a subclass of `layers.Classifier` in a file of its own and a row of MODELS; the
 contract test (tests/models/test_models.py) runs over every row.
 """
-from functools import partial
+
 import math
-from numbers import Integral
 import re
+from functools import partial
+from numbers import Integral
 
 import jax.numpy as jnp
 
-from sprout_jax.errors import UserError, check_choice
-from sprout_jax.models.layers import ACTIVATIONS, Classifier
+from sprout_jax.errors import UserError
+from sprout_jax.errors import check_choice
+from sprout_jax.models.layers import ACTIVATIONS
+from sprout_jax.models.layers import Classifier
 from sprout_jax.models.preact_resnet import PreActResNet18
-from sprout_jax.models.resnet import BLOCKS, ResNet
+from sprout_jax.models.resnet import BLOCKS
+from sprout_jax.models.resnet import ResNet
 from sprout_jax.models.small_cnn import SmallCNN
-from sprout_jax.models.vgg import CONVOLUTIONS, VGG
+from sprout_jax.models.vgg import CONVOLUTIONS
+from sprout_jax.models.vgg import VGG
 from sprout_jax.models.wide_resnet import WideResNet
 
 MODELS = {
-    "small_cnn": SmallCNN,
-    **{f"vgg{depth}": partial(VGG, depth=depth) for depth in CONVOLUTIONS},
-    "preact_resnet18": PreActResNet18,
-    "preact_resnet18_final_norm": partial(PreActResNet18, final_norm=True),
-    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in BLOCKS},
-    **{f"resnet{depth}_cifar": partial(ResNet, depth=depth, small_images=True) for depth in BLOCKS},
+  "small_cnn": SmallCNN,
+  **{f"vgg{depth}": partial(VGG, depth=depth) for depth in CONVOLUTIONS},
+  "preact_resnet18": PreActResNet18,
+  "preact_resnet18_final_norm": partial(PreActResNet18, final_norm=True),
+  **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in BLOCKS},
+  **{f"resnet{depth}_cifar": partial(ResNet, depth=depth, small_images=True) for depth in BLOCKS},
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def create(name, *, num_classes, image_shape, activation="relu", dtype="float32",
-           mean=(0.0,), std=(1.0,), remat=False) -> Classifier:
+def create(
+  name,
+  *,
+  num_classes,
+  image_shape,
+  activation="relu",
+  dtype="float32",
+  mean=(0.0,),
+  std=(1.0,),
+  remat=False,
+) -> Classifier:
   """The named model, unbound: `init` makes its variables, `apply` runs it.
 
   Args:
@@ -67,12 +81,18 @@ def create(name, *, num_classes, image_shape, activation="relu", dtype="float32"
   if not isinstance(num_classes, Integral) or num_classes < 2:
     raise UserError(f"num_classes is {num_classes!r}; it must be a whole number, 2 or more")
   if len(image_shape) != 3 or not all(isinstance(n, Integral) and n > 0 for n in image_shape):
-    raise UserError(f"image_shape is {image_shape!r}; it must be (height, width, channels), "
-                    "as (32, 32, 3)")
+    raise UserError(
+      f"image_shape is {image_shape!r}; it must be (height, width, channels), as (32, 32, 3)"
+    )
   height, width, channels = image_shape
-  model = _factory(name)(num_classes=num_classes, activation=activation, dtype=DTYPES[dtype],
-                         mean=_per_channel("mean", mean, channels),
-                         std=_per_channel("std", std, channels), remat=remat)
+  model = _factory(name)(
+    num_classes=num_classes,
+    activation=activation,
+    dtype=DTYPES[dtype],
+    mean=_per_channel("mean", mean, channels),
+    std=_per_channel("std", std, channels),
+    remat=remat,
+  )
   if min(model.std) <= 0:
     raise UserError(f"std is {std!r}; every entry must be greater than 0")
   if not _takes(model, height, width):
@@ -80,9 +100,10 @@ def create(name, *, num_classes, image_shape, activation="relu", dtype="float32"
     others += ["wrn_28_10"] * _takes(WideResNet(num_classes), height, width)
     multiples = f"multiples of {model.multiple}, " if model.multiple > 1 else ""
     raise UserError(
-        f"{name} cannot take {height}x{width} images: height and width must be {multiples}"
-        f"{model.smallest} or more; resize or pad the images"
-        + (f", or choose one of: {', '.join(sorted(others))}" if others else ""))
+      f"{name} cannot take {height}x{width} images: height and width must be {multiples}"
+      f"{model.smallest} or more; resize or pad the images"
+      + (f", or choose one of: {', '.join(sorted(others))}" if others else "")
+    )
   return model
 
 
@@ -107,8 +128,9 @@ def _per_channel(what, values, channels):
   except (TypeError, ValueError):
     floats = ()
   if len(floats) not in (1, channels) or not all(map(math.isfinite, floats)):
-    raise UserError(f"{what} is {values!r}; it must be 1 number or {channels}, one per channel, "
-                    "as (0.5,)")
+    raise UserError(
+      f"{what} is {values!r}; it must be 1 number or {channels}, one per channel, as (0.5,)"
+    )
   return floats
 
 

@@ -15,8 +15,8 @@ compiled loops, and training and attacks are loops. So, on a CPU, convolutions a
 All are the same sum up to rounding, differentiable in every mode and to any order.
 """
 
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from sprout_jax.models import winograd
 
@@ -39,12 +39,21 @@ def convolve(images, kernel, strides, padding, matmuls):
   Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
   """
   if not matmuls:
-    return lax.conv_general_dilated(images, kernel, (strides, strides), [(padding, padding)] * 2,
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+      images,
+      kernel,
+      (strides, strides),
+      [(padding, padding)] * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
   if images.shape[-1] < FEW_CHANNELS:
     return _by_windows(images, kernel, strides, padding)
-  if (kernel.shape[:2] == (winograd.SIZE, winograd.SIZE) and strides == 1 and images.dtype == jnp.float32
-      and min(_count(size, winograd.SIZE, strides, padding) for size in images.shape[1:3]) > 1):
+  if (
+    kernel.shape[:2] == (winograd.SIZE, winograd.SIZE)
+    and strides == 1
+    and images.dtype == jnp.float32
+    and min(_count(size, winograd.SIZE, strides, padding) for size in images.shape[1:3]) > 1
+  ):
     return winograd.convolve(images, kernel, padding)
   return _by_rows(images, kernel, strides, padding)
 
@@ -63,9 +72,14 @@ def _by_windows(images, kernel, strides, padding):
   batch, height, width, _ = images.shape
   height, width = (_count(height, rows, strides, padding), _count(width, columns, strides, padding))
   images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  x = jnp.concatenate([
+  x = jnp.concatenate(
+    [
       _strided(_strided(images, 1, u, height, strides), 2, v, width, strides)
-      for u in range(rows) for v in range(columns)], axis=-1)
+      for u in range(rows)
+      for v in range(columns)
+    ],
+    axis=-1,
+  )
   x = x.reshape(-1, rows * columns * channels) @ kernel.reshape(-1, features)
   return x.reshape(batch, height, width, features)
 
@@ -87,10 +101,12 @@ def _by_rows(images, kernel, strides, padding):
     if not met or not part.shape[1]:
       continue
     x = jnp.concatenate([_strided(part, 2, v, width, strides) for v in range(columns)], axis=-1)
-    weights = kernel[met[0]::strides].transpose(1, 2, 0, 3).reshape(columns * channels, -1)
+    weights = kernel[met[0] :: strides].transpose(1, 2, 0, 3).reshape(columns * channels, -1)
     products = (x.reshape(-1, columns * channels) @ weights).reshape(*x.shape[:3], -1)
     for u, product in zip(met, jnp.split(products, len(met), axis=-1)):
       low = (padding + remainder - u) // strides  # exact; where negative, rows are cut off
       high = height - x.shape[1] - low
-      out += lax.pad(product, jnp.zeros((), out.dtype), ((0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0)))
+      out += lax.pad(
+        product, jnp.zeros((), out.dtype), ((0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0))
+      )
   return out

@@ -4,6 +4,7 @@ Initialisation, everywhere: convolution kernels are normal with variance 2 / (ke
 He et al. (2015) by fan-out; dense kernels are LeCun normal (Flax's default); norm scales are one;
 every bias is zero. Parameters and batch statistics are float32 whatever the compute dtype.
 """
+
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 from sprout_jax.models.convolution import convolve
 
 ACTIVATIONS = {
-    "relu": nn.relu,
-    "gelu": partial(nn.gelu, approximate=False),
-    "silu": nn.silu,
-    "softplus": nn.softplus,
+  "relu": nn.relu,
+  "gelu": partial(nn.gelu, approximate=False),
+  "silu": nn.silu,
+  "softplus": nn.softplus,
 }
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -45,6 +46,7 @@ class Classifier(nn.Module):
   A subclass defines `features(x, train) -> [batch, features]`, with its parts inside `self.block`,
   and states its image sizes: height and width are at least `smallest` and multiples of `multiple`.
   """
+
   num_classes: int
   activation: str = "relu"
   dtype: Any = jnp.float32
@@ -87,6 +89,7 @@ class Conv(nn.Module):
 
   The backend is asked for at trace time.
   """
+
   features: int
   kernel_size: int
   strides: int = 1
@@ -98,8 +101,13 @@ class Conv(nn.Module):
   def __call__(self, x):
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     kernel = self.param("kernel", HE_FAN_OUT, shape, jnp.float32)
-    x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding,
-                 matmuls=jax.default_backend() == "cpu")
+    x = convolve(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      self.strides,
+      self.padding,
+      matmuls=jax.default_backend() == "cpu",
+    )
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -112,8 +120,9 @@ def norm(train, dtype, name):
   No axis name: the mean is over the global batch under jit, over a device's own under pmap. The
   running variance is that of the batch, divided by n where PyTorch divides by n - 1.
   """
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
-                      name=name)
+  return nn.BatchNorm(
+    use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
+  )
 
 
 def max_pool(x):
@@ -143,6 +152,7 @@ class PreActBlock(nn.Module):
   The shortcut is a 1x1 convolution of `a` wherever width or resolution changes, the identity
   elsewhere. [batch, height, width, channels] -> [batch, height / strides, ..., features].
   """
+
   features: int
   strides: int
   activation: str

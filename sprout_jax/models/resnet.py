@@ -3,12 +3,17 @@
 Version 1.5 has the stride on the 3x3 convolution, not on the first 1x1: torchvision's networks,
 whose parameter counts (1,000 classes) these have: 25,557,032, 44,549,160 and 60,192,808.
 """
+
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
-from sprout_jax.models.layers import ACTIVATIONS, Classifier, Conv, average_pool, norm
+from sprout_jax.models.layers import ACTIVATIONS
+from sprout_jax.models.layers import Classifier
+from sprout_jax.models.layers import Conv
+from sprout_jax.models.layers import average_pool
+from sprout_jax.models.layers import norm
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -19,6 +24,7 @@ class Bottleneck(nn.Module):
   The shortcut is conv 1x1 and norm wherever width or resolution changes, the identity elsewhere.
   [batch, height, width, channels] -> [batch, height / strides, ..., 4 * features].
   """
+
   features: int
   strides: int
   activation: str
@@ -42,6 +48,7 @@ class ResNet(Classifier):
   The stem is 7x7, stride 2 and a 3x3 max pooling, stride 2; `small_images` makes it one 3x3
   convolution, stride 1, as CIFAR-10 needs.
   """
+
   depth: int = 50
   small_images: bool = False
 
@@ -57,8 +64,15 @@ class ResNet(Classifier):
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for stage, count in enumerate(BLOCKS[self.depth], start=1):
       for i in range(1, count + 1):
+
         def block(self, x, stage=stage, i=i):
-          return Bottleneck(32 * 2**stage, 2 if stage > 1 and i == 1 else 1,
-                            self.activation, self.dtype, name=f"block{stage}_{i}")(x, train)
+          return Bottleneck(
+            32 * 2**stage,
+            2 if stage > 1 and i == 1 else 1,
+            self.activation,
+            self.dtype,
+            name=f"block{stage}_{i}",
+          )(x, train)
+
         x = self.block(block, x)
     return average_pool(x, 1).reshape(len(x), -1)

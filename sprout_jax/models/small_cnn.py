@@ -1,5 +1,8 @@
 """A small network: minutes on a CPU, and the one of the attacks' reference results."""
-from sprout_jax.models.layers import Classifier, Conv, average_pool
+
+from sprout_jax.models.layers import Classifier
+from sprout_jax.models.layers import Conv
+from sprout_jax.models.layers import average_pool
 
 
 class SmallCNN(Classifier):
@@ -13,14 +16,17 @@ class SmallCNN(Classifier):
 
   and its convolution weights [output, input, height, width] by transpose(2, 3, 1, 0).
   """
+
   smallest = 8
   multiple = 8  # a quarter of it must be even, for the 2x2 map
 
   def features(self, x, train):
     del train  # nothing here depends on it
     for i, (width, strides) in enumerate(((32, 1), (64, 2), (128, 2)), start=1):
+
       def block(self, x, i=i, width=width, strides=strides):
         conv = Conv(width, 3, strides, 1, use_bias=True, dtype=self.dtype, name=f"conv{i}")
         return self.act(conv(x))
+
       x = self.block(block, x)
     return average_pool(x, 2).reshape(len(x), -1)

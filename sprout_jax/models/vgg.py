@@ -4,14 +4,19 @@ The convolutions are the paper's, each followed by batch norm; the three dense l
 in the PyTorch CIFAR-10 codes that robustness papers (SPROUT among them) train. 10 classes: VGG-16
 has 14,728,266 parameters.
 """
-from sprout_jax.models.layers import Classifier, Conv, average_pool, max_pool, norm
+
+from sprout_jax.models.layers import Classifier
+from sprout_jax.models.layers import Conv
+from sprout_jax.models.layers import average_pool
+from sprout_jax.models.layers import max_pool
+from sprout_jax.models.layers import norm
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {  # per stage; the depth counts them and the original's three dense layers
-    11: (1, 1, 2, 2, 2),
-    13: (2, 2, 2, 2, 2),
-    16: (2, 2, 3, 3, 3),
-    19: (2, 2, 4, 4, 4),
+  11: (1, 1, 2, 2, 2),
+  13: (2, 2, 2, 2, 2),
+  16: (2, 2, 3, 3, 3),
+  19: (2, 2, 4, 4, 4),
 }
 
 
@@ -21,6 +26,7 @@ class VGG(Classifier):
   What is left of 32x32 images is 1x1, of 224x224 7x7. Convolutions have a bias (which the norm
   after them cancels; it is there so that the network is the published one).
   """
+
   depth: int = 16
 
   smallest = 32
@@ -28,10 +34,12 @@ class VGG(Classifier):
 
   def features(self, x, train):
     for stage, (width, count) in enumerate(zip(WIDTHS, CONVOLUTIONS[self.depth]), start=1):
+
       def block(self, x, stage=stage, width=width, count=count):
         for i in range(1, count + 1):
           x = Conv(width, 3, padding=1, use_bias=True, dtype=self.dtype, name=f"conv{stage}_{i}")(x)
           x = self.act(norm(train, self.dtype, f"norm{stage}_{i}")(x))
         return max_pool(x)
+
       x = self.block(block, x)
     return average_pool(x, 1).reshape(len(x), -1)

@@ -18,8 +18,8 @@ transposed transformations. Rounding errors are about those of the plain sum.
 import functools
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 SIZE = 3  # of the kernel, rows and columns
 
@@ -40,12 +40,24 @@ def convolve(images, kernel, padding):
   features = kernel.shape[-1]
   out_height, out_width = (size + 2 * padding - SIZE + 1 for size in (height, width))
   rows, columns = -(-out_height // 2), -(-out_width // 2)  # of tiles; the last may be half of use
-  images = jnp.pad(images, ((0, 0), *((padding, 2 * count + 2 - padding - size)
-                                      for count, size in ((rows, height), (columns, width))), (0, 0)))
+  images = jnp.pad(
+    images,
+    (
+      (0, 0),
+      *(
+        (padding, 2 * count + 2 - padding - size)
+        for count, size in ((rows, height), (columns, width))
+      ),
+      (0, 0),
+    ),
+  )
   products = [
-      [(tile.reshape(-1, channels) @ weights).reshape(batch, rows, columns, features)
-       for tile, weights in zip(_input(x, 2), _kernel(k, 0), strict=True)]
-      for x, k in zip(_input(images, 1), _kernel(kernel, 0), strict=True)]
+    [
+      (tile.reshape(-1, channels) @ weights).reshape(batch, rows, columns, features)
+      for tile, weights in zip(_input(x, 2), _kernel(k, 0), strict=True)
+    ]
+    for x, k in zip(_input(images, 1), _kernel(kernel, 0), strict=True)
+  ]
   parts = [_output(row) for row in products]  # 4 x 2, along the columns; then along the rows
   parts = zip(*(_output(part) for part in zip(*parts, strict=True)), strict=True)
   out = jnp.stack([jnp.stack(part, axis=3) for part in parts], axis=2)
@@ -54,11 +66,12 @@ def convolve(images, kernel, padding):
 
 def _input(x, axis):
   """B^T for the inputs 2i to 2i + 3 along an axis, of all i."""
-  pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1:])
+  pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
   first, second = (lax.index_in_dim(pairs, parity, axis + 1, keepdims=False) for parity in (0, 1))
   (d0, d2), (d1, d3) = (
-      (lax.slice_in_dim(part, 0, -1, axis=axis), lax.slice_in_dim(part, 1, None, axis=axis))
-      for part in (first, second))
+    (lax.slice_in_dim(part, 0, -1, axis=axis), lax.slice_in_dim(part, 1, None, axis=axis))
+    for part in (first, second)
+  )
   return d0 - d2, d1 + d2, d2 - d1, d1 - d3
 
 

@@ -22,10 +22,17 @@ def run(workdir):
   table = tables.run(found[0].results)
   (workdir / "results.txt").write_text(table + "\n", encoding="utf-8")
   (workdir / "plots").mkdir(exist_ok=True)
-  written = [plots.save(curves.robustness(found), workdir / "plots" / "robustness.png"),
-             *plots.training(found[0].metrics, workdir / "plots")]
-  return "\n".join([table, "", *(f"wrote {path}" for path in (
-      workdir / "results.json", workdir / "results.txt", *written))])
+  written = [
+    plots.save(curves.robustness(found), workdir / "plots" / "robustness.png"),
+    *plots.training(found[0].metrics, workdir / "plots"),
+  ]
+  return "\n".join(
+    [
+      table,
+      "",
+      *(f"wrote {path}" for path in (workdir / "results.json", workdir / "results.txt", *written)),
+    ]
+  )
 
 
 def compare(workdirs):
@@ -43,9 +50,13 @@ def compare(workdirs):
   runs = runs_lib.read(workdirs)
   first = pathlib.Path(runs[0].workdir)
   (first / "plots").mkdir(exist_ok=True)
-  written = [plots.save(curves.robustness(runs), first / "plots" / "comparison.png"),
-             *write(sections.build(runs), first / "report")]
-  table = tables.comparison({f"{tables.label(run.results)} ({run.workdir})": run.results for run in runs})
+  written = [
+    plots.save(curves.robustness(runs), first / "plots" / "comparison.png"),
+    *write(sections.build(runs), first / "report"),
+  ]
+  table = tables.comparison(
+    {f"{tables.label(run.results)} ({run.workdir})": run.results for run in runs}
+  )
   return "\n".join([table, "", *(f"wrote {path}" for path in written)])
 
 

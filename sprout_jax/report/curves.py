@@ -17,8 +17,11 @@ def robustness(runs):
       epsilon = [entry["epsilon"] for entry in attacks]
       accuracy = [100 * entry["accuracy"] for entry in attacks]
       is_ensemble = wording.is_ensemble(attacks[0])
-      drawn = {"marker": "D", "linestyle": "--", "markerfacecolor": "white", "markersize": 5} if (
-          is_ensemble) else {"marker": look["marker"], "linestyle": "-", "markersize": 4}
+      drawn = (
+        {"marker": "D", "linestyle": "--", "markerfacecolor": "white", "markersize": 5}
+        if (is_ensemble)
+        else {"marker": look["marker"], "linestyle": "-", "markersize": 4}
+      )
       axes.plot(epsilon, accuracy, color=look["color"], linewidth=1.2, **drawn)
       low, high = 100 * np.array([entry["interval"] for entry in attacks]).T
       axes.fill_between(epsilon, low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -32,8 +35,14 @@ def robustness(runs):
   axes.set_ylim(0, 100)
   axes.margins(x=0.06)
   handles = _handles(runs, linestyle="-") + [
-      figures.handle(color="grey", marker="D" if is_ensemble else None, markerfacecolor="white",
-                     linestyle="--" if is_ensemble else "-") for is_ensemble, _ in sorted(names)]
+    figures.handle(
+      color="grey",
+      marker="D" if is_ensemble else None,
+      markerfacecolor="white",
+      linestyle="--" if is_ensemble else "-",
+    )
+    for is_ensemble, _ in sorted(names)
+  ]
   figures.legend(fig, handles, _names(runs) + [name for _, name in sorted(names)])
   return fig
 
@@ -41,22 +50,44 @@ def robustness(runs):
 def _label_ends(axes, runs):
   """The keys beside the last point of every PGD curve."""
   if len(runs) > 1:
-    last = [(max((e for e in run.results["attacks"] if not wording.is_ensemble(e)),
-                 key=lambda entry: entry["epsilon"], default=None), run) for run in runs]
-    figures.end_labels(axes, [(entry["epsilon"], 100 * entry["accuracy"], run.key,
-                               figures.style(run.number)["color"]) for entry, run in last if entry])
+    last = [
+      (
+        max(
+          (e for e in run.results["attacks"] if not wording.is_ensemble(e)),
+          key=lambda entry: entry["epsilon"],
+          default=None,
+        ),
+        run,
+      )
+      for run in runs
+    ]
+    figures.end_labels(
+      axes,
+      [
+        (entry["epsilon"], 100 * entry["accuracy"], run.key, figures.style(run.number)["color"])
+        for entry, run in last
+        if entry
+      ],
+    )
 
 
 def invariance(runs):
   """Accuracy against strength, a panel for each transformation."""
   found = [(run, run.evaluations["invariance"]["transformations"]) for run in runs]
   names = list(dict.fromkeys(name for _, rows in found for name in rows))
-  fig, panels = figures.lines(len(names), height=1.7, extra=figures.legend_height(len(runs)), sharey=True)
+  fig, panels = figures.lines(
+    len(names), height=1.7, extra=figures.legend_height(len(runs)), sharey=True
+  )
   for axes, name in zip(panels, names):
-    rows = [(run, transformations[name]) for run, transformations in found if name in transformations]
+    rows = [
+      (run, transformations[name]) for run, transformations in found if name in transformations
+    ]
     for run, row in rows:
-      axes.plot([point["strength"] for point in row["points"]],
-                [100 * point["accuracy"] for point in row["points"]], **_look(run))
+      axes.plot(
+        [point["strength"] for point in row["points"]],
+        [100 * point["accuracy"] for point in row["points"]],
+        **_look(run),
+      )
     axes.axvline(rows[0][1]["identity"], color="grey", linewidth=0.8, linestyle=":")
     axes.set_xlabel(f"{name.replace('_', ' ')} ({rows[0][1]['unit']})", fontsize=8.5)
     axes.set_ylim(0, 100)
@@ -86,7 +117,9 @@ def best_loss(runs):
 
 def losses_over_steps(run):
   """{loss: its running best over the steps}, without those that no image was there for."""
-  return {name: losses for name, losses in run.evaluations["strength"]["best_loss"].items() if losses}
+  return {
+    name: losses for name, losses in run.evaluations["strength"]["best_loss"].items() if losses
+  }
 
 
 def certified(runs):
@@ -95,8 +128,12 @@ def certified(runs):
   for run in runs:
     curve, look = run.evaluations["smoothing"]["curve"], _look(run)
     radius = [point["radius"] for point in curve]
-    axes.plot(radius, [100 * point["accuracy"] for point in curve], markevery=max(len(curve) // 8, 1),
-              **look)
+    axes.plot(
+      radius,
+      [100 * point["accuracy"] for point in curve],
+      markevery=max(len(curve) // 8, 1),
+      **look,
+    )
     low, high = 100 * np.array([point["interval"] for point in curve]).T
     axes.fill_between(radius, low, high, color=look["color"], alpha=0.15, linewidth=0)
   axes.set_xlabel("L2 radius (pixels in [0, 1])")
@@ -112,9 +149,16 @@ def training(runs):
   for run in runs:
     train, validation = steady(run.metrics), split(run.metrics, "validation")
     shown = validation or train
-    for axes, records, key, factor in ((panels[0], train, "loss", 1), (panels[1], shown, "accuracy", 100)):
-      axes.plot([record["epoch"] for record in records], [factor * record[key] for record in records],
-                markevery=max(len(records) // 8, 1), **_look(run))
+    for axes, records, key, factor in (
+      (panels[0], train, "loss", 1),
+      (panels[1], shown, "accuracy", 100),
+    ):
+      axes.plot(
+        [record["epoch"] for record in records],
+        [factor * record[key] for record in records],
+        markevery=max(len(records) // 8, 1),
+        **_look(run),
+      )
   panels[0].set_ylabel("training loss (nats)", fontsize=9)
   panels[0].set_ylim(bottom=0)
   panels[1].set_ylabel("accuracy (%)", fontsize=9)

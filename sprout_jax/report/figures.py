@@ -22,6 +22,7 @@ def panels(count, columns=2, height=2.0, extra=0.0, **options):
   pyplot is not used: it keeps global state, and is slow to import.
   """
   from matplotlib import figure  # slow to import
+
   columns = min(columns, count)
   rows = -(-count // columns)
   fig = figure.Figure(figsize=(WIDTH, rows * height + extra), layout="constrained", dpi=DPI)
@@ -44,25 +45,37 @@ def lines(count=1, columns=2, height=2.0, extra=0.0, **options):
 
 def style(number):
   """How a run is drawn: colour, marker and line."""
-  return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)],
-          "linestyle": LINES[number % len(LINES)]}
+  return {
+    "color": COLOURS[number % len(COLOURS)],
+    "marker": MARKERS[number % len(MARKERS)],
+    "linestyle": LINES[number % len(LINES)],
+  }
 
 
 def shortened(text, length=24):
   """Text of a file as a plot takes it: cut, and without matplotlib's formulas."""
-  return (text if len(text) <= length else text[:length - 1] + "…").replace("$", r"\$")
+  return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
 def handle(**look):
   """An entry of a legend."""
   from matplotlib import lines as matplotlib_lines  # slow to import
+
   return matplotlib_lines.Line2D([], [], **look)
 
 
 def legend(fig, handles, names):
   """The legend below all panels."""
-  fig.legend(handles, names, loc="outside lower center", ncols=2,
-             fontsize=9, frameon=False, handlelength=2.2, columnspacing=0.8)
+  fig.legend(
+    handles,
+    names,
+    loc="outside lower center",
+    ncols=2,
+    fontsize=9,
+    frameon=False,
+    handlelength=2.2,
+    columnspacing=0.8,
+  )
 
 
 def legend_height(count):
@@ -84,8 +97,16 @@ def end_labels(axes, ends):
     else:
       groups.append((x, y, [key], colour))
   for x, y, keys, colour in groups:
-    axes.annotate(" ".join(sorted(keys)), (x, y), xytext=(6, 0), textcoords="offset points", fontsize=9,
-                  va="center", color=colour if len(keys) == 1 else "black", annotation_clip=False)
+    axes.annotate(
+      " ".join(sorted(keys)),
+      (x, y),
+      xytext=(6, 0),
+      textcoords="offset points",
+      fontsize=9,
+      va="center",
+      color=colour if len(keys) == 1 else "black",
+      annotation_clip=False,
+    )
 
 
 def heat(axes, values, rows, columns, *, low, high, text="{:.0f}"):
@@ -97,8 +118,15 @@ def heat(axes, values, rows, columns, *, low, high, text="{:.0f}"):
   axes.tick_params(length=0)
   for (row, column), value in np.ndenumerate(values):
     bright = not value < low + 0.5 * (high - low)  # NaN too
-    axes.text(column, row, "–" if np.isnan(value) else text.format(value), ha="center", va="center",
-              fontsize=8, color="black" if bright else "white")
+    axes.text(
+      column,
+      row,
+      "–" if np.isnan(value) else text.format(value),
+      ha="center",
+      va="center",
+      fontsize=8,
+      color="black" if bright else "white",
+    )
   return image
 
 
@@ -112,6 +140,7 @@ def png(fig):
 def enlarged(data, side=96):
   """A PNG with every pixel repeated until its shorter side has at least `side` pixels."""
   from matplotlib import image  # slow to import
+
   pixels = np.atleast_3d(image.imread(io.BytesIO(data), format="png"))
   factor = -(-side // min(pixels.shape[:2]))
   pixels = pixels.repeat(factor, 0).repeat(factor, 1)

@@ -6,16 +6,16 @@ results.json, with "where" and "beside" from `evaluation.checks.at` where it is 
 
 # What each check asks, and the unit of its value and threshold.
 QUESTIONS = {
-    "gradients": ("Input gradients are finite and not zero", "shares of images without"),
-    "square": ("Square finds nothing that the white-box attacks missed", "points"),
-    "black_box": ("Noise and transferred attacks find nothing that the white box missed", "points"),
-    "order": ("Stronger attacks break all that weaker ones break", "images"),
-    "monotone": ("Accuracy never rises with epsilon", "points"),
-    "large_radius": ("Nothing is left at a radius that hides any image", "points"),
-    "effort": ("More steps or restarts do not move the accuracy", "points"),
-    "converged": ("The running best loss has settled", "shares of its range"),
-    "gap": ("PGD is near AutoAttack", "points"),
-    "binarization": ("The attack finds adversarial examples that are there", "shares found"),
+  "gradients": ("Input gradients are finite and not zero", "shares of images without"),
+  "square": ("Square finds nothing that the white-box attacks missed", "points"),
+  "black_box": ("Noise and transferred attacks find nothing that the white box missed", "points"),
+  "order": ("Stronger attacks break all that weaker ones break", "images"),
+  "monotone": ("Accuracy never rises with epsilon", "points"),
+  "large_radius": ("Nothing is left at a radius that hides any image", "points"),
+  "effort": ("More steps or restarts do not move the accuracy", "points"),
+  "converged": ("The running best loss has settled", "shares of its range"),
+  "gap": ("PGD is near AutoAttack", "points"),
+  "binarization": ("The attack finds adversarial examples that are there", "shares found"),
 }
 
 

@@ -32,19 +32,32 @@ def numbers(caption, runs, measure, placed=None, remarks=lambda results: ()):
   for group, keys in _groups(columns).items():
     lines.append(Group(group))
     for key in keys:
-      lines.append(Row(Cell(key), tuple(_cell(column, marked, group, key)
-                                        for column, marked in zip(columns, marks))))
-  header = (Cell(""), *(Cell(run.key, run.short, marked["head"]) for run, marked in zip(runs, marks)))
-  notes = footnotes.notes() + tuple(("", f"{run.name}: {text}") for run in runs
-                                    for text in dict.fromkeys(remarks(run.results)))
+      lines.append(
+        Row(
+          Cell(key),
+          tuple(_cell(column, marked, group, key) for column, marked in zip(columns, marks)),
+        )
+      )
+  header = (
+    Cell(""),
+    *(Cell(run.key, run.short, marked["head"]) for run, marked in zip(runs, marks)),
+  )
+  notes = footnotes.notes() + tuple(
+    ("", f"{run.name}: {text}") for run in runs for text in dict.fromkeys(remarks(run.results))
+  )
   return Table(caption, header, tuple(lines), notes)
 
 
 def _marks(run, column, placed, footnotes):
   """{number of a measure, or "head": marks of the failed checks that concern it}."""
   evaluations = {measure.evaluation for measure in column}
-  shown = placed(run.results) if placed else [
-      finding for finding in findings.failed(run.results) if finding["evaluation"] in evaluations]
+  shown = (
+    placed(run.results)
+    if placed
+    else [
+      finding for finding in findings.failed(run.results) if finding["evaluation"] in evaluations
+    ]
+  )
   found = {"head": ()}
   for finding in shown:
     mark = footnotes.mark(f"{run.name}: {finding['text']}")
@@ -72,8 +85,11 @@ def _cell(column, marked, group, row):
 
 def plain(caption, corner, runs, rows):
   """A table of strings, a column for each run; the first of each row is its head."""
-  return Table(caption, (Cell(corner), *(Cell(run.key, run.short) for run in runs)),
-               tuple(Row(Cell(row[0]), tuple(map(Cell, row[1:]))) for row in rows))
+  return Table(
+    caption,
+    (Cell(corner), *(Cell(run.key, run.short) for run in runs)),
+    tuple(Row(Cell(row[0]), tuple(map(Cell, row[1:]))) for row in rows),
+  )
 
 
 def checks(runs):
@@ -86,13 +102,23 @@ def checks(runs):
       lines.append(Group(f"of the evaluation {evaluation}"))
       last = evaluation
     sentence, unit = findings.question(name)
-    lines.append(Row(Cell(sentence + (f", {where}" if where else "") + (f" ({number + 1})" if number else ""),
-                          unit and f"(in {unit})"),
-                     tuple(_verdict(run, column.get(key), footnotes) for run, column in zip(runs, found))))
+    lines.append(
+      Row(
+        Cell(
+          sentence + (f", {where}" if where else "") + (f" ({number + 1})" if number else ""),
+          unit and f"(in {unit})",
+        ),
+        tuple(_verdict(run, column.get(key), footnotes) for run, column in zip(runs, found)),
+      )
+    )
   header = (Cell(""), *(Cell(run.key, run.short) for run in runs))
-  return Table("Every check of every run: the outcome, the value, and in brackets the limit: what is allowed at most (of "
-               "planted adversarial examples: what must be found at least).", header,
-               tuple(lines), footnotes.notes())
+  return Table(
+    "Every check of every run: the outcome, the value, and in brackets the limit: what is allowed at most (of "
+    "planted adversarial examples: what must be found at least).",
+    header,
+    tuple(lines),
+    footnotes.notes(),
+  )
 
 
 def _placed(checks_of_run):

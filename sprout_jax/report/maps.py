@@ -7,14 +7,28 @@ from sprout_jax.report import figures
 
 def invariance(runs):
   """Accuracy at the named points of the invariance tests: runs x points."""
-  found = [{point["named"]: point["accuracy"] for row in
-            run.evaluations["invariance"]["transformations"].values()
-            for point in row["points"] if point["named"]} for run in runs]
+  found = [
+    {
+      point["named"]: point["accuracy"]
+      for row in run.evaluations["invariance"]["transformations"].values()
+      for point in row["points"]
+      if point["named"]
+    }
+    for run in runs
+  ]
   names = list(dict.fromkeys(name for points in found for name in points))
-  values = [[100 * points[name] if name in points else np.nan for name in names] for points in found]
+  values = [
+    [100 * points[name] if name in points else np.nan for name in names] for points in found
+  ]
   fig, (axes,) = figures.panels(1, height=0.9 + 0.3 * len(runs))
-  figures.heat(axes, values, [figures.shortened(run.name, 22) for run in runs],
-               [name.replace(" by ", "\nby ").replace(" x", "\nx") for name in names], low=0, high=100)
+  figures.heat(
+    axes,
+    values,
+    [figures.shortened(run.name, 22) for run in runs],
+    [name.replace(" by ", "\nby ").replace(" x", "\nx") for name in names],
+    low=0,
+    high=100,
+  )
   axes.set_title("accuracy (%)", fontsize=9)
   return fig
 
@@ -50,17 +64,32 @@ def landscapes(runs):
   high = high if high > low else low + 1
   fig, panels = figures.panels(len(runs), height=2.2, extra=0.5)
   for axes, run, one, loss in zip(panels, runs, found, surfaces):
-    drawn = axes.pcolormesh(one["sign_gradient"], one["rademacher"], loss.T, cmap=figures.MAP, vmin=low,
-                            vmax=high, shading="nearest", rasterized=True)
+    drawn = axes.pcolormesh(
+      one["sign_gradient"],
+      one["rademacher"],
+      loss.T,
+      cmap=figures.MAP,
+      vmin=low,
+      vmax=high,
+      shading="nearest",
+      rasterized=True,
+    )
     if np.nanmin(loss) < np.nanmax(loss):
-      axes.contour(one["sign_gradient"], one["rademacher"], loss.T, np.linspace(low, high, 10)[1:-1],
-                   colors="white", linewidths=0.5)
+      axes.contour(
+        one["sign_gradient"],
+        one["rademacher"],
+        loss.T,
+        np.linspace(low, high, 10)[1:-1],
+        colors="white",
+        linewidths=0.5,
+      )
     span = f"{np.nanmin(loss):.2f} to {np.nanmax(loss):.2f} nats"
     axes.set_title(f"{figures.shortened(run.name)}\n{span}", fontsize=8)
   fig.supxlabel("along the sign of the input gradient (pixels)", fontsize=8.5)
   fig.supylabel("along random signs (pixels)", fontsize=8.5)
   fig.colorbar(drawn, ax=list(panels), location="top", shrink=0.8, aspect=40).set_label(
-      "cross-entropy (nats)", fontsize=8.5)
+    "cross-entropy (nats)", fontsize=8.5
+  )
   return fig
 
 
@@ -87,9 +116,15 @@ def reliability(runs):
   for axes, run in zip(panels, runs):
     found = run.evaluations["calibration"]
     bins = [one for one in found["bins"] if one["count"]]
-    axes.bar([100 * one["low"] for one in bins], [100 * one["accuracy"] for one in bins],
-             [100 * (one["high"] - one["low"]) for one in bins], align="edge",
-             color=figures.style(run.number)["color"], edgecolor="white", linewidth=0.5)
+    axes.bar(
+      [100 * one["low"] for one in bins],
+      [100 * one["accuracy"] for one in bins],
+      [100 * (one["high"] - one["low"]) for one in bins],
+      align="edge",
+      color=figures.style(run.number)["color"],
+      edgecolor="white",
+      linewidth=0.5,
+    )
     axes.plot([0, 100], [0, 100], color="black", linestyle="--", linewidth=1)
     axes.set_title(f"{figures.shortened(run.name, 20)}, ECE {100 * found['ece']:.1f} %", fontsize=8)
     axes.set_xlim(0, 100)

@@ -33,9 +33,15 @@ def _block(block, folder):
     case Figure():
       return f"{_image(block.picture, folder)}\n\n{_text(block.caption)}"
     case Gallery():
-      return "\n\n".join([_text(block.caption), *(
-          " ".join(_image(picture, folder) for picture in pictures) + f"\n\n{_text(text)}"
-          for pictures, text in block.items)])
+      return "\n\n".join(
+        [
+          _text(block.caption),
+          *(
+            " ".join(_image(picture, folder) for picture in pictures) + f"\n\n{_text(text)}"
+            for pictures, text in block.items
+          ),
+        ]
+      )
     case Table():
       return _table(block)
   raise TypeError(f"Markdown has no {type(block).__name__}")
@@ -52,7 +58,9 @@ def _table(table):
       lines.append(_row([f"**{_text(line.text)}**"] + [""] * (len(table.header) - 1)))
     else:
       lines.append(_row(map(_cell, (line.head, *line.cells))))
-  notes = "\n".join(f"- {f'<sup>{mark}</sup> ' if mark else ''}{_text(text)}" for mark, text in table.notes)
+  notes = "\n".join(
+    f"- {f'<sup>{mark}</sup> ' if mark else ''}{_text(text)}" for mark, text in table.notes
+  )
   return "\n\n".join(filter(None, [_text(table.caption), "\n".join(lines), notes]))
 
 

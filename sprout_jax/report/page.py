@@ -87,17 +87,24 @@ _text = functools.partial(html.escape, quote=True)
 def render(document):
   """The page as a string."""
   return PAGE.format(
-      title=_text(document.title), style=STYLE,
-      lead="\n".join(_block(block, "lead") for block in document.lead),
-      contents="\n".join(f'<li><a href="#{_text(section.anchor)}">{_text(section.title)}</a></li>'
-                         for section in document.sections),
-      sections="\n".join(map(_section, document.sections)))
+    title=_text(document.title),
+    style=STYLE,
+    lead="\n".join(_block(block, "lead") for block in document.lead),
+    contents="\n".join(
+      f'<li><a href="#{_text(section.anchor)}">{_text(section.title)}</a></li>'
+      for section in document.sections
+    ),
+    sections="\n".join(map(_section, document.sections)),
+  )
 
 
 def _section(section):
-  blocks = "\n".join(_block(block, f"{section.anchor}-{number}")
-                     for number, block in enumerate(section.blocks))
-  return (f'<section id="{_text(section.anchor)}">\n<h2>{_text(section.title)}</h2>\n{blocks}\n</section>')
+  blocks = "\n".join(
+    _block(block, f"{section.anchor}-{number}") for number, block in enumerate(section.blocks)
+  )
+  return (
+    f'<section id="{_text(section.anchor)}">\n<h2>{_text(section.title)}</h2>\n{blocks}\n</section>'
+  )
 
 
 def _block(block, anchor):
@@ -108,36 +115,49 @@ def _block(block, anchor):
     case Paragraph():
       return f"<p>{_text(block.text)}</p>"
     case Figure():
-      return f"<figure>{_image(block.picture)}<figcaption>{_text(block.caption)}</figcaption></figure>"
+      return (
+        f"<figure>{_image(block.picture)}<figcaption>{_text(block.caption)}</figcaption></figure>"
+      )
     case Gallery():
-      items = "\n".join(f'<figure><div class="images">{"".join(map(_image, pictures))}</div>'
-                        f"<figcaption>{_text(text)}</figcaption></figure>" for pictures, text in block.items)
-      return f'<p class="caption">{_text(block.caption)}</p>\n<div class="gallery">\n{items}\n</div>'
+      items = "\n".join(
+        f'<figure><div class="images">{"".join(map(_image, pictures))}</div>'
+        f"<figcaption>{_text(text)}</figcaption></figure>"
+        for pictures, text in block.items
+      )
+      return (
+        f'<p class="caption">{_text(block.caption)}</p>\n<div class="gallery">\n{items}\n</div>'
+      )
     case Table():
       return _table(block, anchor)
   raise TypeError(f"a page has no {type(block).__name__}")
 
 
 def _image(picture):
-  return (f'<img src="data:image/png;base64,{base64.b64encode(picture.png).decode()}" '
-          f'alt="{_text(picture.alt)}">')
+  return (
+    f'<img src="data:image/png;base64,{base64.b64encode(picture.png).decode()}" '
+    f'alt="{_text(picture.alt)}">'
+  )
 
 
 def _table(table, anchor):
   header = "".join(f'<th scope="col">{_cell(cell, anchor)}</th>' for cell in table.header)
   lines = "\n".join(_line(line, len(table.header), anchor) for line in table.lines)
   notes = "\n".join(_note(mark, text, anchor) for mark, text in table.notes)
-  return (f'<p class="caption" id="{_text(anchor)}">{_text(table.caption)}</p>\n'
-          f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{_text(anchor)}">'
-          f'<table aria-labelledby="{_text(anchor)}">\n<thead><tr>{header}</tr></thead>\n'
-          f"<tbody>\n{lines}\n</tbody>\n</table></div>"
-          + (f'\n<ul class="notes">\n{notes}\n</ul>' if notes else ""))
+  return (
+    f'<p class="caption" id="{_text(anchor)}">{_text(table.caption)}</p>\n'
+    f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{_text(anchor)}">'
+    f'<table aria-labelledby="{_text(anchor)}">\n<thead><tr>{header}</tr></thead>\n'
+    f"<tbody>\n{lines}\n</tbody>\n</table></div>"
+    + (f'\n<ul class="notes">\n{notes}\n</ul>' if notes else "")
+  )
 
 
 def _line(line, columns, anchor):
   if isinstance(line, Group):
-    return (f'<tr class="group"><th colspan="{columns}" scope="colgroup"><span>{_text(line.text)}</span></th>'
-            "</tr>")
+    return (
+      f'<tr class="group"><th colspan="{columns}" scope="colgroup"><span>{_text(line.text)}</span></th>'
+      "</tr>"
+    )
   cells = "".join(f"<td{_kind(cell)}>{_cell(cell, anchor)}</td>" for cell in line.cells)
   kind = "head short" if len(line.head.text) < SHORT and not line.head.detail else "head"
   return f'<tr><th class="{kind}" scope="row">{_cell(line.head, anchor)}</th>{cells}</tr>'
@@ -153,7 +173,9 @@ def _kind(cell):
 
 
 def _cell(cell, anchor):
-  marks = "".join(f'<sup><a href="#{_text(f"{anchor}-{mark}")}">{_text(mark)}</a></sup>' for mark in cell.marks)
+  marks = "".join(
+    f'<sup><a href="#{_text(f"{anchor}-{mark}")}">{_text(mark)}</a></sup>' for mark in cell.marks
+  )
   detail = f"<small>{_breakable(cell.detail)}</small>" if cell.detail else ""
   return f"{_breakable(cell.text)}{marks}{detail}"
 

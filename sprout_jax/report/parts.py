@@ -23,23 +23,46 @@ WITHOUT_EFFECT = ("dataset.data_dir", "dataset.cache_dir", "checkpoint.", "log_e
 
 
 def runs(all_runs):
-  rows = tuple(Row(Cell(run.key), (Cell(run.label, run.workdir), Cell(tables.checked(run.results))))
-               for run in all_runs)
-  return Section("Runs", (Table("What was trained, with its folder.",
-                                (Cell("run"), Cell("trained"), Cell("checks")), rows),))
+  rows = tuple(
+    Row(Cell(run.key), (Cell(run.label, run.workdir), Cell(tables.checked(run.results))))
+    for run in all_runs
+  )
+  return Section(
+    "Runs",
+    (
+      Table(
+        "What was trained, with its folder.", (Cell("run"), Cell("trained"), Cell("checks")), rows
+      ),
+    ),
+  )
 
 
 def configs(all_runs):
   """The keys in which the trainings differ; of a single run all that make a difference."""
   flat = _flat(all_runs, lambda key: not key.startswith((*WITHOUT_EFFECT, "evaluation.")))
-  keys = sorted({key for one in flat for key in one
-                 if len(flat) == 1 or any(one[key] != other.get(key, ABSENT) for other in flat)})
+  keys = sorted(
+    {
+      key
+      for one in flat
+      for key in one
+      if len(flat) == 1 or any(one[key] != other.get(key, ABSENT) for other in flat)
+    }
+  )
   if not keys:
     return Section("Configs", (Paragraph("All runs were trained with the same config."),))
-  return Section("Configs", (grid.plain(
-      "How the run was trained." if len(flat) == 1 else
-      "How the training differs; all other keys are the same. A dash: no such key.", "key", all_runs,
-      [(key, *(_shown(one, key) for one in flat)) for key in keys]),))
+  return Section(
+    "Configs",
+    (
+      grid.plain(
+        "How the run was trained."
+        if len(flat) == 1
+        else "How the training differs; all other keys are the same. A dash: no such key.",
+        "key",
+        all_runs,
+        [(key, *(_shown(one, key) for one in flat)) for key in keys],
+      ),
+    ),
+  )
 
 
 def measuring(all_runs):
@@ -50,17 +73,30 @@ def measuring(all_runs):
   """
   flat = _flat(all_runs, lambda key: key.startswith("evaluation."))
   values = {key: [one[key] for one in flat if key in one] for one in flat for key in one}
-  keys = sorted(key for key, found in values.items()
-                if len(flat) == 1 or any(value != found[0] for value in found))
-  return grid.plain("How it was measured; this says nothing of what was trained." if len(flat) == 1 else
-                    "How the measuring differs; this says nothing of what was trained. A dash: no such key.",
-                    "key", all_runs, [(key, *(_shown(one, key) for one in flat)) for key in keys]
-                    ) if keys else None
+  keys = sorted(
+    key
+    for key, found in values.items()
+    if len(flat) == 1 or any(value != found[0] for value in found)
+  )
+  return (
+    grid.plain(
+      "How it was measured; this says nothing of what was trained."
+      if len(flat) == 1
+      else "How the measuring differs; this says nothing of what was trained. A dash: no such key.",
+      "key",
+      all_runs,
+      [(key, *(_shown(one, key) for one in flat)) for key in keys],
+    )
+    if keys
+    else None
+  )
 
 
 def _flat(all_runs, wanted):
-  return [{key: value for key, value in flatten(run.results["config"]).items() if wanted(key)}
-          for run in all_runs]
+  return [
+    {key: value for key, value in flatten(run.results["config"]).items() if wanted(key)}
+    for run in all_runs
+  ]
 
 
 class _Absent:
@@ -102,11 +138,17 @@ def beta(all_runs):
   if not learned:
     return None
   # A panel has a bar per class: only runs of the same classes share the axis.
-  blocks = [_figure(f"beta_{number}" if number else "beta", maps.beta(same), "The last beta of each run, a bar "
-                    "for each class", "Beta, which SPROUT learned for each class, at the end of the training. What it "
-                    "adds to the label's concentration is a share of it, which differs between variants "
-                    "(method.concentration).")
-            for number, same in enumerate(_by_classes(learned).values())]
+  blocks = [
+    _figure(
+      f"beta_{number}" if number else "beta",
+      maps.beta(same),
+      "The last beta of each run, a bar for each class",
+      "Beta, which SPROUT learned for each class, at the end of the training. What it "
+      "adds to the label's concentration is a share of it, which differs between variants "
+      "(method.concentration).",
+    )
+    for number, same in enumerate(_by_classes(learned).values())
+  ]
   without = [run.name for run in all_runs if run not in learned]
   if without:
     blocks.append(Paragraph(f"Without a learned beta: {', '.join(without)}."))
@@ -122,14 +164,22 @@ def _by_classes(learned):
 
 
 def training(all_runs):
-  blocks = [grid.numbers("What the training cost.", all_runs, measures.training),
-            Paragraph("Times say little where runs shared a machine, or ran on different ones.")]
+  blocks = [
+    grid.numbers("What the training cost.", all_runs, measures.training),
+    Paragraph("Times say little where runs shared a machine, or ran on different ones."),
+  ]
   logged = [run for run in all_runs if curves.split(run.metrics, "train")]
   if logged:
-    blocks.append(_figure("training", curves.training(logged), "Training loss and accuracy against epochs, a "
-                          "curve for each run", "Above: the training loss; its level does not compare between "
-                          "methods, which minimise different things. Below: accuracy on the validation split "
-                          "(without one: on the training batches)."))
+    blocks.append(
+      _figure(
+        "training",
+        curves.training(logged),
+        "Training loss and accuracy against epochs, a curve for each run",
+        "Above: the training loss; its level does not compare between "
+        "methods, which minimise different things. Below: accuracy on the validation split "
+        "(without one: on the training batches).",
+      )
+    )
   missing = [run.name for run in all_runs if run not in logged]
   if missing:
     blocks.append(Paragraph(f"No records of the training (metrics.jsonl): {', '.join(missing)}."))
@@ -146,15 +196,30 @@ def radar(all_runs):
     blocks.append(Paragraph("Not drawn: fewer than three axes were measured alike for all runs."))
   else:
     blocks += [
-        _figure("radar", radar_lib.draw(shown, chart), "Radar chart with an axis for each measure, a curve "
-                "for each run", "Each axis is divided by the best run on it; in the legend the score, the mean "
-                "of a run's axes."),
-        Paragraph(f"The paper's axes, with its PGD and its margin loss (C&W), here {_radius(shown)}. The score does "
-                  "not rank robustness: it is the mean of all axes, training speed among them. AutoAttack is in "
-                  "the table of accuracy under attack, and is what counts."),
-        grid.plain("The values relative to the best run, and their mean.", "", shown,
-                   [*((axis, *(f"{value:.3f}" for value in values)) for axis, values in chart.relative.items()),
-                    ("score", *(f"{score:.3f}" for score in chart.scores))])]
+      _figure(
+        "radar",
+        radar_lib.draw(shown, chart),
+        "Radar chart with an axis for each measure, a curve for each run",
+        "Each axis is divided by the best run on it; in the legend the score, the mean "
+        "of a run's axes.",
+      ),
+      Paragraph(
+        f"The paper's axes, with its PGD and its margin loss (C&W), here {_radius(shown)}. The score does "
+        "not rank robustness: it is the mean of all axes, training speed among them. AutoAttack is in "
+        "the table of accuracy under attack, and is what counts."
+      ),
+      grid.plain(
+        "The values relative to the best run, and their mean.",
+        "",
+        shown,
+        [
+          *(
+            (axis, *(f"{value:.3f}" for value in values)) for axis, values in chart.relative.items()
+          ),
+          ("score", *(f"{score:.3f}" for score in chart.scores)),
+        ],
+      ),
+    ]
   for why in dict.fromkeys(chart.left_out.values()):
     axes = [axis for axis, reason in chart.left_out.items() if reason == why]
     blocks.append(Paragraph(f"Axes left out: {', '.join(axes)} ({why})."))
@@ -166,7 +231,9 @@ def radar(all_runs):
 
 def _radius(runs):
   """The radius of the chart's attacks, in words."""
-  radii = {f"{run.evaluations['strength']['epsilon']:g}" for run in runs if "strength" in run.evaluations}
+  radii = {
+    f"{run.evaluations['strength']['epsilon']:g}" for run in runs if "strength" in run.evaluations
+  }
   return f"at epsilon {' or '.join(sorted(radii))}" if radii else "not measured"
 
 
@@ -174,9 +241,14 @@ def examples(all_runs):
   shown = [run for run in all_runs if "examples" in run.evaluations]
   if not shown:
     return None
-  blocks = [Paragraph("The first images that are classified correctly, whether the attack succeeds or not: image, "
-                      "perturbation (grey: none) and attacked image; under them the label, and the prediction "
-                      "before and after with its confidence."), *map(_gallery, shown)]
+  blocks = [
+    Paragraph(
+      "The first images that are classified correctly, whether the attack succeeds or not: image, "
+      "perturbation (grey: none) and attacked image; under them the label, and the prediction "
+      "before and after with its confidence."
+    ),
+    *map(_gallery, shown),
+  ]
   without = [run.name for run in all_runs if run not in shown]
   if without:
     blocks.append(Paragraph(f"Not measured (adversarial examples): {', '.join(without)}."))
@@ -189,14 +261,25 @@ def _gallery(run):
   for one in found["examples"]:
     was = f"{run.class_name(one['predicted'])} ({100 * one['confidence']:.0f} %)"
     becomes = f"{run.class_name(one['adversarial_predicted'])} ({100 * one['adversarial_confidence']:.0f} %)"
-    alts = {"image": f"image {one['index']}, predicted as {was}", "perturbation": "perturbation",
-            "adversarial": f"the same image attacked, predicted as {becomes}"}
-    pictures = tuple(Picture(f"example_{run.key}_{one['index']}_{key}",
-                             figures.enlarged(base64.b64decode(one[key])), alt) for key, alt in alts.items())
+    alts = {
+      "image": f"image {one['index']}, predicted as {was}",
+      "perturbation": "perturbation",
+      "adversarial": f"the same image attacked, predicted as {becomes}",
+    }
+    pictures = tuple(
+      Picture(
+        f"example_{run.key}_{one['index']}_{key}", figures.enlarged(base64.b64decode(one[key])), alt
+      )
+      for key, alt in alts.items()
+    )
     items.append((pictures, f"label {run.class_name(one['label'])}: {was} → {becomes}"))
   what = f"{run.name}: {found['attack']}, epsilon {found['epsilon']:g}"
   broken = sum(one["adversarial_predicted"] != one["label"] for one in found["examples"])
-  caption = f"{what}; broken: {broken} of {len(items)}." if items else f"{what}: no image is classified correctly."
+  caption = (
+    f"{what}; broken: {broken} of {len(items)}."
+    if items
+    else f"{what}: no image is classified correctly."
+  )
   return Gallery(caption, tuple(items))
 
 
@@ -206,8 +289,11 @@ def checks(all_runs):
   if len(without) < len(all_runs):
     blocks.append(grid.checks(all_runs))
   if without:
-    blocks.append(Paragraph(f"Nothing was checked for {', '.join(without)}: the robust accuracies are upper "
-                            "bounds."))
+    blocks.append(
+      Paragraph(
+        f"Nothing was checked for {', '.join(without)}: the robust accuracies are upper bounds."
+      )
+    )
   return Section("Checks", tuple(blocks))
 
 
@@ -215,22 +301,32 @@ def provenance(all_runs):
   """Where the numbers come from: data, weights, versions, time, and how it was measured."""
   facts = [_facts(run.results) for run in all_runs]
   names = dict.fromkeys(name for one in facts for name in one)
-  tables_shown = (grid.plain("Data, weights and versions.", "", all_runs,
-                             [(name, *(one.get(name, "–") for one in facts)) for name in names]),
-                  measuring(all_runs))
+  tables_shown = (
+    grid.plain(
+      "Data, weights and versions.",
+      "",
+      all_runs,
+      [(name, *(one.get(name, "–") for one in facts)) for name in names],
+    ),
+    measuring(all_runs),
+  )
   return Section("Where the numbers come from", tuple(filter(None, tables_shown)))
 
 
 def _facts(results):
-  facts = {"data": results["dataset"]["provenance"],
-           "data fingerprint": results["dataset"]["fingerprint"][:12],
-           "weights": tables.weights(results)}
+  facts = {
+    "data": results["dataset"]["provenance"],
+    "data fingerprint": results["dataset"]["fingerprint"][:12],
+    "weights": tables.weights(results),
+  }
   if "parameters_sha256" in results:
     facts["SHA-256 of the parameters"] = results["parameters_sha256"][:12]
   if "wall_seconds" in results:
     facts["evaluation took"] = f"{results['wall_seconds']:.0f} s"
-  return facts | {f"version of {name}" if name != "devices" else "evaluated on": str(version)
-                  for name, version in results["versions"].items()}
+  return facts | {
+    f"version of {name}" if name != "devices" else "evaluated on": str(version)
+    for name, version in results["versions"].items()
+  }
 
 
 def _figure(name, drawn, alt, caption):

@@ -35,14 +35,29 @@ def _progress(train, validation):
   axes.set_ylabel("training loss (nats)", color=figures.COLOURS[0])
   axes.set_ylim(bottom=0)
   right = axes.twinx()
-  right.plot([r["epoch"] for r in train], [100 * r["accuracy"] for r in train], color=figures.COLOURS[1],
-             alpha=0.5, label="training, on the vicinity")
+  right.plot(
+    [r["epoch"] for r in train],
+    [100 * r["accuracy"] for r in train],
+    color=figures.COLOURS[1],
+    alpha=0.5,
+    label="training, on the vicinity",
+  )
   if validation:
-    right.plot([r["epoch"] for r in validation], [100 * r["accuracy"] for r in validation], ".-",
-               color=figures.COLOURS[1], label="validation")
+    right.plot(
+      [r["epoch"] for r in validation],
+      [100 * r["accuracy"] for r in validation],
+      ".-",
+      color=figures.COLOURS[1],
+      label="validation",
+    )
     if "robust_accuracy" in validation[-1]:
-      right.plot([r["epoch"] for r in validation], [100 * r["robust_accuracy"] for r in validation],
-                 ".--", color=figures.COLOURS[2], label="validation, under PGD")
+      right.plot(
+        [r["epoch"] for r in validation],
+        [100 * r["robust_accuracy"] for r in validation],
+        ".--",
+        color=figures.COLOURS[2],
+        label="validation, under PGD",
+      )
   right.set_ylabel("accuracy (%)", color=figures.COLOURS[1])
   right.set_ylim(0, 100)
   fig.legend(fontsize=8, loc="outside upper right", ncols=2)
@@ -53,8 +68,14 @@ def _beta(train):
   fig, (axes,) = figures.lines(1, height=3.4)
   beta = np.array([record["beta"] for record in train])
   for label in range(beta.shape[1]):
-    axes.plot([r["epoch"] for r in train], beta[:, label], linewidth=1, label=str(label),
-              color=figures.COLOURS[label % 7], linestyle=("-", "--", ":")[label // 7 % 3])
+    axes.plot(
+      [r["epoch"] for r in train],
+      beta[:, label],
+      linewidth=1,
+      label=str(label),
+      color=figures.COLOURS[label % 7],
+      linestyle=("-", "--", ":")[label // 7 % 3],
+    )
   axes.set_xlabel("epoch")
   axes.set_ylabel("beta (concentration per class)")
   if beta.shape[1] <= 20:

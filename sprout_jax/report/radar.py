@@ -30,12 +30,18 @@ def measured(results):
     found["training speed"] = (1 / seconds, f"{data}, on {wording.trained_on(results)}")
   for axis, entry in (("PGD-20", _pgd(results)), ("C&W", _carlini_wagner(results))):
     if entry:
-      found[axis] = (entry["accuracy"], f"{data}, {wording.attack_spec(entry)}, epsilon {entry['epsilon']:g}, "
-                                        f"{entry['count']} images")
+      found[axis] = (
+        entry["accuracy"],
+        f"{data}, {wording.attack_spec(entry)}, epsilon {entry['epsilon']:g}, "
+        f"{entry['count']} images",
+      )
   if "invariance" in results["evaluations"]:
     for row in results["evaluations"]["invariance"]["transformations"].values():
-      found |= {point["named"]: (point["accuracy"], f"{data}, {point['count']} images") for point in row["points"]
-                if point["named"] in NAMED}
+      found |= {
+        point["named"]: (point["accuracy"], f"{data}, {point['count']} images")
+        for point in row["points"]
+        if point["named"] in NAMED
+      }
   return found
 
 
@@ -46,21 +52,30 @@ def is_measured(results):
 
 def _pgd(results):
   """PGD-20 on the cross-entropy at the headline radius, with the fewest restarts there are."""
-  return min((entry for entry in _strength(results, "cross_entropy") if entry["steps"] == 20),
-             key=lambda entry: entry["restarts"], default=None)
+  return min(
+    (entry for entry in _strength(results, "cross_entropy") if entry["steps"] == 20),
+    key=lambda entry: entry["restarts"],
+    default=None,
+  )
 
 
 def _carlini_wagner(results):
   """PGD on the margin: the fewest restarts and, with those, the most steps there are."""
-  return min(_strength(results, "margin"), key=lambda entry: (entry["restarts"], -entry["steps"]),
-             default=None)
+  return min(
+    _strength(results, "margin"),
+    key=lambda entry: (entry["restarts"], -entry["steps"]),
+    default=None,
+  )
 
 
 def _strength(results, loss):
   if "strength" not in results["evaluations"]:
     return []
-  return [entry for entry in results["evaluations"]["strength"]["entries"]
-          if entry["loss"] == loss and entry["norm"] == "linf"]
+  return [
+    entry
+    for entry in results["evaluations"]["strength"]["entries"]
+    if entry["loss"] == loss and entry["norm"] == "linf"
+  ]
 
 
 def compute(runs):
@@ -86,8 +101,9 @@ def draw(runs, radar):
   """The chart as a figure; at least three axes."""
   names = list(radar.relative)
   angles = 2 * np.pi * np.arange(len(names) + 1) / len(names)
-  fig, (axes,) = figures.lines(1, height=3.7, extra=figures.legend_height(len(runs)),
-                               subplot_kw={"projection": "polar"})
+  fig, (axes,) = figures.lines(
+    1, height=3.7, extra=figures.legend_height(len(runs)), subplot_kw={"projection": "polar"}
+  )
   handles = []
   for place, run in enumerate(runs):
     values = [radar.relative[name][place] for name in names]
@@ -95,7 +111,9 @@ def draw(runs, radar):
     handles += axes.plot(angles, [*values, values[0]], linewidth=1.4, markersize=4, **look)
   axes.set_theta_offset(np.pi / 2)
   axes.set_theta_direction(-1)
-  axes.set_xticks(angles[:-1], [name.replace(" by ", "\nby ").replace(" s", "\ns") for name in names])
+  axes.set_xticks(
+    angles[:-1], [name.replace(" by ", "\nby ").replace(" s", "\ns") for name in names]
+  )
   axes.tick_params(axis="x", pad=3, labelsize=9)
   for angle, text in zip(angles, axes.get_xticklabels()):  # away from the circle
     side = np.sin(angle)
@@ -103,6 +121,9 @@ def draw(runs, radar):
   axes.set_ylim(0, 1.02)
   axes.set_yticks((0.25, 0.5, 0.75, 1), ("0.25", "0.5", "0.75", "1"), fontsize=7)
   axes.set_rlabel_position(180 / len(names))
-  figures.legend(fig, handles, [f"{figures.shortened(run.name, 17)}: {score:.3f}"
-                                for run, score in zip(runs, radar.scores)])
+  figures.legend(
+    fig,
+    handles,
+    [f"{figures.shortened(run.name, 17)}: {score:.3f}" for run, score in zip(runs, radar.scores)],
+  )
   return fig

@@ -48,23 +48,31 @@ def read(workdirs):
   for workdir in dict.fromkeys(str(workdir) for workdir in workdirs):
     found[workdir] = read_results(workdir)
     if found[workdir] is None:
-      raise UserError(f"{workdir} has no results.json; finish it with: python launch.py --mode "
-                      f"evaluate --workdir {workdir}")
+      raise UserError(
+        f"{workdir} has no results.json; finish it with: python launch.py --mode "
+        f"evaluate --workdir {workdir}"
+      )
   labels = [wording.label(results) for results in found.values()]
-  return [Run(number, unique, short, workdir, found[workdir], read_metrics(workdir))
-          for number, (workdir, unique, short) in enumerate(
-              zip(found, _unique(labels, found), _unique(_short(labels), found)))]
+  return [
+    Run(number, unique, short, workdir, found[workdir], read_metrics(workdir))
+    for number, (workdir, unique, short) in enumerate(
+      zip(found, _unique(labels, found), _unique(_short(labels), found))
+    )
+  ]
 
 
 def _short(labels):
   """The comma-separated parts of the labels that are not the same for all; of one label the first."""
   parts = [label.split(", ") for label in labels]
-  differing = [column for column in range(len(parts[0]))
-               if len({part[column] for part in parts}) > 1]
+  differing = [
+    column for column in range(len(parts[0])) if len({part[column] for part in parts}) > 1
+  ]
   return [", ".join(part[column] for column in differing or [0]) for part in parts]
 
 
 def _unique(names, workdirs):
   """Adds the workdir to names that several runs have."""
   often = collections.Counter(names)
-  return [f"{name} ({workdir})" if often[name] > 1 else name for name, workdir in zip(names, workdirs)]
+  return [
+    f"{name} ({workdir})" if often[name] > 1 else name for name, workdir in zip(names, workdirs)
+  ]

@@ -10,8 +10,10 @@ def label(results):
   variant = [str(method[key]) for key in ("concentration", "draw") if key in method]
   added = [config["penalty"]["name"]] * (config["penalty"]["name"] != "none")
   added += [f"AWP {config['awp_gamma']:g}"] * bool(config["awp_gamma"])
-  return (" + ".join([" ".join([method["name"], *variant]), *added]) + f", {config['model']['name']}, "
-          f"{config['dataset']['name']}, seed {config['seed']}")
+  return (
+    " + ".join([" ".join([method["name"], *variant]), *added]) + f", {config['model']['name']}, "
+    f"{config['dataset']['name']}, seed {config['seed']}"
+  )
 
 
 def letters(number, first="A"):
@@ -51,13 +53,19 @@ def title(entry):
 def attack_spec(entry):
   """Everything that defines an attack but its radius."""
   if "per_attack" in entry:
-    return (f"{title(entry)} {NORMS[entry['norm']]}, the worst of {', '.join(entry['per_attack'])}, seed "
-            f"{entry['seed']}")
+    return (
+      f"{title(entry)} {NORMS[entry['norm']]}, the worst of {', '.join(entry['per_attack'])}, seed "
+      f"{entry['seed']}"
+    )
   if "draws" in entry:
-    return (f"random noise {NORMS[entry['norm']]}, the worst of {entry['draws']} draws per image, seed "
-            f"{entry['seed']}")
-  return (f"{title(entry)} {NORMS[entry['norm']]}, {entry['loss']} loss, {entry['steps']} steps of "
-          f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}")
+    return (
+      f"random noise {NORMS[entry['norm']]}, the worst of {entry['draws']} draws per image, seed "
+      f"{entry['seed']}"
+    )
+  return (
+    f"{title(entry)} {NORMS[entry['norm']]}, {entry['loss']} loss, {entry['steps']} steps of "
+    f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}"
+  )
 
 
 def pgd_options(found):
@@ -65,8 +73,10 @@ def pgd_options(found):
   options = found.get("options", {})
   if "num_steps" not in options:
     return ""
-  return (f"pgd: {options['num_steps']} steps of {options['step_size']:g}, {options['num_restarts']} start(s), "
-          f"{options['loss']} loss, seed {options['seed']}, ")
+  return (
+    f"pgd: {options['num_steps']} steps of {options['step_size']:g}, {options['num_restarts']} start(s), "
+    f"{options['loss']} loss, seed {options['seed']}, "
+  )
 
 
 def trained_on(results):
@@ -78,8 +88,10 @@ def notes(entry):
   """What a reader of an ensemble's number must know besides."""
   spec = entry.get("spec", {})
   found = [f"{title(entry)}: {note}" for note in spec.get("notes", ())]
-  for key, text in (("not_misclassified_again", "were misclassified in the attack but not when seen again"),
-                    ("not_finite", "have outputs that are not finite")):
+  for key, text in (
+    ("not_misclassified_again", "were misclassified in the attack but not when seen again"),
+    ("not_finite", "have outputs that are not finite"),
+  ):
     if spec.get(key):
       found.append(f"{title(entry)} at {entry['epsilon']:g}: {spec[key]} adversarial images {text}")
   return found

@@ -47,15 +47,22 @@ class Checkpoints:
     policies = ocp.training.preservation_policies
     # Half-written checkpoints of a killed run are in the way of the run that writes, only of it.
     self._is_writer = keep is not None
-    self._policy = policies.AnyPreservationPolicy([
+    self._policy = policies.AnyPreservationPolicy(
+      [
         policies.LatestN(keep),
-        policies.BestN(get_metric_fn=lambda metrics: metrics[VALIDATION], n=1,
-                       keep_checkpoints_without_metrics=False)])
+        policies.BestN(
+          get_metric_fn=lambda metrics: metrics[VALIDATION],
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
     self._open()
 
   def _open(self):
     self._checkpointer = ocp.training.Checkpointer(
-        self.directory, preservation_policy=self._policy, cleanup_tmp_directories=self._is_writer)
+      self.directory, preservation_policy=self._policy, cleanup_tmp_directories=self._is_writer
+    )
 
   def close(self):
     """Waits until everything is on disk."""
@@ -66,8 +73,13 @@ class Checkpoints:
     parts = split_state(state)
     metrics = None if validation_accuracy is None else {VALIDATION: validation_accuracy}
     saved = self._checkpointer.save_checkpointables_async(
-        int(state.step), parts, force=True, overwrite=True, metrics=metrics,
-        custom_metadata={"sha256": {name: sha256(part) for name, part in parts.items()}})
+      int(state.step),
+      parts,
+      force=True,
+      overwrite=True,
+      metrics=metrics,
+      custom_metadata={"sha256": {name: sha256(part) for name, part in parts.items()}},
+    )
     if wait:
       saved.result()
 
@@ -77,9 +89,11 @@ class Checkpoints:
 
   def best_step(self):
     """The step with the highest validation accuracy, the later of two equals; else the last."""
+
     def rank(checkpoint):
       accuracy = (checkpoint.metrics or {}).get(VALIDATION, -1.0)
       return accuracy, checkpoint.step
+
     return max(self._checkpointer.checkpoints, key=rank).step
 
   def load(self, step, abstract):
@@ -121,22 +135,27 @@ class Checkpoints:
         self._move_away(number, reason)
       return type(abstract_state)(**parts["model"], **parts["training"])
     if damaged:
-      raise UserError(f"none of the checkpoints in {self.directory} can be read: " + "; ".join(
-          f"{step} ({reason})" for step, reason in damaged) + ". Mend the cause (a disk? another "
-          "version of a library?), or start again in another --workdir")
+      raise UserError(
+        f"none of the checkpoints in {self.directory} can be read: "
+        + "; ".join(f"{step} ({reason})" for step, reason in damaged)
+        + ". Mend the cause (a disk? another "
+        "version of a library?), or start again in another --workdir"
+      )
     return None
 
   def _move_away(self, step, reason):
     self.close()
     target = self.directory.parent / "damaged_checkpoints" / str(step)
-    logging.warning("Checkpoint %d is damaged (%s); moved to %s. The one before it is used.",
-                    step, reason, target)
+    logging.warning(
+      "Checkpoint %d is damaged (%s); moved to %s. The one before it is used.", step, reason, target
+    )
     if jax.process_index() == 0:
       shutil.rmtree(target, ignore_errors=True)
       target.parent.mkdir(exist_ok=True)
       shutil.move(self.directory / str(step), target)
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
+
       multihost_utils.sync_global_devices(f"damaged {step}")
     self._open()
 
@@ -156,22 +175,31 @@ def load_model(workdir, which, abstract_model):
     UserError: there is no checkpoint, or it is damaged.
   """
   if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-    raise UserError(f"{workdir} has no checkpoints; train there first: python launch.py --config "
-                    f"CONFIG --workdir {workdir}")
+    raise UserError(
+      f"{workdir} has no checkpoints; train there first: python launch.py --config "
+      f"CONFIG --workdir {workdir}"
+    )
   with contextlib.closing(Checkpoints(workdir)) as checkpoints:
     if not checkpoints.steps():
-      raise UserError(f"{checkpoints.directory} is empty; train there first: python launch.py "
-                      f"--config CONFIG --workdir {workdir}")
+      raise UserError(
+        f"{checkpoints.directory} is empty; train there first: python launch.py "
+        f"--config CONFIG --workdir {workdir}"
+      )
     step = checkpoints.best_step() if which == "best" else checkpoints.steps()[-1]
     try:
       return checkpoints.load(step, {"model": abstract_model})["model"], step
     except Exception as error:
       if step == checkpoints.steps()[-1]:
-        advice = ("run the training command again: it moves the damaged checkpoint away and repeats "
-                  "what is missing")
+        advice = (
+          "run the training command again: it moves the damaged checkpoint away and repeats "
+          "what is missing"
+        )
       else:
-        advice = (f"evaluate the last one instead: python launch.py --mode evaluate --workdir "
-                  f"{workdir} --config configs/stored.py:{workdir} "
-                  "--config.evaluation.checkpoint=last")
-      raise UserError(f"checkpoint {checkpoints.directory / str(step)} is damaged "
-                      f"({str(error)[:200]}); {advice}") from error
+        advice = (
+          f"evaluate the last one instead: python launch.py --mode evaluate --workdir "
+          f"{workdir} --config configs/stored.py:{workdir} "
+          "--config.evaluation.checkpoint=last"
+        )
+      raise UserError(
+        f"checkpoint {checkpoints.directory / str(step)} is damaged ({str(error)[:200]}); {advice}"
+      ) from error

@@ -29,24 +29,30 @@ def steps_per_epoch(config, dataset):
   """
   count = len(dataset.train.labels) // config.batch_size
   if not count:
-    raise UserError(f"config.batch_size is {config.batch_size}, more than the {len(dataset.train.labels)} "
-                    "training images; set a smaller --config.batch_size")
+    raise UserError(
+      f"config.batch_size is {config.batch_size}, more than the {len(dataset.train.labels)} "
+      "training images; set a smaller --config.batch_size"
+    )
   return count
 
 
 def prepare(config, dataset, model, method, penalty, mesh):
   """Returns the recipe and the abstract state (shapes, types, shardings); compiles nothing."""
   parallel.check(config.parallelism)
-  recipe = state_lib.make_recipe(config, model, method, penalty, dataset.num_classes,
-                                 steps_per_epoch(config, dataset))
+  recipe = state_lib.make_recipe(
+    config, model, method, penalty, dataset.num_classes, steps_per_epoch(config, dataset)
+  )
   shapes = jax.eval_shape(lambda: state_lib.create(recipe, dataset.image_shape))
-  abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), shapes)
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)),
+    shapes,
+  )
   return recipe, abstract
 
 
-def train(config, workdir, dataset, model, method, penalty, mesh, *, validate,
-          initial_variables=None):
+def train(
+  config, workdir, dataset, model, method, penalty, mesh, *, validate, initial_variables=None
+):
   """Trains until the config's last epoch, or until SIGTERM or Ctrl-C.
 
   Continues from the newest undamaged checkpoint of the workdir, if there is one, with the same
@@ -79,21 +85,28 @@ def train(config, workdir, dataset, model, method, penalty, mesh, *, validate,
     stack.callback(checkpoints.close)
     state = checkpoints.restore_latest(abstract)
     if state is None:
-      state = jax.jit(lambda: state_lib.create(recipe, dataset.image_shape),
-                      out_shardings=sharding.replicated(mesh))()
+      state = jax.jit(
+        lambda: state_lib.create(recipe, dataset.image_shape),
+        out_shardings=sharding.replicated(mesh),
+      )()
       if initial_variables is not None:
         state = state_lib.start_from(state, initial_variables())
     done = int(state.step)
     if done >= last_step:
       return True
     if jax.process_index() == 0:
-      print(f"continuing after step {done} of {last_step}" if done else
-            "compiling the training step", file=sys.stderr, flush=True)
+      print(
+        f"continuing after step {done} of {last_step}" if done else "compiling the training step",
+        file=sys.stderr,
+        flush=True,
+      )
     should_stop = stack.enter_context(signals())
-    log = stack.enter_context(contextlib.closing(
-        Log(config, workdir, done, last_step, per_epoch, recipe)))
-    images, labels = sharding.put((dataset.train.images, dataset.train.labels),
-                                  sharding.replicated(mesh))
+    log = stack.enter_context(
+      contextlib.closing(Log(config, workdir, done, last_step, per_epoch, recipe))
+    )
+    images, labels = sharding.put(
+      (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
+    )
 
     def step_fn(*args, **kwargs):
       return step_lib.train_step(recipe, *args, **kwargs)
@@ -101,8 +114,9 @@ def train(config, workdir, dataset, model, method, penalty, mesh, *, validate,
     run_steps = parallel.compile_steps(step_fn, mesh, config.parallelism, config.log_every)
     while done < last_step:
       end = next_stop(config, done, per_epoch, last_step)
-      indices = order.batch_indices(config.seed, done, end - done, len(dataset.train.labels),
-                                    config.batch_size)
+      indices = order.batch_indices(
+        config.seed, done, end - done, len(dataset.train.labels), config.batch_size
+      )
       state, history = run_steps(state, images, labels, indices)
       log.add(history, done, end)  # reads the call before this one
       done = end
@@ -131,8 +145,11 @@ def is_step_save(config, done):
 
 def next_stop(config, done, per_epoch, last_step):
   """Where the compiled call that starts after `done` steps ends: at a record or a checkpoint."""
-  periods = (config.log_every, config.checkpoint.every_epochs * per_epoch,
-             config.checkpoint.every_steps or last_step)
+  periods = (
+    config.log_every,
+    config.checkpoint.every_epochs * per_epoch,
+    config.checkpoint.every_steps or last_step,
+  )
   return min(last_step, *((done // period + 1) * period for period in periods))
 
 
@@ -152,6 +169,7 @@ def signals():
     if jax.process_count() == 1:
       return bool(received)
     from jax.experimental import multihost_utils
+
     return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
 
   previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -170,7 +188,8 @@ class Log:
     factor = recipe.method.steps_per_batch
     shape = optimizers.schedule(config.optimizer, per_epoch * factor, config.num_epochs)
     self._learning_rate = lambda step: float(
-        config.optimizer.learning_rate * shape(step * factor // config.optimizer.accumulate_steps))
+      config.optimizer.learning_rate * shape(step * factor // config.optimizer.accumulate_steps)
+    )
     self._pending, self._read_at = None, time.monotonic()
     is_first = jax.process_index() == 0
     self._files = metrics_lib.MetricsLog(workdir, done) if is_first else None
@@ -190,7 +209,7 @@ class Log:
     if self._pending is None:
       return
     (history, start, end), self._pending = self._pending, None
-    history = {name: np.asarray(values)[:end - start] for name, values in history.items()}
+    history = {name: np.asarray(values)[: end - start] for name, values in history.items()}
     loss, accuracy, grad_norm = (history.pop(name) for name in ("loss", "accuracy", "grad_norm"))
     seconds, self._read_at = time.monotonic() - self._read_at, time.monotonic()
     is_finite = np.isfinite(loss) & np.isfinite(grad_norm)
@@ -199,21 +218,37 @@ class Log:
     if not is_finite.all():
       bad = int(np.argmin(is_finite))
       raise TrainingDiverged(
-          f"loss {loss[bad]} and gradient norm {grad_norm[bad]} at step {start + bad + 1} (of steps "
-          f"{start + 1} to {end}). The last good checkpoint, if there was one, is kept. Try a smaller "
-          "--config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
-          "--workdir, since the config changes)")
+        f"loss {loss[bad]} and gradient norm {grad_norm[bad]} at step {start + bad + 1} (of steps "
+        f"{start + 1} to {end}). The last good checkpoint, if there was one, is kept. Try a smaller "
+        "--config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
+        "--workdir, since the config changes)"
+      )
     speed = (end - start) * self._config.batch_size / seconds
     if self._files:
-      self._files.write(end, "train", {
-          "epoch": end / self._per_epoch, "steps": end - start, "loss": float(loss.mean()),
-          "accuracy": float(accuracy.mean()), "grad_norm": float(grad_norm.mean()),
-          "learning_rate": self._learning_rate(end - 1), "images_per_second": speed,
-          "seconds": seconds, "peak_memory_bytes": metrics_lib.peak_memory(),
-          **{name: values.mean().item() if values.ndim == 1 else values[-1].tolist()
-                                 for name, values in history.items()}})
-    self._progress.update(end, f"epoch {end / self._per_epoch:.1f}  loss {loss.mean():.4f}  "
-                          f"accuracy {accuracy.mean():.4f}  {speed:,.0f} images/s")
+      self._files.write(
+        end,
+        "train",
+        {
+          "epoch": end / self._per_epoch,
+          "steps": end - start,
+          "loss": float(loss.mean()),
+          "accuracy": float(accuracy.mean()),
+          "grad_norm": float(grad_norm.mean()),
+          "learning_rate": self._learning_rate(end - 1),
+          "images_per_second": speed,
+          "seconds": seconds,
+          "peak_memory_bytes": metrics_lib.peak_memory(),
+          **{
+            name: values.mean().item() if values.ndim == 1 else values[-1].tolist()
+            for name, values in history.items()
+          },
+        },
+      )
+    self._progress.update(
+      end,
+      f"epoch {end / self._per_epoch:.1f}  loss {loss.mean():.4f}  "
+      f"accuracy {accuracy.mean():.4f}  {speed:,.0f} images/s",
+    )
 
   def validation(self, step, found):
     """Records accuracies on the validation split; validation time is not training time."""

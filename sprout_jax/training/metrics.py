@@ -14,7 +14,9 @@ from sprout_jax import records
 
 def peak_memory():
   """The most memory used so far, in bytes: of the fullest device; on a CPU, of this process."""
-  peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+  peaks = [
+    (device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()
+  ]
   unit = 1 if sys.platform == "darwin" else 1024
   return max(peaks) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -35,7 +37,8 @@ class MetricsLog:
     os.replace(temporary, path)
     self._file = open(path, "a", buffering=1)
     self._events = tensorboardX.SummaryWriter(
-        str(pathlib.Path(workdir) / "tensorboard"), purge_step=first_step + 1 if kept else None)
+      str(pathlib.Path(workdir) / "tensorboard"), purge_step=first_step + 1 if kept else None
+    )
 
   def write(self, step, split, values):
     """Appends a record; lists (SPROUT: beta) become one TensorBoard curve per entry."""

@@ -6,17 +6,19 @@ from sprout_jax.errors import UserError
 
 # Each maps (config.optimizer, steps per epoch, total steps) to step -> share of the peak rate.
 SCHEDULES = {
-    "constant": lambda config, per_epoch, total: optax.schedules.constant_schedule(1.0),
-    "cosine": lambda config, per_epoch, total: optax.schedules.cosine_decay_schedule(1.0, total),
-    "piecewise": lambda config, per_epoch, total: optax.schedules.piecewise_constant_schedule(
-        1.0, {int(epoch * per_epoch): config.decay_factor for epoch in config.boundaries}),
+  "constant": lambda config, per_epoch, total: optax.schedules.constant_schedule(1.0),
+  "cosine": lambda config, per_epoch, total: optax.schedules.cosine_decay_schedule(1.0, total),
+  "piecewise": lambda config, per_epoch, total: optax.schedules.piecewise_constant_schedule(
+    1.0, {int(epoch * per_epoch): config.decay_factor for epoch in config.boundaries}
+  ),
 }
 
 
 def _sgd(learning_rate, momentum, nesterov, weight_decay):
   # The decay is part of the gradient, as in PyTorch's SGD and SPROUT's released code.
-  return optax.chain(optax.add_decayed_weights(weight_decay),
-                     optax.sgd(learning_rate, momentum or None, nesterov))
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum or None, nesterov)
+  )
 
 
 def _adamw(learning_rate, momentum, nesterov, weight_decay):
@@ -29,13 +31,17 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 def check_schedule(config, num_epochs):
   """Raises UserError for boundaries that the schedule does not have or that never come."""
   if (config.schedule == "piecewise") != bool(config.boundaries):
-    raise UserError(f"config.optimizer.schedule is {config.schedule!r} and .boundaries "
-                    f"{tuple(config.boundaries)}; 'piecewise' needs boundaries (in epochs), the "
-                    "others have none")
+    raise UserError(
+      f"config.optimizer.schedule is {config.schedule!r} and .boundaries "
+      f"{tuple(config.boundaries)}; 'piecewise' needs boundaries (in epochs), the "
+      "others have none"
+    )
   boundaries = list(config.boundaries)
   if boundaries != sorted(set(boundaries)) or any(not 0 < b < num_epochs for b in boundaries):
-    raise UserError(f"config.optimizer.boundaries is {tuple(boundaries)}; they must ascend and lie "
-                    f"between 0 and the last epoch, {num_epochs}")
+    raise UserError(
+      f"config.optimizer.boundaries is {tuple(boundaries)}; they must ascend and lie "
+      f"between 0 and the last epoch, {num_epochs}"
+    )
 
 
 def schedule(config, steps_per_epoch, num_epochs):
@@ -62,8 +68,14 @@ def schedule(config, steps_per_epoch, num_epochs):
 
 def model_optimizer(config, shape):
   """The optimizer of the model's parameters (`config` is `config.optimizer`)."""
-  chain = [OPTIMIZERS[config.name](lambda count: config.learning_rate * shape(count),
-                                   config.momentum, config.nesterov, config.weight_decay)]
+  chain = [
+    OPTIMIZERS[config.name](
+      lambda count: config.learning_rate * shape(count),
+      config.momentum,
+      config.nesterov,
+      config.weight_decay,
+    )
+  ]
   if config.gradient_clip:
     chain.insert(0, optax.clip_by_global_norm(config.gradient_clip))
   return _accumulate(optax.chain(*chain), config)

@@ -35,6 +35,7 @@ def compile_steps(step_fn, mesh, parallelism, max_steps):
     (state, images, labels, indices [<= max_steps, batch]) -> state, metrics, each of which is an
     array [max_steps, ...] whose rows beyond the call's steps mean nothing. The state is donated.
   """
+
   def run(shard, mean, state, images, labels, indices, num_steps):
     def one_step(state, rows):
       return step_fn(state, images[rows], labels[rows], shard=shard, mean=mean)
@@ -52,7 +53,7 @@ def compile_steps(step_fn, mesh, parallelism, max_steps):
 
   def call(state, images, labels, indices):
     padded = np.zeros((max_steps, indices.shape[1]), np.int32)
-    padded[:len(indices)] = indices
+    padded[: len(indices)] = indices
     padded, num_steps = sharding.put((padded, np.int32(len(indices))), sharding.replicated(mesh))
     return compiled(state, images, labels, padded, num_steps)
 
@@ -78,9 +79,16 @@ def _pmap(run, mesh):
 
   run = functools.partial(run, shard, lambda x: jax.lax.pmean(x, sharding.AXIS))
   # pmap wants one argument with a mapped axis; everything else is the same on every device.
-  mapped = jax.pmap(lambda state, images, labels, indices, num_steps, _: run(
-      state, images, labels, indices, num_steps), axis_name=sharding.AXIS, in_axes=(None,) * 5 + (0,),
-                    out_axes=None, devices=list(mesh.devices.flat), donate_argnums=0)
+  mapped = jax.pmap(
+    lambda state, images, labels, indices, num_steps, _: run(
+      state, images, labels, indices, num_steps
+    ),
+    axis_name=sharding.AXIS,
+    in_axes=(None,) * 5 + (0,),
+    out_axes=None,
+    devices=list(mesh.devices.flat),
+    donate_argnums=0,
+  )
   return lambda *args: mapped(*args, np.arange(mesh.size))
 
 

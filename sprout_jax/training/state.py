@@ -69,22 +69,31 @@ class Recipe:
 def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
   """Puts the parts together; the learning-rate schedules need the steps per epoch."""
   if method.steps_per_batch > 1 and config.optimizer.accumulate_steps > 1:
-    raise UserError(f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, but "
-                    f"the method takes {method.steps_per_batch} steps per minibatch (steps_per_batch or "
-                    "replays); one of the two must be 1")
+    raise UserError(
+      f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, but "
+      f"the method takes {method.steps_per_batch} steps per minibatch (steps_per_batch or "
+      "replays); one of the two must be 1"
+    )
   shape = functools.partial(optimizers.schedule, config.optimizer, num_epochs=config.num_epochs)
   ascents_per_batch = method.steps_per_batch if method.adversary.vicinity is None else 1
   return Recipe(
-      model=model,
-      method=method,
-      penalty=penalty,
-      optimizer=optimizers.model_optimizer(
-          config.optimizer, shape(steps_per_epoch * method.steps_per_batch)),
-      adversary_optimizer=optimizers.adversary_optimizer(
-          config.optimizer, method.adversary.optimizer, shape(steps_per_epoch * ascents_per_batch)),
-      num_classes=num_classes, batch_size=config.batch_size, seed=config.seed,
-      ema_decay=config.ema_decay, awp_gamma=config.awp_gamma,
-      crop_padding=config.dataset.crop_padding, flip=config.dataset.flip)
+    model=model,
+    method=method,
+    penalty=penalty,
+    optimizer=optimizers.model_optimizer(
+      config.optimizer, shape(steps_per_epoch * method.steps_per_batch)
+    ),
+    adversary_optimizer=optimizers.adversary_optimizer(
+      config.optimizer, method.adversary.optimizer, shape(steps_per_epoch * ascents_per_batch)
+    ),
+    num_classes=num_classes,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    ema_decay=config.ema_decay,
+    awp_gamma=config.awp_gamma,
+    crop_padding=config.dataset.crop_padding,
+    flip=config.dataset.flip,
+  )
 
 
 def create(recipe, image_shape):
@@ -99,19 +108,23 @@ def create(recipe, image_shape):
   variables = recipe.model.init(key_model, images, train=False)
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   adversary = recipe.method.adversary.init(
-      key_adversary, recipe.num_classes, (recipe.batch_size, *image_shape))
+    key_adversary, recipe.num_classes, (recipe.batch_size, *image_shape)
+  )
   return TrainState(
-      step=jnp.int32(0),
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=recipe.optimizer.init(params),
-      adversary=adversary,
-      adversary_opt_state=recipe.adversary_optimizer.init(adversary),
-      ema={"params": params, "batch_stats": batch_stats} if recipe.ema_decay else {})
+    step=jnp.int32(0),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=recipe.optimizer.init(params),
+    adversary=adversary,
+    adversary_opt_state=recipe.adversary_optimizer.init(adversary),
+    ema={"params": params, "batch_stats": batch_stats} if recipe.ema_decay else {},
+  )
 
 
 def start_from(state, variables):
   """The state with its weights and batch statistics replaced by those of a trained model."""
   return state.replace(
-      params=variables["params"], batch_stats=variables["batch_stats"],
-      ema=jax.tree.map(jnp.copy, variables) if state.ema else {})
+    params=variables["params"],
+    batch_stats=variables["batch_stats"],
+    ema=jax.tree.map(jnp.copy, variables) if state.ema else {},
+  )

@@ -35,7 +35,8 @@ def train_step(recipe, state, images, labels, *, shard, mean):
 
   def model_step(state, key):
     (grads, adversary_grads), batch_stats, metrics = gradients(
-        recipe, state, recipe.method.vicinity, key, *batch, shard, mean)
+      recipe, state, recipe.method.vicinity, key, *batch, shard, mean
+    )
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = average(recipe, state.ema, {"params": params, "batch_stats": batch_stats}, opt_state)
@@ -44,11 +45,13 @@ def train_step(recipe, state, images, labels, *, shard, mean):
     return ascend(recipe, state, adversary_grads) if adversary.vicinity is None else state, metrics
 
   state, history = jax.lax.scan(
-      model_step, state, jax.random.split(key_model, recipe.method.steps_per_batch))
+    model_step, state, jax.random.split(key_model, recipe.method.steps_per_batch)
+  )
   if adversary.vicinity is not None:
     plain = dataclasses.replace(recipe, penalty=None, awp_gamma=0.0)
     (_, grads), batch_stats, _ = gradients(
-        plain, state, adversary.vicinity, key_adversary, *batch, shard, mean)
+      plain, state, adversary.vicinity, key_adversary, *batch, shard, mean
+    )
     state = ascend(recipe, state.replace(batch_stats=batch_stats), grads)
   metrics = jax.tree.map(lambda values: values[-1], history)
   return state.replace(step=state.step + 1), metrics | adversary.summary(state.adversary)
@@ -72,13 +75,18 @@ def gradients(recipe, state, vicinity, key, images, labels, shard, mean):
   def network(params):
     def apply(x, train):
       logits, updates = recipe.model.apply(
-          {"params": params, "batch_stats": state.batch_stats}, x, train=train,
-          mutable=["batch_stats"])
+        {"params": params, "batch_stats": state.batch_stats},
+        x,
+        train=train,
+        mutable=["batch_stats"],
+      )
       return logits, updates.get("batch_stats", {})
+
     return Network(apply)
 
   found = method.probe and method.probe(
-      key_attack, shard(jnp.arange(len(images))), network(state.params), *draw(state.adversary))
+    key_attack, shard(jnp.arange(len(images))), network(state.params), *draw(state.adversary)
+  )
 
   def mean_loss(params, adversary):
     x, y = draw(adversary)
@@ -104,16 +112,19 @@ def perturb(params, gradient, gamma):
   (Wu, Xia, Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020, with
   one ascent step; biases and the scales of norms stay, as in the authors' code.)
   """
+
   def leaf(w, g):
     size = gamma * jnp.linalg.norm(w.ravel()) / jnp.maximum(jnp.linalg.norm(g.ravel()), 1e-12)
     return w + size * g if w.ndim > 1 else w
+
   return jax.tree.map(leaf, params, gradient)
 
 
 def ascend(recipe, state, grads):
   """The adversary's update, by its own optimizer, and its projection."""
   updates, opt_state = recipe.adversary_optimizer.update(
-      optax.tree.scale(-1, grads), state.adversary_opt_state, state.adversary)
+    optax.tree.scale(-1, grads), state.adversary_opt_state, state.adversary
+  )
   adversary = recipe.method.adversary.project(optax.apply_updates(state.adversary, updates))
   return state.replace(adversary=adversary, adversary_opt_state=opt_state)
 

@@ -38,8 +38,11 @@ def train():
   dataset = data.load("digits").train
   images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
   keys = jax.random.split(jax.random.key(SEED), 2)
-  weights = {"first": jax.random.normal(keys[0], (64, 48)) / 8, "bias": jnp.zeros(48),
-             "second": jax.random.normal(keys[1], (48, 10)) / 7}
+  weights = {
+    "first": jax.random.normal(keys[0], (64, 48)) / 8,
+    "bias": jnp.zeros(48),
+    "second": jax.random.normal(keys[1], (48, 10)) / 7,
+  }
   optimizer = optax.adam(3e-3)
 
   def step(carry, _):
@@ -54,9 +57,18 @@ def train():
 
 def outcomes(weights, images, labels, **options):
   """{attack or "standard": [n] bool}, each attack alone, on all images that are right."""
+
   def run(version):
-    return attacks.auto_attack(jax.random.key(SEED), jax.tree_util.Partial(predict, weights), images,
-                               labels, epsilon=EPSILON, version=version, **options).robust
+    return attacks.auto_attack(
+      jax.random.key(SEED),
+      jax.tree_util.Partial(predict, weights),
+      images,
+      labels,
+      epsilon=EPSILON,
+      version=version,
+      **options,
+    ).robust
+
   found = {name: run(name) for name in ATTACKS}
   return found | {"standard": np.logical_and.reduce(list(found.values()))}
 
@@ -66,9 +78,13 @@ def main():
   images, labels = test.images[:60], test.labels[:60]
   found = outcomes(weights, images, labels)
   np.savez_compressed(
-      PATH, images=np.round(images * 16).astype(np.uint8), labels=labels.astype(np.int32),
-      logits=predict(weights, images), **{f"weight_{name}": value for name, value in weights.items()},
-      **{f"robust_{name}": robust for name, robust in found.items()})
+    PATH,
+    images=np.round(images * 16).astype(np.uint8),
+    labels=labels.astype(np.int32),
+    logits=predict(weights, images),
+    **{f"weight_{name}": value for name, value in weights.items()},
+    **{f"robust_{name}": robust for name, robust in found.items()},
+  )
   print({name: int(robust.sum()) for name, robust in found.items()})
 
 

@@ -59,8 +59,16 @@ def test_linear_models_equal_the_closed_form(norm, dual):
   images, labels = interior(40, predict)
   distance = distance_to_boundary(weights, images, labels, dual)
   epsilon = float(np.quantile(distance[distance > 0], 0.5))
-  result = attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, norm=norm, batch_size=16,
-                               version=["apgd-ce", "apgd-t", "fab-t"])
+  result = attacks.auto_attack(
+    KEY,
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    norm=norm,
+    batch_size=16,
+    version=["apgd-ce", "apgd-t", "fab-t"],
+  )
   decided = np.abs(distance - epsilon) > 1e-4 * epsilon
   np.testing.assert_array_equal(result.robust[decided], (distance > epsilon)[decided])
   assert 5 < result.robust.sum() < 30
@@ -78,8 +86,9 @@ def test_every_attack_alone_breaks_what_is_easy_and_never_what_is_impossible(nam
   images, labels = interior(12, predict)
   distance = distance_to_boundary(weights, images, labels, {"linf": 1, "l2": 2}[norm])
   epsilon = float(np.median(distance[distance > 0]))
-  result = attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, norm=norm,
-                               version=name, batch_size=16)
+  result = attacks.auto_attack(
+    KEY, predict, images, labels, epsilon=epsilon, norm=norm, version=name, batch_size=16
+  )
   impossible, easy = distance > epsilon * 1.0001, distance < epsilon * 0.6
   assert result.robust[impossible].all()
   # Square has no gradient: of a random direction only a part is left in L2.
@@ -93,14 +102,26 @@ def test_what_must_not_matter_does_not():
   images = np.random.default_rng(3).random((40, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
   options = dict(epsilon=0.03, version=["apgd-ce", "apgd-t", "fab-t"])
-  reference = attacks.auto_attack(KEY, predict, images, labels, batch_size=64,
-                                  devices=jax.devices()[:1], **options)
+  reference = attacks.auto_attack(
+    KEY, predict, images, labels, batch_size=64, devices=jax.devices()[:1], **options
+  )
   assert 4 < reference.robust.sum() < 36
   shuffle = np.random.default_rng(4).permutation(40)
-  for batch_size, devices, order in ((7, 1, np.arange(40)), (16, 8, np.arange(40)), (9, 1, shuffle)):
+  for batch_size, devices, order in (
+    (7, 1, np.arange(40)),
+    (16, 8, np.arange(40)),
+    (9, 1, shuffle),
+  ):
     result = attacks.auto_attack(
-        KEY, predict, images[order], labels[order], batch_size=batch_size, indices=order,
-        devices=jax.devices()[:devices], **options)
+      KEY,
+      predict,
+      images[order],
+      labels[order],
+      batch_size=batch_size,
+      indices=order,
+      devices=jax.devices()[:devices],
+      **options,
+    )
     np.testing.assert_array_equal(result.robust, reference.robust[order])
     for name in result.per_attack:
       np.testing.assert_array_equal(result.per_attack[name], reference.per_attack[name][order])
@@ -111,7 +132,9 @@ def test_killed_and_resumed_is_identical(tmp_path):
   predict = network()
   images = np.random.default_rng(3).random((24, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
-  options = dict(epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=8, devices=jax.devices()[:1])
+  options = dict(
+    epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=8, devices=jax.devices()[:1]
+  )
   whole = attacks.auto_attack(KEY, predict, images, labels, **options)
   file = tmp_path / "state.npz"
   calls, seen = [], []
@@ -122,21 +145,40 @@ def test_killed_and_resumed_is_identical(tmp_path):
       seen.append(str(progress))
       if len(calls) == limit:
         raise KeyboardInterrupt
+
     return on_progress
 
   for limit in (3, 9, 20):
     del calls[:]
     with pytest.raises(KeyboardInterrupt):
-      attacks.auto_attack(KEY, predict, images, labels, state_file=file, save_seconds=0.0,
-                          on_progress=stop_at(limit), **options)
+      attacks.auto_attack(
+        KEY,
+        predict,
+        images,
+        labels,
+        state_file=file,
+        save_seconds=0.0,
+        on_progress=stop_at(limit),
+        **options,
+      )
   del calls[:]
-  resumed = attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=calls.append,
-                                **options)
+  resumed = attacks.auto_attack(
+    KEY, predict, images, labels, state_file=file, on_progress=calls.append, **options
+  )
   assert calls[0].attack == "apgd-t"  # the finished attack is not run again
   nothing = []
-  attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=nothing.append, **options)
-  attacks.auto_attack(KEY, predict, images, labels, state_file=file, on_progress=nothing.append,
-                      **options | {"devices": jax.devices()[:2]})
+  attacks.auto_attack(
+    KEY, predict, images, labels, state_file=file, on_progress=nothing.append, **options
+  )
+  attacks.auto_attack(
+    KEY,
+    predict,
+    images,
+    labels,
+    state_file=file,
+    on_progress=nothing.append,
+    **options | {"devices": jax.devices()[:2]},
+  )
   assert not nothing
   np.testing.assert_array_equal(resumed.robust, whole.robust)
   np.testing.assert_array_equal(resumed.images, whole.images)
@@ -156,7 +198,9 @@ def test_a_disguised_model_is_broken_as_far_as_the_plain_one(disguise):
   factor = {"masked": 1e4, "smoothed": 1e-2}[disguise]
   images = np.random.default_rng(3).random((30, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
-  options = dict(epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=32, devices=jax.devices()[:1])
+  options = dict(
+    epsilon=0.03, version=["apgd-ce", "apgd-t"], batch_size=32, devices=jax.devices()[:1]
+  )
   plain = attacks.auto_attack(KEY, predict, images, labels, **options)
   other = attacks.auto_attack(KEY, lambda x: factor * predict(x), images, labels, **options)
   assert abs(int(plain.robust.sum()) - int(other.robust.sum())) <= 1
@@ -170,11 +214,22 @@ def test_few_classes(classes):
   images, labels = interior(20, predict)
   distance = distance_to_boundary(weights, images, labels, 1)
   epsilon = float(np.median(distance[distance > 0]))
-  result = attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, batch_size=8,
-                               version=["apgd-dlr", "apgd-t", "fab-t"])
+  result = attacks.auto_attack(
+    KEY,
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    batch_size=8,
+    version=["apgd-dlr", "apgd-t", "fab-t"],
+  )
   decided = np.abs(distance - epsilon) > 1e-4 * epsilon
   np.testing.assert_array_equal(result.robust[decided], (distance > epsilon)[decided])
-  assert result.spec["attacks"]["apgd-t"]["runs"] == result.spec["attacks"]["fab-t"]["runs"] == classes - 1
+  assert (
+    result.spec["attacks"]["apgd-t"]["runs"]
+    == result.spec["attacks"]["fab-t"]["runs"]
+    == classes - 1
+  )
   notes = " ".join(result.spec["notes"])
   assert "targeted DLR loss needs 4" in notes and ("dlr needs 3" in notes) == (classes == 2)
 
@@ -194,8 +249,9 @@ def test_models_that_draw_random_numbers():
   assert result.spec["attacks"]["apgd-ce"]["samples"] == 20 and result.robust.sum() < 8
   # Draws go by the example: another batch size and order, the same outcomes.
   order = np.random.default_rng(5).permutation(16)
-  other = attacks.auto_attack(KEY, noisy, images[order], labels[order], epsilon=0.1, batch_size=5,
-                              indices=order, **options)
+  other = attacks.auto_attack(
+    KEY, noisy, images[order], labels[order], epsilon=0.1, batch_size=5, indices=order, **options
+  )
   np.testing.assert_array_equal(other.robust, result.robust[order])
   # A hundred looks at fresh draws are no attack: at radius 0 (nearly) all stays as it was.
   still = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.0, batch_size=16, **options)
@@ -207,12 +263,19 @@ def test_the_versions_are_the_published_ensembles():
   assert attacks.VERSIONS["standard"] == ("apgd-ce", "apgd-t", "fab-t", "square")
   _, predict = linear_model(10)
   images, labels = interior(4, predict)
-  for version, runs in (("standard", {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1}),
-                        ("plus", {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 9,
-                                  "fab-t": 9})):
+  for version, runs in (
+    ("standard", {"apgd-ce": 1, "apgd-t": 9, "fab-t": 9, "square": 1}),
+    ("plus", {"apgd-ce": 5, "apgd-dlr": 5, "fab": 5, "square": 1, "apgd-t": 9, "fab-t": 9}),
+  ):
     # Nothing is left to attack: every label is wrong.
-    spec = attacks.auto_attack(KEY, predict, images, (np.asarray(predict(images)).argmax(-1) + 1) % 10,
-                               epsilon=0.1, version=version).spec
+    spec = attacks.auto_attack(
+      KEY,
+      predict,
+      images,
+      (np.asarray(predict(images)).argmax(-1) + 1) % 10,
+      epsilon=0.1,
+      version=version,
+    ).spec
     assert {name: entry["runs"] for name, entry in spec["attacks"].items()} == runs
     assert spec["attacks"]["square"]["steps"] == 5000 and spec["attacks"]["apgd-t"]["steps"] == 100
     assert spec["robust"]["accuracy"] == 0 and spec["examples"] == 4
@@ -226,24 +289,38 @@ def test_batches_shrink_in_few_sizes():
 GOOD = dict(epsilon=0.1, version="apgd-ce")
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(images=np.full((2, *SHAPE), 255.0)), "pixels range from 255 to 255"),
     (dict(images=np.full((2, *SHAPE), np.nan)), "finite"),
     (dict(images=np.zeros((2, *SHAPE), np.uint8)), "divide by 255"),
     (dict(images=np.zeros((2, 6, 6))), "height, width, channels"),
     (dict(labels=np.array([0, 7])), "labels range from 0 to 7"),
     (dict(labels=np.array([0.0, 1.0])), "integers"),
-    (dict(epsilon=-0.1), "epsilon is -0.1"), (dict(norm="l1"), "choose from: l2, linf"),
-    (dict(version="fast"), "choose from: apgd-ce, apgd-dlr"), (dict(version=[]), "at least one"),
-    (dict(version=["standard"]), "choose from"), (dict(version=["square", "square"]), "each once"),
-    (dict(batch_size=0), "batch_size is 0"), (dict(state_file="/nowhere/state.npz"), "does not exist"),
+    (dict(epsilon=-0.1), "epsilon is -0.1"),
+    (dict(norm="l1"), "choose from: l2, linf"),
+    (dict(version="fast"), "choose from: apgd-ce, apgd-dlr"),
+    (dict(version=[]), "at least one"),
+    (dict(version=["standard"]), "choose from"),
+    (dict(version=["square", "square"]), "each once"),
+    (dict(batch_size=0), "batch_size is 0"),
+    (dict(state_file="/nowhere/state.npz"), "does not exist"),
     (dict(images=np.zeros((2, 3, 32, 32), np.float32)), "channels first"),
     (dict(predict=lambda x: jax.nn.softmax(linear_model()[1](x))), "are probabilities"),
     (dict(predict=lambda x: linear_model()[1](x) * jnp.nan), "not finite"),
-])
+  ],
+)
 def test_wrong_input_is_found_out(changes, message):
-  arguments = dict(predict=linear_model()[1], images=np.full((2, *SHAPE), 0.5, np.float32),
-                   labels=np.array([0, 1])) | GOOD | changes
+  arguments = (
+    dict(
+      predict=linear_model()[1],
+      images=np.full((2, *SHAPE), 0.5, np.float32),
+      labels=np.array([0, 1]),
+    )
+    | GOOD
+    | changes
+  )
   predict, images, labels = (arguments.pop(name) for name in ("predict", "images", "labels"))
   with pytest.raises(ValueError, match=message):
     attacks.auto_attack(KEY, predict, images, labels, **arguments)
@@ -251,8 +328,12 @@ def test_wrong_input_is_found_out(changes, message):
 
 def test_random_outputs_are_found_out():
   state = np.random.default_rng(0)
-  noisy = lambda x: linear_model()[1](x) + jax.pure_callback(
-      lambda: state.normal(size=()).astype(np.float32), jax.ShapeDtypeStruct((), jnp.float32))
+  noisy = lambda x: (
+    linear_model()[1](x)
+    + jax.pure_callback(
+      lambda: state.normal(size=()).astype(np.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    )
+  )
   with pytest.raises(ValueError, match="version='rand'"):
     attacks.auto_attack(KEY, noisy, np.full((2, *SHAPE), 0.5, np.float32), np.array([0, 1]), **GOOD)
 
@@ -269,8 +350,10 @@ def test_gradients_and_outputs_that_are_not_finite_protect_no_one():
   images = np.random.default_rng(3).random((24, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
   options = dict(epsilon=0.03, batch_size=24, devices=jax.devices()[:1])
-  plain, poisoned = (attacks.auto_attack(KEY, model, images, labels, version=["apgd-ce", "fab-t"], **options)
-                     for model in (predict, lambda x: predict(poison(x))))
+  plain, poisoned = (
+    attacks.auto_attack(KEY, model, images, labels, version=["apgd-ce", "fab-t"], **options)
+    for model in (predict, lambda x: predict(poison(x)))
+  )
   assert abs(int(plain.robust.sum()) - int(poisoned.robust.sum())) <= 3
   assert np.isfinite(poisoned.images).all()
 
@@ -279,7 +362,9 @@ def test_gradients_and_outputs_that_are_not_finite_protect_no_one():
     return jnp.where(clean, jnp.array([[2.0, 0.0]]), jnp.nan) + 0 * x.mean((1, 2, 3))[:, None]
 
   flat = np.full((4, *SHAPE), 0.5, np.float32)
-  result = attacks.auto_attack(KEY, fragile, flat, np.zeros(4, np.int32), version="square", **options)
+  result = attacks.auto_attack(
+    KEY, fragile, flat, np.zeros(4, np.int32), version="square", **options
+  )
   assert not result.robust.any() and result.spec["not_finite"] == 4
 
 
@@ -290,9 +375,17 @@ def test_square_breaks_what_is_near_in_both_norms():
   for norm, dual, share in (("linf", 1, 0.5), ("l2", 2, 0.35)):
     distance = distance_to_boundary(weights, images, labels, dual)
     epsilon = float(np.quantile(distance[distance > 0], 0.6) / share)
-    result = attacks.auto_attack(KEY, predict, images, labels, epsilon=min(epsilon, 0.4) if norm == "linf"
-                                 else epsilon, norm=norm, version="square", batch_size=24,
-                                 devices=jax.devices()[:1])
+    result = attacks.auto_attack(
+      KEY,
+      predict,
+      images,
+      labels,
+      epsilon=min(epsilon, 0.4) if norm == "linf" else epsilon,
+      norm=norm,
+      version="square",
+      batch_size=24,
+      devices=jax.devices()[:1],
+    )
     near = (distance > 0) & (distance < share * epsilon)
     assert near.sum() > 5 and result.robust[near].mean() < 0.2
 
@@ -309,7 +402,8 @@ def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):
 def test_the_fixture_is_found_again():
   """Another batch size and other programs than when it was made: the same outcomes per image."""
   spec = importlib.util.spec_from_file_location(
-      "make_fixture", pathlib.Path(__file__).with_name("make_fixture.py"))
+    "make_fixture", pathlib.Path(__file__).with_name("make_fixture.py")
+  )
   fixture = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(fixture)
   with np.load(fixture.PATH) as stored:
@@ -346,10 +440,16 @@ np.savez(sys.argv[3], robust=result.robust, images=result.images)
 
 def test_a_real_kill_loses_nothing(tmp_path):
   """kill -9 in the middle of the first and of the second attack; then to the end."""
+
   def run(state, limit):
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, "-c", SCRIPT, str(state), str(limit), str(tmp_path / "out.npz")],
-                          cwd=pathlib.Path(__file__).parents[2], env=environment, check=False).returncode
+    return subprocess.run(
+      [sys.executable, "-c", SCRIPT, str(state), str(limit), str(tmp_path / "out.npz")],
+      cwd=pathlib.Path(__file__).parents[2],
+      env=environment,
+      check=False,
+    ).returncode
+
   assert run(tmp_path / "whole.npz", 0) == 0
   with np.load(tmp_path / "out.npz") as stored:
     whole = dict(stored)

@@ -21,13 +21,16 @@ from sprout_jax.attacks.square import side
 KEY = jax.random.key(8)
 
 
-@pytest.mark.parametrize("num_steps, expected", [
+@pytest.mark.parametrize(
+  "num_steps, expected",
+  [
     (100, [22, 41, 57, 70, 80, 87, 93, 99]),
     # 20 steps: a window of 4, shrinking by 1 (0.6 rounds to at least 1) to 1.
     (20, [4, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]),
     # 50 steps: a window of 11, shrinking by 1 to 3.
     (50, [11, 21, 30, 38, 45]),
-])
+  ],
+)
 def test_apgd_checkpoints(num_steps, expected):
   found = checkpoints(num_steps)
   if num_steps == 50:  # then windows of 6 and fewer go beyond the end
@@ -37,12 +40,15 @@ def test_apgd_checkpoints(num_steps, expected):
     assert found == expected
 
 
-@pytest.mark.parametrize("size, expected", [
+@pytest.mark.parametrize(
+  "size, expected",
+  [
     # round(sqrt(0.8 / 2^j * size^2)) for steps 0, 11, 51, 201, 501, 1001, 2001, 4001.
     (8, [7, 5, 4, 3, 2, 1, 1, 1]),
     (32, [29, 20, 14, 10, 7, 5, 4, 3]),
     (224, [200, 142, 100, 71, 50, 35, 25, 18]),
-])
+  ],
+)
 def test_square_sides(size, expected):
   steps = [0, 11, 51, 201, 501, 1001, 2001, 4001]
   assert [side(step, size, size) for step in steps] == expected
@@ -59,7 +65,9 @@ def hyperplane(seed, reachable=True):
   normal[0, 0, 0, 0] = 0  # a pixel that does not matter
   corner = np.where(normal > 0, 1 - points, -points)
   furthest = float((normal * corner).sum())
-  offset = float((normal * points).sum()) + furthest * (0.4 + 0.5 * rng.random() if reachable else 1.5)
+  offset = float((normal * points).sum()) + furthest * (
+    0.4 + 0.5 * rng.random() if reachable else 1.5
+  )
   return points, normal, np.array([offset], np.float32), corner
 
 
@@ -69,23 +77,34 @@ def hyperplane(seed, reachable=True):
 def test_projection_on_a_hyperplane_against_scipy(norm, seed, sign):
   """Smallest change within the box that reaches the plane: linear programme; quadratic programme."""
   points, normal, offset, _ = hyperplane(seed)
-  found = np.asarray(project_on_hyperplane(
-      jnp.asarray(points), jnp.asarray(sign * normal), jnp.asarray(sign * offset), norm)).ravel()
+  found = np.asarray(
+    project_on_hyperplane(
+      jnp.asarray(points), jnp.asarray(sign * normal), jnp.asarray(sign * offset), norm
+    )
+  ).ravel()
   x, w, b = points.ravel().astype(float), normal.ravel().astype(float), float(offset[0])
   np.testing.assert_allclose(w @ (x + found), b, atol=1e-4)
   assert (x + found).min() >= -1e-6 and (x + found).max() <= 1 + 1e-6
   n = len(x)
   if norm == "linf":  # minimise t with -t <= d <= t
     bounds = [(-v, 1 - v) for v in x] + [(0, None)]
-    upper = np.vstack([np.hstack([np.eye(n), -np.ones((n, 1))]), np.hstack([-np.eye(n), -np.ones((n, 1))])])
-    best = scipy.optimize.linprog(np.append(np.zeros(n), 1), upper, np.zeros(2 * n),
-                                  np.append(w, 0)[None], [b - w @ x], bounds)
+    upper = np.vstack(
+      [np.hstack([np.eye(n), -np.ones((n, 1))]), np.hstack([-np.eye(n), -np.ones((n, 1))])]
+    )
+    best = scipy.optimize.linprog(
+      np.append(np.zeros(n), 1), upper, np.zeros(2 * n), np.append(w, 0)[None], [b - w @ x], bounds
+    )
     np.testing.assert_allclose(np.abs(found).max(), best.fun, rtol=1e-4)
   else:
     best = scipy.optimize.minimize(
-        lambda d: d @ d, np.clip(found + 0.01, -x, 1 - x), jac=lambda d: 2 * d, method="SLSQP",
-        bounds=[(-v, 1 - v) for v in x], options={"ftol": 1e-12, "maxiter": 500},
-        constraints={"type": "eq", "fun": lambda d: w @ (x + d) - b, "jac": lambda d: w})
+      lambda d: d @ d,
+      np.clip(found + 0.01, -x, 1 - x),
+      jac=lambda d: 2 * d,
+      method="SLSQP",
+      bounds=[(-v, 1 - v) for v in x],
+      options={"ftol": 1e-12, "maxiter": 500},
+      constraints={"type": "eq", "fun": lambda d: w @ (x + d) - b, "jac": lambda d: w},
+    )
     assert best.success
     np.testing.assert_allclose(found @ found, best.fun, rtol=1e-3)
 
@@ -106,8 +125,9 @@ def test_projection_of_many_pixels_reaches_the_plane(norm):
   normal = rng.standard_cauchy((8, 32, 32, 3)).astype(np.float32)
   corner = np.where(normal > 0, 1 - points, -points)
   goal = (normal * (points + 0.7 * corner)).sum((1, 2, 3))
-  found = np.asarray(project_on_hyperplane(jnp.asarray(points), jnp.asarray(normal),
-                                           jnp.asarray(goal), norm))
+  found = np.asarray(
+    project_on_hyperplane(jnp.asarray(points), jnp.asarray(normal), jnp.asarray(goal), norm)
+  )
   reached = (normal.astype(float) * (points + found)).sum((1, 2, 3))
   scale = np.abs(normal * corner).sum((1, 2, 3))
   np.testing.assert_allclose((reached - goal) / scale, 0, atol=1e-5)
@@ -143,8 +163,13 @@ def test_targets_are_the_wrong_classes_by_rank():
 
 def square_batch(norm_epsilon=0.1, count=6, size=12):
   images = jnp.full((count, size, size, 3), 0.5)
-  return Batch(images, jnp.zeros(count, jnp.int32), example_keys(KEY, jnp.arange(count)),
-               jnp.zeros(count, jnp.int32), jnp.float32(norm_epsilon))
+  return Batch(
+    images,
+    jnp.zeros(count, jnp.int32),
+    example_keys(KEY, jnp.arange(count)),
+    jnp.zeros(count, jnp.int32),
+    jnp.float32(norm_epsilon),
+  )
 
 
 def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
@@ -163,7 +188,9 @@ def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
     assert 0 < len(rows) <= edge and np.ptp(rows) < edge and np.ptp(columns) < edge
     np.testing.assert_allclose(np.abs(after - 0.5), 0.1, atol=1e-6)
   worse = attack.step(rising, batch, state | {"margin": jnp.full(6, jnp.inf)}, jnp.full(6, 60))
-  np.testing.assert_array_equal(worse["adversarial"], stripes)  # a step that does not help is undone
+  np.testing.assert_array_equal(
+    worse["adversarial"], stripes
+  )  # a step that does not help is undone
 
 
 def test_square_in_l2_uses_the_whole_ball():
@@ -171,16 +198,19 @@ def test_square_in_l2_uses_the_whole_ball():
   rising = lambda x: jnp.stack([jnp.zeros(len(x)), x.mean((1, 2, 3)) - 9], -1)
   state = attack.start(rising, batch)
   for step in range(5):
-    np.testing.assert_allclose(attacks.NORMS["l2"].size(state["adversarial"] - batch.images), 0.7,
-                               rtol=1e-4)
-    state = attack.step(rising, batch, state | {"margin": jnp.full(6, -jnp.inf)}, jnp.full(6, step * 30))
+    np.testing.assert_allclose(
+      attacks.NORMS["l2"].size(state["adversarial"] - batch.images), 0.7, rtol=1e-4
+    )
+    state = attack.step(
+      rising, batch, state | {"margin": jnp.full(6, -jnp.inf)}, jnp.full(6, step * 30)
+    )
 
 
 def test_pyramids_have_unit_norm_and_opposite_halves():
   for size in (3, 5, 7, 11):
     values = pyramid(size)
     np.testing.assert_allclose(np.linalg.norm(values), 1, rtol=1e-6)
-    assert (values[:size // 2] >= 0).all() and (values[size // 2:] <= 0).all()
+    assert (values[: size // 2] >= 0).all() and (values[size // 2 :] <= 0).all()
     assert np.abs(values).max() == np.abs(values[:, size // 2]).max()  # the tops lie in the middle
 
 
@@ -197,6 +227,7 @@ def test_fgsm_by_hand():
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_momentum_by_hand(keep):
   """Gradients that change sign: momentum goes on where the gradient alone would turn back."""
+
   def predict(x):  # raised by x up to 0.6, lowered beyond; never wrong
     value = x.mean((1, 2, 3))
     return jnp.stack([jnp.full_like(value, 5.0), -jnp.abs(value - 0.6) * 4], -1)
@@ -208,12 +239,31 @@ def test_momentum_by_hand(keep):
     velocity = 0.9 * velocity + gradient
     x = x + 0.07 * np.sign(velocity)
     path.append(x)
-  found = attacks.pgd(KEY, predict, images, labels, epsilon=0.4, step_size=0.07, num_steps=3,
-                      start="clean", keep=keep, momentum=0.9)
+  found = attacks.pgd(
+    KEY,
+    predict,
+    images,
+    labels,
+    epsilon=0.4,
+    step_size=0.07,
+    num_steps=3,
+    start="clean",
+    keep=keep,
+    momentum=0.9,
+  )
   expected = path[-1] if keep == "last" else min(path, key=lambda value: abs(value - 0.6))
   np.testing.assert_allclose(found, expected, atol=1e-5)
-  plain = attacks.pgd(KEY, predict, images, labels, epsilon=0.4, step_size=0.07, num_steps=3,
-                      start="clean", keep="last")
+  plain = attacks.pgd(
+    KEY,
+    predict,
+    images,
+    labels,
+    epsilon=0.4,
+    step_size=0.07,
+    num_steps=3,
+    start="clean",
+    keep="last",
+  )
   assert abs(float(plain[0, 0, 0, 0]) - path[-1]) > 0.05
 
 
@@ -223,8 +273,9 @@ def test_carlini_wagner_finds_the_nearest_point_of_a_linear_model():
   predict = lambda x: (x - 0.5).reshape(len(x), -1) @ weights
   images = np.random.default_rng(1).uniform(0.4, 0.6, (6, 2, 3, 2)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1)
-  found = jax.jit(lambda x: attacks.carlini_wagner(
-      predict, x, labels, num_steps=200, first_constant=0.1))(images)
+  found = jax.jit(
+    lambda x: attacks.carlini_wagner(predict, x, labels, num_steps=200, first_constant=0.1)
+  )(images)
   assert (np.asarray(predict(found)).argmax(-1) != labels).all()
   logits = np.asarray(predict(images))
   exact = np.abs(logits[:, 0] - logits[:, 1]) / np.linalg.norm(weights[:, 0] - weights[:, 1])
@@ -235,17 +286,23 @@ def test_carlini_wagner_finds_the_nearest_point_of_a_linear_model():
 
 def test_carlini_wagner_leaves_what_it_cannot_break():
   images = np.full((2, 2, 2, 1), 0.5, np.float32)
-  sure = lambda x: jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], -1) + 0 * x.mean((1, 2, 3))[:, None]
+  sure = lambda x: (
+    jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], -1) + 0 * x.mean((1, 2, 3))[:, None]
+  )
   found = attacks.carlini_wagner(sure, images, np.array([0, 0]), num_steps=5, num_searches=2)
   np.testing.assert_array_equal(found, images)
 
 
-@pytest.mark.parametrize("raised, halved_before, improved, halves", [
+@pytest.mark.parametrize(
+  "raised, halved_before, improved, halves",
+  [
     (15, True, True, True),  # with this step's 16 of 22: at most 0.75 of the window
     (16, True, True, False),
-    (16, False, True, False), (16, False, False, True),  # not halved last time, and no better since
+    (16, False, True, False),
+    (16, False, False, True),  # not halved last time, and no better since
     (16, True, False, False),
-])
+  ],
+)
 def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, halves):
   """The 22nd step of 100, which raises the loss: the step size, and from where the run goes on."""
   attack = apgd_attack(loss="margin", num_steps=100)
@@ -253,10 +310,16 @@ def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, h
   batch = square_batch(count=1, size=4)
   state = attack.start(predict, batch)
   low = batch.images - 0.05
-  state |= {"x": low, "previous": low, "loss": jnp.full(1, -9.0), "best": batch.images - 0.09,
-            "best_loss": jnp.full(1, -9.0 if improved else 5.0),
-            "loss_at_review": jnp.full(1, -8.9 if improved else 5.0),
-            "raised": jnp.full(1, raised), "halved": jnp.full(1, halved_before)}
+  state |= {
+    "x": low,
+    "previous": low,
+    "loss": jnp.full(1, -9.0),
+    "best": batch.images - 0.09,
+    "best_loss": jnp.full(1, -9.0 if improved else 5.0),
+    "loss_at_review": jnp.full(1, -8.9 if improved else 5.0),
+    "raised": jnp.full(1, raised),
+    "halved": jnp.full(1, halved_before),
+  }
   after = attack.step(predict, batch, state, jnp.full(1, 21))
   assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
   assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0

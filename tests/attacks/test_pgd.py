@@ -32,10 +32,22 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
   images = interior_images()
   labels = np.asarray(predict(images)).argmax(-1)
   difference = weights[:, 0] - weights[:, 1]
-  distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(difference, dual)
-  attack = jax.jit(lambda epsilon: attacks.pgd(
-      KEY, predict, images, labels, epsilon=epsilon, num_steps=10, step_size=epsilon / 2, norm=norm,
-      loss=loss))
+  distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(
+    difference, dual
+  )
+  attack = jax.jit(
+    lambda epsilon: attacks.pgd(
+      KEY,
+      predict,
+      images,
+      labels,
+      epsilon=epsilon,
+      num_steps=10,
+      step_size=epsilon / 2,
+      norm=norm,
+      loss=loss,
+    )
+  )
   for epsilon in np.quantile(distance, [0.1, 0.5, 0.9]):
     adversarial = attack(epsilon)
     robust = np.asarray(predict(adversarial)).argmax(-1) == labels
@@ -51,12 +63,15 @@ def test_confident_models_are_not_flattered(norm, dual):
   images = interior_images()
   labels = np.asarray(predict(images)).argmax(-1)
   difference = weights[:, 0] - weights[:, 1]
-  distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(difference, dual)
+  distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(
+    difference, dual
+  )
   epsilon = np.quantile(distance, 0.9)
   scaled = lambda images: 400 * predict(images)
   assert np.ptp(np.asarray(scaled(images)), axis=-1).max() > 60
-  adversarial = attacks.pgd(KEY, scaled, images, labels, epsilon=epsilon, num_steps=10,
-                            step_size=epsilon / 2, norm=norm)
+  adversarial = attacks.pgd(
+    KEY, scaled, images, labels, epsilon=epsilon, num_steps=10, step_size=epsilon / 2, norm=norm
+  )
   robust = np.asarray(predict(adversarial)).argmax(-1) == labels
   undecided = np.abs(distance - epsilon) < 1e-5
   np.testing.assert_array_equal(robust[~undecided], (distance > epsilon)[~undecided])
@@ -67,8 +82,9 @@ def test_stays_in_the_ball_and_the_box_and_uses_both(norm):
   _, predict = linear_model(classes=5)
   images = np.random.default_rng(2).random((32, *SHAPE)).astype(np.float32)
   labels = np.zeros(32, np.int32)
-  adversarial = attacks.pgd(KEY, predict, images, labels, epsilon=0.4, step_size=0.1, num_steps=7,
-                            norm=norm)
+  adversarial = attacks.pgd(
+    KEY, predict, images, labels, epsilon=0.4, step_size=0.1, num_steps=7, norm=norm
+  )
   size = attacks.NORMS[norm].size(adversarial - images)
   assert size.max() <= 0.4 + 1e-6 and size.max() > 0.39
   assert adversarial.min() == 0 and adversarial.max() == 1
@@ -118,8 +134,9 @@ def test_keeps_the_best_iterate():
     return jnp.stack([jnp.zeros_like(value), width - jnp.abs(value - center - 0.1)], -1)
 
   images = np.full((1, *SHAPE), center, np.float32)
-  adversarial = attacks.pgd(KEY, predict, images, np.array([0]), epsilon=0.3, step_size=0.1,
-                            num_steps=7, start="clean")
+  adversarial = attacks.pgd(
+    KEY, predict, images, np.array([0]), epsilon=0.3, step_size=0.1, num_steps=7, start="clean"
+  )
   assert predict(adversarial).argmax(-1) == 1
 
 
@@ -129,12 +146,14 @@ def test_a_misclassified_iterate_beats_one_with_a_higher_loss():
 
   def predict(images):
     value = images.mean((1, 2, 3)) - 0.5
-    return jnp.stack([jnp.interp(value, jnp.array([0, 0.1, 0.2]), jnp.asarray(column))
-                      for column in table.T], -1)
+    return jnp.stack(
+      [jnp.interp(value, jnp.array([0, 0.1, 0.2]), jnp.asarray(column)) for column in table.T], -1
+    )
 
   images = np.full((1, *SHAPE), 0.5, np.float32)
-  adversarial = attacks.pgd(KEY, predict, images, np.array([0]), epsilon=0.2, step_size=0.1,
-                            num_steps=3, start="clean")
+  adversarial = attacks.pgd(
+    KEY, predict, images, np.array([0]), epsilon=0.2, step_size=0.1, num_steps=3, start="clean"
+  )
   np.testing.assert_allclose(adversarial, 0.6, atol=1e-6)
 
 
@@ -146,9 +165,24 @@ def test_more_restarts_never_help_the_model():
   def bumpy(x):  # gradients that mislead
     return predict(x + 0.02 * jnp.sin(200 * x))
 
-  robust = [np.asarray(bumpy(attacks.pgd(
-      KEY, bumpy, images, labels, epsilon=0.02, step_size=0.005, num_steps=3,
-      num_restarts=restarts))).argmax(-1) == labels for restarts in (1, 5)]
+  robust = [
+    np.asarray(
+      bumpy(
+        attacks.pgd(
+          KEY,
+          bumpy,
+          images,
+          labels,
+          epsilon=0.02,
+          step_size=0.005,
+          num_steps=3,
+          num_restarts=restarts,
+        )
+      )
+    ).argmax(-1)
+    == labels
+    for restarts in (1, 5)
+  ]
   assert not (robust[1] & ~robust[0]).any() and robust[1].sum() < robust[0].sum()
 
 
@@ -156,11 +190,13 @@ def test_zero_radius_and_zero_gradient_leave_the_image():
   images, labels = interior_images(4), np.zeros(4, np.int32)
   flat = lambda x: jnp.zeros((len(x), 3))
   for norm in attacks.NORMS:
-    adversarial = attacks.pgd(KEY, flat, images, labels, epsilon=0.0, step_size=0.1, num_steps=3,
-                              norm=norm)
+    adversarial = attacks.pgd(
+      KEY, flat, images, labels, epsilon=0.0, step_size=0.1, num_steps=3, norm=norm
+    )
     np.testing.assert_array_equal(adversarial, images)
-    assert jnp.isfinite(attacks.pgd(KEY, flat, images, labels, epsilon=0.1, step_size=0.1,
-                                    num_steps=3, norm=norm)).all()
+    assert jnp.isfinite(
+      attacks.pgd(KEY, flat, images, labels, epsilon=0.1, step_size=0.1, num_steps=3, norm=norm)
+    ).all()
 
 
 @pytest.mark.parametrize("start", attacks.STARTS)
@@ -171,14 +207,27 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
   weights = np.random.default_rng(7).normal(size=SHAPE).astype(np.float32)
   scale = np.array([1.0, -2.0, 3.0, 0.5, -1.0], np.float32)
   adversarial = attacks.pgd(
-      KEY, lambda x: jnp.sum(x * weights[None], axis=(1, 2, 3))[:, None], images, scale, epsilon=0.2,
-      step_size=0.07, num_steps=3, norm=norm, start=start, keep="last",
-      loss=lambda values, scale: values[:, 0] * scale)
+    KEY,
+    lambda x: jnp.sum(x * weights[None], axis=(1, 2, 3))[:, None],
+    images,
+    scale,
+    epsilon=0.2,
+    step_size=0.07,
+    num_steps=3,
+    norm=norm,
+    start=start,
+    keep="last",
+    loss=lambda values, scale: values[:, 0] * scale,
+  )
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(KEY, 0), i))(jnp.arange(5))
-  begin = {"clean": 0, "gaussian": 1e-3 * np.asarray(jax.vmap(
-      lambda key: jax.random.normal(key, SHAPE))(keys)),
-           "uniform": np.asarray(attacks.NORMS[norm].start(keys, images, 0.2))}[start]
-  project = lambda x: np.clip(images + np.asarray(attacks.NORMS[norm].project(x - images, 0.2)), 0, 1)
+  begin = {
+    "clean": 0,
+    "gaussian": 1e-3 * np.asarray(jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)),
+    "uniform": np.asarray(attacks.NORMS[norm].start(keys, images, 0.2)),
+  }[start]
+  project = lambda x: np.clip(
+    images + np.asarray(attacks.NORMS[norm].project(x - images, 0.2)), 0, 1
+  )
   step = np.sign(weights) if norm == "linf" else weights / np.linalg.norm(weights)
   x = project(images + begin)
   for _ in range(3):
@@ -186,7 +235,9 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
   np.testing.assert_allclose(adversarial, x, atol=1e-6)
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     (dict(norm="l1"), "choose one of: l2, linf"),
     (dict(loss="hinge"), "choose one of: cross_entropy, dlr, margin"),
     (dict(num_restarts=0), "at least"),
@@ -194,9 +245,15 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
     (dict(num_restarts=2, keep="last"), "lost"),
     (dict(start="corner"), "choose one of: clean, gaussian, uniform"),
     (dict(keep="first"), "choose one of: best, last"),
-])
+  ],
+)
 def test_wrong_options_are_errors(options, message):
   _, predict = linear_model()
   with pytest.raises(ValueError, match=message):
-    attacks.pgd(KEY, predict, interior_images(2), np.zeros(2, np.int32),
-                **dict(epsilon=0.1, step_size=0.1, num_steps=1) | options)
+    attacks.pgd(
+      KEY,
+      predict,
+      interior_images(2),
+      np.zeros(2, np.int32),
+      **dict(epsilon=0.1, step_size=0.1, num_steps=1) | options,
+    )

@@ -7,7 +7,6 @@ import importlib.util
 import pathlib
 
 import jax
-import numpy as np
 import pytest
 
 from sprout_jax import attacks
@@ -25,7 +24,14 @@ def test_the_same_images_break(network):
   predict, images, labels, epsilon, outcomes = benchmark.load(GOLDEN / f"{network}.npz")
   few = slice(0, 24)
   robust = attacks.auto_attack(
-      jax.random.key(0), predict, images[few], labels[few], epsilon=epsilon, version="apgd-ce",
-      batch_size=24, devices=jax.devices()[:1]).robust
+    jax.random.key(0),
+    predict,
+    images[few],
+    labels[few],
+    epsilon=epsilon,
+    version="apgd-ce",
+    batch_size=24,
+    devices=jax.devices()[:1],
+  ).robust
   expected = outcomes["apgd-ce"][few]
   assert (robust != expected).sum() <= 1 and 4 < expected.sum() < 20

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer",
-           "dog", "frog", "horse", "ship", "truck")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FINE = [f"fine{i}" for i in range(100)]
 COARSE = [f"coarse{i}" for i in range(20)]
 
@@ -24,7 +23,6 @@ class Server:
     outer = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
-
       def do_GET(self):  # pylint: disable=invalid-name
         outer.asked.append(self.path)
         content = outer.files.get(self.path)
@@ -79,8 +77,9 @@ def records(seed, count, *ranges):
 
 def cifar_bytes(images, labels):
   """Returns the official binary layout: label bytes, then the red, green and blue planes."""
-  return b"".join(bytes(l) + b"".join(i[..., c].tobytes() for c in range(3))
-                  for i, l in zip(images, labels))
+  return b"".join(
+    bytes(l) + b"".join(i[..., c].tobytes() for c in range(3)) for i, l in zip(images, labels)
+  )
 
 
 class Tiny:
@@ -92,8 +91,10 @@ class Tiny:
 
 def _register(monkeypatch, builder_class, url, content):
   from tensorflow_datasets.core.download import checksums
+
   info = checksums.UrlInfo(
-      size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename=url.split("/")[-1])
+    size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename=url.split("/")[-1]
+  )
   known = dict(builder_class.__dict__.get("url_infos") or {})
   monkeypatch.setattr(builder_class, "url_infos", {**known, url: info})
   return info
@@ -103,17 +104,22 @@ def _register(monkeypatch, builder_class, url, content):
 def cifar10(server, monkeypatch):
   """CIFAR-10 in the official layout with 4 images a file, at a local address."""
   from tensorflow_datasets.image_classification import cifar
+
   images, labels = records(0, 20, 10)
   test_images, test_labels = records(1, 4, 10)
-  files = {"cifar-10-batches-bin/data_batch_1.bin": cifar_bytes(images[:4], labels[:4]),
-           "cifar-10-batches-bin/batches.meta.txt": "\n".join(CLASSES + ("", "")).encode()}
+  files = {
+    "cifar-10-batches-bin/data_batch_1.bin": cifar_bytes(images[:4], labels[:4]),
+    "cifar-10-batches-bin/batches.meta.txt": "\n".join(CLASSES + ("", "")).encode(),
+  }
   for i in (2, 4, 3, 1):  # the official archive is not in order either
     files[f"cifar-10-batches-bin/data_batch_{i + 1}.bin"] = cifar_bytes(
-        images[4 * i : 4 * i + 4], labels[4 * i : 4 * i + 4])
+      images[4 * i : 4 * i + 4], labels[4 * i : 4 * i + 4]
+    )
   files["cifar-10-batches-bin/readme.html"] = b"not wanted"
   files["cifar-10-batches-bin/test_batch.bin"] = cifar_bytes(test_images, test_labels)
-  tiny = Tiny({"train": images, "test": test_images},
-              {"train": labels[:, 0], "test": test_labels[:, 0]})
+  tiny = Tiny(
+    {"train": images, "test": test_images}, {"train": labels[:, 0], "test": test_labels[:, 0]}
+  )
   _serve_cifar(server, monkeypatch, cifar.Cifar10, "cifar-10-binary.tar.gz", tar_gz(files), tiny)
   tiny.files = files
 
@@ -130,12 +136,15 @@ def cifar10(server, monkeypatch):
 def cifar100(server, monkeypatch):
   """CIFAR-100 in the official layout, with coarse and fine labels."""
   from tensorflow_datasets.image_classification import cifar
+
   images, labels = records(2, 9, 20, 100)
   test_images, test_labels = records(3, 5, 20, 100)
-  files = {"cifar-100-binary/coarse_label_names.txt": "\n".join(COARSE + [""]).encode(),
-           "cifar-100-binary/fine_label_names.txt": "\n".join(FINE + [""]).encode(),
-           "cifar-100-binary/test.bin": cifar_bytes(test_images, test_labels),
-           "cifar-100-binary/train.bin": cifar_bytes(images, labels)}
+  files = {
+    "cifar-100-binary/coarse_label_names.txt": "\n".join(COARSE + [""]).encode(),
+    "cifar-100-binary/fine_label_names.txt": "\n".join(FINE + [""]).encode(),
+    "cifar-100-binary/test.bin": cifar_bytes(test_images, test_labels),
+    "cifar-100-binary/train.bin": cifar_bytes(images, labels),
+  }
   tiny = Tiny({"train": images, "test": test_images}, {"train": labels, "test": test_labels})
   _serve_cifar(server, monkeypatch, cifar.Cifar100, "cifar-100-binary.tar.gz", tar_gz(files), tiny)
   return tiny
@@ -144,8 +153,9 @@ def cifar100(server, monkeypatch):
 def _serve_cifar(server, monkeypatch, builder_class, file_name, content, tiny):
   tiny.path, tiny.url, tiny.content = f"/{file_name}", f"{server.url}/{file_name}", content
   stock = builder_class._cifar_info.fget
-  monkeypatch.setattr(builder_class, "_cifar_info",
-                      property(lambda self: stock(self)._replace(url=tiny.url)))
+  monkeypatch.setattr(
+    builder_class, "_cifar_info", property(lambda self: stock(self)._replace(url=tiny.url))
+  )
   tiny.info = _register(monkeypatch, builder_class, tiny.url, content)
   server.files[tiny.path] = content
 
@@ -155,6 +165,7 @@ def svhn(server, monkeypatch):
   """Cropped SVHN as two .mat files; there is no "extra" to be had."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.datasets.svhn_cropped import svhn_cropped_dataset_builder as module
+
   monkeypatch.setattr(module, "URL", server.url + "/")
   builder_class = tfds.builder_cls("svhn_cropped")
   assert builder_class is module.Builder

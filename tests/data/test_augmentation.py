@@ -52,8 +52,10 @@ def test_flip_mirrors_about_half(dtype):
   assert abs(mirrored.sum() - 200) < 50  # five standard deviations of 10
 
 
-@pytest.mark.parametrize("augment", [
-    lambda key, images: augmentation.random_crop(key, images, 1), augmentation.random_flip])
+@pytest.mark.parametrize(
+  "augment",
+  [lambda key, images: augmentation.random_crop(key, images, 1), augmentation.random_flip],
+)
 def test_depends_on_the_key_only(augment):
   images = _images()
   first, again, other = [np.asarray(augment(jax.random.key(s), images)) for s in (0, 0, 1)]

@@ -12,9 +12,16 @@ from sprout_jax.errors import UserError
 COUNTS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # of each digit, as published
 HELD_OUT = [2, 2, 0, 5, 0, 7, 3, 3, 2, 8, 0, 7, 9, 7, 9, 4, 3, 7, 5, 4]  # labels, at 0.1
 # The first image of the source's file, a zero, as published (levels 0..16).
-FIRST = [[0, 0, 5, 13, 9, 1, 0, 0], [0, 0, 13, 15, 10, 15, 5, 0], [0, 3, 15, 2, 0, 11, 8, 0],
-         [0, 4, 12, 0, 0, 8, 8, 0], [0, 5, 8, 0, 0, 9, 8, 0], [0, 4, 11, 0, 1, 12, 7, 0],
-         [0, 2, 14, 5, 10, 12, 0, 0], [0, 0, 6, 13, 10, 0, 0, 0]]
+FIRST = [
+  [0, 0, 5, 13, 9, 1, 0, 0],
+  [0, 0, 13, 15, 10, 15, 5, 0],
+  [0, 3, 15, 2, 0, 11, 8, 0],
+  [0, 4, 12, 0, 0, 8, 8, 0],
+  [0, 5, 8, 0, 0, 9, 8, 0],
+  [0, 4, 11, 0, 1, 12, 7, 0],
+  [0, 2, 14, 5, 10, 12, 0, 0],
+  [0, 0, 6, 13, 10, 0, 0, 0],
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +31,11 @@ def digits():
 
 def _rows(*splits):
   """Every image with its label as bytes, sorted: a multiset."""
-  return sorted(image.tobytes() + bytes([label])
-                for split in splits for image, label in zip(split.images, split.labels))
+  return sorted(
+    image.tobytes() + bytes([label])
+    for split in splits
+    for image, label in zip(split.images, split.labels)
+  )
 
 
 def test_images_and_labels(digits):
@@ -45,8 +55,9 @@ def test_images_and_labels(digits):
 
 def test_first_image_and_the_documented_split(digits):
   order = np.random.RandomState(0).permutation(1797)
-  split, place = ((digits.test, (order[:300] < 0).sum()) if 0 in order[:300]
-                  else (digits.train, 0))  # both splits keep the source's order
+  split, place = (
+    (digits.test, (order[:300] < 0).sum()) if 0 in order[:300] else (digits.train, 0)
+  )  # both splits keep the source's order
   np.testing.assert_array_equal(split.images[place, :, :, 0], np.array(FIRST) / 16)
   assert split.labels[place] == 0
 
@@ -55,8 +66,9 @@ def test_provenance_and_fingerprint(digits):
   for words in ("Alpaydin", "Kaynak", "CC BY 4.0", "https://archive.ics.uci.edu/dataset/80"):
     assert words in digits.provenance
   parts = [array for split in (digits.train, digits.test) for array in (split.images, split.labels)]
-  by_hand = "".join(hashlib.sha256(
-      (a.dtype.str + str(a.shape)).encode() + a.tobytes()).hexdigest() for a in parts)
+  by_hand = "".join(
+    hashlib.sha256((a.dtype.str + str(a.shape)).encode() + a.tobytes()).hexdigest() for a in parts
+  )
   assert digits.fingerprint == hashlib.sha256(by_hand.encode()).hexdigest()
   assert data.load("digits", validation_fraction=0.5).fingerprint == digits.fingerprint
 
@@ -98,9 +110,19 @@ GOOD = _split(np.zeros((4, 3, 3, 1), np.float32), np.arange(4, dtype=np.int32))
 
 
 def _with(**changes):
-  return dataclasses.replace(data.Dataset(
-      name="toy", train=GOOD, validation=data.Split(GOOD.images[:0], GOOD.labels[:0]), test=GOOD,
-      num_classes=4, class_names=tuple("abcd"), fingerprint="", provenance=""), **changes)
+  return dataclasses.replace(
+    data.Dataset(
+      name="toy",
+      train=GOOD,
+      validation=data.Split(GOOD.images[:0], GOOD.labels[:0]),
+      test=GOOD,
+      num_classes=4,
+      class_names=tuple("abcd"),
+      fingerprint="",
+      provenance="",
+    ),
+    **changes,
+  )
 
 
 def test_check_accepts_sound_data():
@@ -115,7 +137,9 @@ def _pixel(value):
   return images
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(train=_split(GOOD.images, np.int32([0, 1, 2, 4]))), "train split: labels range.*to 4"),
     (dict(test=_split(GOOD.images, np.int32([0, -1, 2, 3]))), "test split: labels range from -1"),
     (dict(train=_split(GOOD.images, GOOD.labels.astype(np.int64))), "labels are int64"),
@@ -132,7 +156,8 @@ def _pixel(value):
     (dict(test=_split(GOOD.images[:, :2], GOOD.labels)), r"\(2, 3, 1\) but those of train are"),
     (dict(class_names=("a", "b")), "4 classes with 2 names"),
     (dict(num_classes=1, class_names=("a",)), "expected at least 2 classes"),
-])
+  ],
+)
 def test_check_names_the_fault(changes, message):
   with pytest.raises(UserError, match=message):
     data.check(_with(**changes))

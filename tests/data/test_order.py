@@ -32,8 +32,9 @@ def test_is_the_documented_permutation():
 def test_resumed_and_chunked_runs_replay():
   whole = batch_indices(7, 0, 25, num_examples=10, batch_size=3)
   for first, count in ((0, 1), (2, 2), (5, 13), (24, 1), (25, 0)):
-    np.testing.assert_array_equal(batch_indices(7, first, count, 10, 3),
-                                  whole[first : first + count])
+    np.testing.assert_array_equal(
+      batch_indices(7, first, count, 10, 3), whole[first : first + count]
+    )
   assert not np.array_equal(batch_indices(8, 0, 25, 10, 3), whole)
 
 
@@ -41,13 +42,16 @@ def test_far_steps_need_no_walk_from_the_start():
   assert batch_indices(0, 10**9, 2, 50, 50).shape == (2, 50)
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     ((0, 0, 1, 10, 11), "batch_size is 11 with 10 training examples"),
     ((0, 0, 1, 10, 0), "batch_size is 0"),
     ((-1, 0, 1, 10, 5), "seed is -1"),
     ((0, -1, 1, 10, 5), "first_step is -1"),
     ((0, 0, -2, 10, 5), "num_steps is -2"),
-])
+  ],
+)
 def test_errors(arguments, message):
   with pytest.raises(UserError, match=message):
     batch_indices(*arguments)

@@ -47,8 +47,9 @@ def test_cifar100_has_both_labels(cifar100, tmp_path, stock_order):
   prepare.prepare("cifar100", tmp_path)
   for split, count in (("train", 9), ("test", 5)):
     examples, order = _read("cifar100", tmp_path, split), stock_order(split, count)
-    np.testing.assert_array_equal([[e["coarse_label"], e["label"]] for e in examples],
-                                  cifar100.labels[split][order])
+    np.testing.assert_array_equal(
+      [[e["coarse_label"], e["label"]] for e in examples], cifar100.labels[split][order]
+    )
     np.testing.assert_array_equal([e["image"] for e in examples], cifar100.images[split][order])
     assert [e["id"].decode() for e in examples] == [f"{split}_{i:05d}" for i in order]
   features = tfds.builder("cifar100", data_dir=tmp_path).info.features
@@ -103,17 +104,24 @@ def test_failed_download_leaves_nothing(fault, cifar10, server, tmp_path, monkey
   else:
     monkeypatch.setattr(tfds.builder_cls("cifar10"), "url_infos", {})
     from tensorflow_datasets.core.download import checksums
+
     monkeypatch.delitem(checksums.get_all_url_infos(), cifar10.url, raising=False)
-  expected = {"cut off": "IncompleteRead", "absent": "HTTP code: 404",
-              "no server": "Max retries exceeded", "no checksum": "Missing checksums"}[fault]
+  expected = {
+    "cut off": "IncompleteRead",
+    "absent": "HTTP code: 404",
+    "no server": "Max retries exceeded",
+    "no checksum": "Missing checksums",
+  }[fault]
   with pytest.raises(UserError, match=expected) as caught:
     prepare.prepare("cifar10", tmp_path)
   assert f"python -m sprout_jax.data.prepare cifar10 --data_dir {tmp_path}" in str(caught.value)
   assert _nothing_prepared(tmp_path, "cifar10")
 
 
-@pytest.mark.parametrize("fault, expected", [
-    ("file", "lacks data_batch_3.bin"), ("record", "cannot reshape"), ("label", "label")])
+@pytest.mark.parametrize(
+  "fault, expected",
+  [("file", "lacks data_batch_3.bin"), ("record", "cannot reshape"), ("label", "label")],
+)
 def test_broken_archive_leaves_nothing(fault, expected, cifar10, tmp_path):
   name = "cifar-10-batches-bin/data_batch_3.bin"
   content = cifar10.files.pop(name)
@@ -169,8 +177,23 @@ def test_tensorflow_is_never_imported(tmp_path):
   (tmp_path / "tensorflow" / "__init__.py").write_text("raise RuntimeError('TF was imported')")
   root = pathlib.Path(prepare.__file__).resolve().parents[2]
   run = subprocess.run(
-      [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
-       "-k", "stock_builder_writes or prepares_and_reads", pathlib.Path(__file__).parent],
-      cwd=root, capture_output=True, text=True, check=False,
-      env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"})
+    [
+      sys.executable,
+      "-m",
+      "pytest",
+      "-q",
+      "-o",
+      "addopts=",
+      "-p",
+      "no:cacheprovider",
+      "-k",
+      "stock_builder_writes or prepares_and_reads",
+      pathlib.Path(__file__).parent,
+    ],
+    cwd=root,
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+  )
   assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout + run.stderr

@@ -20,22 +20,29 @@ ROOT = pathlib.Path(data.__file__).resolve().parents[2]
 
 
 def _load(name, tmp_path, **options):
-  options = {"data_dir": tmp_path, "cache_dir": tmp_path / "cache", "validation_fraction": 0,
-             **options}
+  options = {
+    "data_dir": tmp_path,
+    "cache_dir": tmp_path / "cache",
+    "validation_fraction": 0,
+    **options,
+  }
   return data.load(name, **options)
 
 
 @pytest.fixture
 def no_decoding(monkeypatch):
   """A function that makes every further decoding fail."""
+
   def forbid(*_):
     raise AssertionError("decoded again")
+
   return lambda: monkeypatch.setattr(tfds_source, "_decode_split", forbid)
 
 
 def _write(tmp_path, set_name, features, examples, splits=("train", "test"), **info):
   """Prepares a TFDS set from {feature: value} examples, the same in each split."""
   with tfds.core.registered.skip_registration():
+
     class OwnSet(tfds.core.GeneratorBasedBuilder):
       name = set_name
       VERSION = tfds.core.Version("1.0.0")
@@ -54,8 +61,10 @@ def _write(tmp_path, set_name, features, examples, splits=("train", "test"), **i
 
 def _png(*shape, seed=0):
   pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-  from PIL import Image
   import io
+
+  from PIL import Image
+
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG")
   return pixels, file.getvalue()
@@ -85,15 +94,25 @@ def test_second_start_reads_the_cache(cifar10, tmp_path, no_decoding):
   np.testing.assert_array_equal(second.train.images, first.train.images)
   np.testing.assert_array_equal(second.test.labels, first.test.labels)
   assert (second.fingerprint, second.provenance, second.class_names) == (
-      first.fingerprint, first.provenance, first.class_names)
+    first.fingerprint,
+    first.provenance,
+    first.class_names,
+  )
   with pytest.raises(AssertionError):  # another expression is another entry
     _load("cifar10", tmp_path, train_split="train[:50%]")
-  program = ("import sys; from sprout_jax import data; "
-             f"data.load('cifar10', data_dir={str(tmp_path)!r}, "
-             f"cache_dir={str(tmp_path / 'cache')!r}); "
-             "print([m for m in ('tensorflow', 'tensorflow_datasets', 'jax') if m in sys.modules])")
-  run = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True,
-                       capture_output=True, text=True)
+  program = (
+    "import sys; from sprout_jax import data; "
+    f"data.load('cifar10', data_dir={str(tmp_path)!r}, "
+    f"cache_dir={str(tmp_path / 'cache')!r}); "
+    "print([m for m in ('tensorflow', 'tensorflow_datasets', 'jax') if m in sys.modules])"
+  )
+  run = subprocess.run(
+    [sys.executable, "-W", "error", "-c", program],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   assert run.stdout.strip() == "[]"
 
 
@@ -101,7 +120,7 @@ def test_second_start_reads_the_cache(cifar10, tmp_path, no_decoding):
 def test_corrupt_cache_is_rebuilt(fault, cifar10, tmp_path, no_decoding):
   first = _load("cifar10", tmp_path)
   cache = tmp_path / "cache"
-  images, = cache.glob("cifar10-train-*.images.npy")
+  (images,) = cache.glob("cifar10-train-*.images.npy")
   content = images.read_bytes()
   if fault == "cut":
     images.write_bytes(content[:-100])
@@ -135,7 +154,7 @@ def test_set_prepared_anew_is_read_anew(cifar10, tmp_path):
 
 def test_touched_files_are_read_anew(cifar10, tmp_path, no_decoding):
   _load("cifar10", tmp_path)
-  record, = (tmp_path / "cifar10" / "3.0.2").glob("*train.array_record*")
+  (record,) = (tmp_path / "cifar10" / "3.0.2").glob("*train.array_record*")
   os.utime(record, ns=(0, 0))
   no_decoding()
   with pytest.raises(AssertionError):
@@ -155,8 +174,11 @@ def test_split_expressions(cifar10, tmp_path, stock_order):
   order = stock_order("train", 20)
   np.testing.assert_array_equal(got.train.images, cifar10.images["train"][order[:15]])
   np.testing.assert_array_equal(
-      got.test.images, np.concatenate([cifar10.images["train"][order[15:]],
-                                       cifar10.images["test"][stock_order("test", 4)[:2]]]))
+    got.test.images,
+    np.concatenate(
+      [cifar10.images["train"][order[15:]], cifar10.images["test"][stock_order("test", 4)[:2]]]
+    ),
+  )
 
 
 def test_like_named_splits_have_entries_of_their_own(cifar10, tmp_path):
@@ -164,8 +186,9 @@ def test_like_named_splits_have_entries_of_their_own(cifar10, tmp_path):
     assert len(_load("cifar10", tmp_path, train_split=expression).train.labels) == count
 
 
-@pytest.mark.parametrize("train, test", [
-    ("train", "train"), ("train[:60%]", "train[50%:]"), ("train", "test+train[:1]")])
+@pytest.mark.parametrize(
+  "train, test", [("train", "train"), ("train[:60%]", "train[50%:]"), ("train", "test+train[:1]")]
+)
 def test_overlapping_splits(train, test, cifar10, tmp_path):
   for _ in range(2):  # decoded, then from the cache
     with pytest.raises(UserError, match="share images"):
@@ -191,7 +214,8 @@ def test_other_version_is_named_and_can_be_asked_for(cifar10, server, tmp_path):
   old = tmp_path / "cifar10" / "3.0.1"
   (tmp_path / "cifar10" / "3.0.2").rename(old)
   (old / "dataset_info.json").write_text(
-      (old / "dataset_info.json").read_text().replace("3.0.2", "3.0.1"))
+    (old / "dataset_info.json").read_text().replace("3.0.2", "3.0.1")
+  )
   shutil.rmtree(tmp_path / "downloads")
   server.files.clear()
   with pytest.raises(UserError, match="ask for 'cifar10:3.0.1' to read it"):
@@ -234,38 +258,69 @@ def test_cache_that_cannot_be_written(cifar10, tmp_path):
 def test_own_set_without_supervised_keys(channels, tmp_path):
   # A set TFDS has no code for: read from its files alone.
   pairs = [_png(*(5, 7, channels)[: 2 if channels == 1 else 3], seed=seed) for seed in range(3)]
-  _write(tmp_path, "my_own_set",
-         tfds.features.FeaturesDict({"picture": tfds.features.Image(shape=(5, 7, channels)),
-                                     "kind": tfds.features.ClassLabel(names=["x", "y", "z"])}),
-         [{"picture": png, "kind": i} for i, (_, png) in enumerate(pairs)])
+  _write(
+    tmp_path,
+    "my_own_set",
+    tfds.features.FeaturesDict(
+      {
+        "picture": tfds.features.Image(shape=(5, 7, channels)),
+        "kind": tfds.features.ClassLabel(names=["x", "y", "z"]),
+      }
+    ),
+    [{"picture": png, "kind": i} for i, (_, png) in enumerate(pairs)],
+  )
   got = _load("my_own_set", tmp_path)
   assert got.class_names == ("x", "y", "z") and got.image_shape == (5, 7, channels)
   for image, label in zip(got.train.images, got.train.labels):
     np.testing.assert_array_equal(image, pairs[label][0].reshape(5, 7, channels))
 
 
-@pytest.mark.parametrize("features, example, keys, message", [
-    ({"image": IMAGE, "label": tfds.features.Text()}, {"image": _png(4, 4, 3)[1], "label": "a"},
-     ("image", "label"), "its target 'label' is Text, not ClassLabel"),
-    ({"text": tfds.features.Text(), "label": LABEL}, {"text": "a", "label": 0}, ("text", "label"),
-     "its input 'text' is Text, not Image"),
-    ({"a": IMAGE, "b": IMAGE, "label": LABEL},
-     {"a": _png(4, 4, 3)[1], "b": _png(4, 4, 3)[1], "label": 0}, None, "its input None"),
-    ({"image": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16, encoding_format="png"),
-      "label": LABEL}, {"image": _png(4, 4)[1], "label": 0}, ("image", "label"),
-     "its images are uint16"),
-])
+@pytest.mark.parametrize(
+  "features, example, keys, message",
+  [
+    (
+      {"image": IMAGE, "label": tfds.features.Text()},
+      {"image": _png(4, 4, 3)[1], "label": "a"},
+      ("image", "label"),
+      "its target 'label' is Text, not ClassLabel",
+    ),
+    (
+      {"text": tfds.features.Text(), "label": LABEL},
+      {"text": "a", "label": 0},
+      ("text", "label"),
+      "its input 'text' is Text, not Image",
+    ),
+    (
+      {"a": IMAGE, "b": IMAGE, "label": LABEL},
+      {"a": _png(4, 4, 3)[1], "b": _png(4, 4, 3)[1], "label": 0},
+      None,
+      "its input None",
+    ),
+    (
+      {
+        "image": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16, encoding_format="png"),
+        "label": LABEL,
+      },
+      {"image": _png(4, 4)[1], "label": 0},
+      ("image", "label"),
+      "its images are uint16",
+    ),
+  ],
+)
 def test_no_image_classification_set(features, example, keys, message, tmp_path):
-  _write(tmp_path, "odd_set", tfds.features.FeaturesDict(features), [example],
-         supervised_keys=keys)
+  _write(tmp_path, "odd_set", tfds.features.FeaturesDict(features), [example], supervised_keys=keys)
   with pytest.raises(UserError, match=message):
     _load("odd_set", tmp_path)
 
 
 def test_images_of_two_sizes(tmp_path):
-  _write(tmp_path, "two_sizes", tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
-         [{"image": _png(4, size, 3)[1], "label": 0} for size in (5, 5, 6, 5)],
-         supervised_keys=("image", "label"))
+  _write(
+    tmp_path,
+    "two_sizes",
+    tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
+    [{"image": _png(4, size, 3)[1], "label": 0} for size in (5, 5, 6, 5)],
+    supervised_keys=("image", "label"),
+  )
   with pytest.raises(UserError, match=r"image \d is \(4, [56]\).*expected one size"):
     _load("two_sizes", tmp_path)
 
@@ -277,8 +332,13 @@ def test_set_larger_than_memory(cifar10, tmp_path, monkeypatch):
 
 
 def test_hidden_labels_are_refused(tmp_path):
-  _write(tmp_path, "hidden", tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
-         [{"image": _png(4, 4, 3)[1], "label": -1}], supervised_keys=("image", "label"))
+  _write(
+    tmp_path,
+    "hidden",
+    tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
+    [{"image": _png(4, 4, 3)[1], "label": -1}],
+    supervised_keys=("image", "label"),
+  )
   with pytest.raises(UserError, match="labels range from -1"):
     _load("hidden", tmp_path)
 
@@ -287,8 +347,11 @@ def test_cifar10_prepared_by_the_shared_script(tmp_path):
   script = ROOT.parent / "shared" / "tools" / "prepare_cifar10.py"
   if not (script.exists() and (script.parents[1] / "data" / "cifar10_jpeg.tar.xz").exists()):
     pytest.skip(f"no {script} or its archive: the shared workspace is not mounted")
-  subprocess.run([sys.executable, script, "--data_dir", tmp_path, "--limit", "5"], check=True,
-                 capture_output=True)
+  subprocess.run(
+    [sys.executable, script, "--data_dir", tmp_path, "--limit", "5"],
+    check=True,
+    capture_output=True,
+  )
   got = _load("cifar10", tmp_path)
   assert np.bincount(got.train.labels).tolist() == [5] * 10
   assert np.bincount(got.test.labels).tolist() == [5] * 10
@@ -300,12 +363,20 @@ def test_cifar10_prepared_by_the_shared_script(tmp_path):
 def test_a_set_that_has_nothing_but_a_test_split(tmp_path, no_decoding):
   """As the corrupted copies of test sets have it."""
   pairs = [_png(4, 4, 3, seed=seed) for seed in range(5)]
-  _write(tmp_path, "own_corrupted", tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
-         [{"image": png, "label": i % 2} for i, (_, png) in enumerate(pairs)], splits=("test",),
-         supervised_keys=("image", "label"))
+  _write(
+    tmp_path,
+    "own_corrupted",
+    tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
+    [{"image": png, "label": i % 2} for i, (_, png) in enumerate(pairs)],
+    splits=("test",),
+    supervised_keys=("image", "label"),
+  )
   options = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
   split = data.load_test("own_corrupted", **options)
-  order = [next(i for i, (pixels, _) in enumerate(pairs) if (pixels == image).all()) for image in split.images]
+  order = [
+    next(i for i, (pixels, _) in enumerate(pairs) if (pixels == image).all())
+    for image in split.images
+  ]
   assert sorted(order) == [0, 1, 2, 3, 4] and [i % 2 for i in order] == split.labels.tolist()
   no_decoding()
   np.testing.assert_array_equal(data.load_test("own_corrupted", **options).images, split.images)

@@ -27,6 +27,7 @@ EPSILON = 0.05
 
 class Features(nn.Module):
   """No last layer of its own; `levels` quantises the input, `bend` makes it less linear."""
+
   bend: float = 0.0
   levels: int = 0
   scale: float = 1.0
@@ -48,11 +49,9 @@ VARIABLES = {"params": {"Dense_0": DENSE}}
 PGD = functools.partial(attacks.pgd, step_size=0.01, num_steps=20)
 
 
-def success(model, attack, norm="linf", variables=VARIABLES, epsilon=EPSILON,
-            rows=slice(None)):
+def success(model, attack, norm="linf", variables=VARIABLES, epsilon=EPSILON, rows=slice(None)):
   fn = success_fn(model, attack, norm, 0, ALONE)
-  return binarization.success(
-      fn, variables, IMAGES[rows], np.arange(10)[rows], epsilon, 16, ALONE)
+  return binarization.success(fn, variables, IMAGES[rows], np.arange(10)[rows], epsilon, 16, ALONE)
 
 
 def test_widest_margin_by_hand():
@@ -142,6 +141,7 @@ def test_outcome_depends_on_neither_slice_nor_devices():
   def outcomes(mesh, rows):
     fn = binarization.success_fn(Features(bend=0.3), tells_score, "linf", 0, mesh, 20)
     return np.asarray(fn(VARIABLES, np.float32(0.2), IMAGES[rows], np.arange(10)[rows]))
+
   whole, part = outcomes(ALONE, slice(None)), outcomes(sharding.make_mesh(), slice(2, 10))
   np.testing.assert_array_equal(part[:, :3], whole[2:, :3])
   np.testing.assert_allclose(part[:, 3], whole[2:, 3], atol=4e-3)
@@ -156,5 +156,9 @@ def test_features_that_do_not_tell_points_apart_leave_nothing_to_attack():
 
 def test_an_attack_that_leaves_its_threat_model_is_an_error():
   with pytest.raises(RuntimeError, match="binarisation test at epsilon 0.05 exceeded .* by 0.05"):
-    success(Features(), lambda key, predict, images, labels, *, epsilon, norm, indices:
-            jnp.where(images > 0.5, images - 2 * epsilon, images + 2 * epsilon))
+    success(
+      Features(),
+      lambda key, predict, images, labels, *, epsilon, norm, indices: jnp.where(
+        images > 0.5, images - 2 * epsilon, images + 2 * epsilon
+      ),
+    )

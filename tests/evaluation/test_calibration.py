@@ -47,7 +47,7 @@ def test_a_classifier_with_a_known_error(shift):
   found = calibration(logits, np.where(right, 0, 1))
   np.testing.assert_allclose(found["ece"], shift, atol=4e-3)
   q = p - shift
-  brier = np.mean(2 * (q * (1 - p)**2 + (1 - q) * p**2))
+  brier = np.mean(2 * (q * (1 - p) ** 2 + (1 - q) * p**2))
   nll = -np.mean(q * np.log(p) + (1 - q) * np.log(1 - p))
   np.testing.assert_allclose([found["brier"], found["nll"]], [brier, nll], rtol=0.01)
   assert sum(b["count"] for b in found["bins"]) == count and found["num_bins"] == 15
@@ -58,9 +58,15 @@ def test_confident_logits_do_not_overflow():
   np.testing.assert_allclose([found["nll"], found["ece"], found["brier"]], [5e3, 0.5, 1])
 
 
-@pytest.mark.parametrize("logits, labels, message", [
-    ([[1.0, np.nan]], [0], "logits of 1 images are not finite"), ([[1.0, 0.0]], [2], "2 classes"),
-    ([[1.0, 0.0]], [0, 1], "expected"), (np.zeros((0, 2)), [], "at least 1")])
+@pytest.mark.parametrize(
+  "logits, labels, message",
+  [
+    ([[1.0, np.nan]], [0], "logits of 1 images are not finite"),
+    ([[1.0, 0.0]], [2], "2 classes"),
+    ([[1.0, 0.0]], [0, 1], "expected"),
+    (np.zeros((0, 2)), [], "at least 1"),
+  ],
+)
 def test_wrong_input_is_refused(logits, labels, message):
   with pytest.raises(ValueError, match=message):
     calibration(logits, labels)

@@ -21,12 +21,22 @@ from sprout_jax.evaluation.corruptions import weather
 KEY = jax.random.key(5)
 BATCH, SIZE = 16, 32  # of all colour images here: one compilation for each corruption
 SEVERITIES = (1, 2, 3, 4, 5)
-WITHOUT_CHANCE = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate",
-                  "jpeg_compression"}
+WITHOUT_CHANCE = {
+  "defocus_blur",
+  "zoom_blur",
+  "brightness",
+  "contrast",
+  "pixelate",
+  "jpeg_compression",
+}
 # Severities whose mean distortion does not exceed that of the one before, by the constants: see the
 # package's docstring. On colour images here:
-NOT_MONOTONE = {"elastic_transform": {2, 3, 4, 5}, "frost": {4, 5}, "glass_blur": {2, 3, 5},
-                "motion_blur": {4}}
+NOT_MONOTONE = {
+  "elastic_transform": {2, 3, 4, 5},
+  "frost": {4, 5},
+  "glass_blur": {2, 3, 5},
+  "motion_blur": {4},
+}
 
 
 def natural(count=BATCH, size=SIZE):
@@ -35,7 +45,7 @@ def natural(count=BATCH, size=SIZE):
   frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
   frequency[0, 0] = 1 / size
   noise = np.fft.rfft2(rng.standard_normal((count, 4, size, size)))
-  planes = np.fft.irfft2(noise / frequency ** 1.3)
+  planes = np.fft.irfft2(noise / frequency**1.3)
   images = planes[:, :1] + 0.4 * planes[:, 1:]
   images = 0.22 * images / images.std((1, 2, 3), keepdims=True) + 0.47
   return (np.round(np.moveaxis(images, 1, -1).clip(0, 1) * 255) / 255).astype(np.float32)
@@ -58,8 +68,9 @@ def run(name, severity, images=IMAGES, indices=None, key=KEY):
 def many(name, severity, image, rounds=20):
   """[rounds * BATCH, ...]: one image, corrupted with as many keys."""
   images = np.broadcast_to(image, (BATCH, *image.shape))
-  return np.concatenate([
-      run(name, severity, images, np.arange(i * BATCH, (i + 1) * BATCH)) for i in range(rounds)])
+  return np.concatenate(
+    [run(name, severity, images, np.arange(i * BATCH, (i + 1) * BATCH)) for i in range(rounds)]
+  )
 
 
 def channels(function, image):
@@ -75,7 +86,7 @@ def test_contract_on_colour_images(name):
   for severity in SEVERITIES:
     result = run(name, severity)
     assert result.shape == IMAGES.shape and result.dtype == np.float32
-    assert 0 <= result.min() and result.max() <= 1
+    assert result.min() >= 0 and result.max() <= 1
     distortions.append(np.abs(result - IMAGES).mean())
   not_growing = {s for s in SEVERITIES[1:] if distortions[s - 1] < 1.005 * distortions[s - 2]}
   assert not_growing == NOT_MONOTONE.get(name, set()), distortions
@@ -98,7 +109,7 @@ def test_contract_on_digits(name):
   digits = np.pad(data.load("digits").test.images[:4], ((0, 0), (0, 0), (0, 4), (0, 0)))
   function = jax.jit(jax.vmap(CORRUPTIONS[name], in_axes=(None, None, 0)))
   results = np.asarray(function(KEY, digits, np.arange(1, 6)))
-  assert results.shape == (5, *digits.shape) and 0 <= results.min() and results.max() <= 1
+  assert results.shape == (5, *digits.shape) and results.min() >= 0 and results.max() <= 1
   assert np.abs(results[4] - digits).mean() > 0.01
 
 
@@ -149,18 +160,20 @@ def test_impulse_noise(severity, share):
     hits = (result == value).sum()
     assert abs(hits - result.size * share / 2) < 5 * np.sqrt(result.size * share / 2)
   hit = (result != 0.5).astype(float)  # channel by channel: all three at once is rare
-  assert hit.prod(-1).mean() < 3 * share ** 3 + 1e-3
+  assert hit.prod(-1).mean() < 3 * share**3 + 1e-3
 
 
 # Blur.
 
 
-@pytest.mark.parametrize("severity, radius, stddev", [
-    (1, 0.3, 0.4), (2, 0.4, 0.5), (3, 0.5, 0.6), (4, 1, 0.2), (5, 1.5, 0.1)])
+@pytest.mark.parametrize(
+  "severity, radius, stddev",
+  [(1, 0.3, 0.4), (2, 0.4, 0.5), (3, 0.5, 0.6), (4, 1, 0.2), (5, 1.5, 0.1)],
+)
 def test_defocus_blur(severity, radius, stddev):
   grid = np.arange(-8, 9)
   disk = (np.hypot(*np.meshgrid(grid, grid)) <= radius).astype(float)
-  side = np.exp(-1 / (2 * stddev ** 2)) * np.array([1, 0, 1]) + [0, 1, 0]
+  side = np.exp(-1 / (2 * stddev**2)) * np.array([1, 0, 1]) + [0, 1, 0]
   kernel = scipy.ndimage.convolve(disk / disk.sum(), np.outer(side, side) / side.sum() ** 2)
   expected = channels(lambda x: scipy.ndimage.convolve(x, kernel, mode="mirror"), IMAGES[0])
   np.testing.assert_allclose(run("defocus_blur", severity)[0], expected, atol=1e-5)
@@ -169,13 +182,15 @@ def test_defocus_blur(severity, radius, stddev):
 def test_the_weakest_glass_blur_copies_neighbours():
   """Its Gaussian is narrower than a pixel: every value is that of one of four places."""
   image, results = IMAGES[0], many("glass_blur", 1, IMAGES[0])
-  places = np.stack([image[2 - dy : SIZE - dy, 2 - dx : SIZE - dx]
-                     for dy in (0, 1) for dx in (0, 1)])
+  places = np.stack(
+    [image[2 - dy : SIZE - dy, 2 - dx : SIZE - dx] for dy in (0, 1) for dx in (0, 1)]
+  )
   same = np.isclose(results[:, None, 2:, 2:], places[None], atol=1e-6).all(-1)
   assert same.any(1).all()
   np.testing.assert_allclose(same.mean((0, 2, 3)), np.full(4, 0.25), atol=0.01)
-  np.testing.assert_allclose(results[:, :2], np.broadcast_to(image[:2], results[:, :2].shape),
-                             atol=1e-6)
+  np.testing.assert_allclose(
+    results[:, :2], np.broadcast_to(image[:2], results[:, :2].shape), atol=1e-6
+  )
 
 
 @pytest.mark.parametrize("severity, stddev, shuffles", [(3, 0.4, 1), (4, 0.25, 2)])
@@ -218,7 +233,7 @@ def test_directions_of_motion_blur():
   angles = np.degrees(np.arctan2(-y, -x))  # the trail ends where the light came from
   assert scipy.stats.kstest(angles, scipy.stats.uniform(-45, 90).cdf).pvalue > 0.01
   taps = np.arange(2 * 9 + 1)
-  weights = np.exp(-taps ** 2 / (2 * 2.5 ** 2))
+  weights = np.exp(-(taps**2) / (2 * 2.5**2))
   # Taps are on whole pixels, which adds a little.
   np.testing.assert_allclose(np.hypot(y, x).mean(), weights @ taps / weights.sum(), rtol=0.05)
 
@@ -254,13 +269,14 @@ def plasma_by_points(noise, decay):
         for x in range(start_x, size, step):
           mean = np.mean([field[(y + dy) % size, (x + dx) % size] for dy, dx in around])
           field[y, x] = mean + amplitude * noise[y, x]
-    step, amplitude = half, amplitude / decay ** 2
+    step, amplitude = half, amplitude / decay**2
   values = np.array([[field[y, x] for x in range(size)] for y in range(size)])
   return (values - values.min()) / np.ptp(values)
 
 
-@pytest.mark.parametrize("severity, amount, decay", [
-    (1, 0.2, 3), (2, 0.5, 3), (3, 0.75, 2.5), (4, 1, 2), (5, 1.5, 1.75)])
+@pytest.mark.parametrize(
+  "severity, amount, decay", [(1, 0.2, 3), (2, 0.5, 3), (3, 0.75, 2.5), (4, 1, 2), (5, 1.5, 1.75)]
+)
 def test_fog(severity, amount, decay):
   index = 3
   noise = jax.random.uniform(jax.random.fold_in(KEY, index), (SIZE, SIZE), minval=-1, maxval=1)
@@ -272,12 +288,17 @@ def test_fog(severity, amount, decay):
 
 def test_plasma_of_an_oblong_is_cut_from_a_torus():
   noise = jax.random.uniform(KEY, (16, 16), minval=-1, maxval=1)
-  np.testing.assert_allclose(jax.jit(weather.plasma, static_argnums=1)(KEY, (9, 12), 2.0),
-                             plasma_by_points(np.asarray(noise, float), 2.0)[:9, :12], atol=1e-5)
+  np.testing.assert_allclose(
+    jax.jit(weather.plasma, static_argnums=1)(KEY, (9, 12), 2.0),
+    plasma_by_points(np.asarray(noise, float), 2.0)[:9, :12],
+    atol=1e-5,
+  )
 
 
-@pytest.mark.parametrize("severity, image_weight, frost_weight", [
-    (1, 1, 0.2), (2, 1, 0.3), (3, 0.9, 0.4), (4, 0.85, 0.4), (5, 0.75, 0.45)])
+@pytest.mark.parametrize(
+  "severity, image_weight, frost_weight",
+  [(1, 1, 0.2), (2, 1, 0.3), (3, 0.9, 0.4), (4, 0.85, 0.4), (5, 0.75, 0.45)],
+)
 def test_frost(severity, image_weight, frost_weight):
   index = 3
   noise = jax.random.uniform(jax.random.fold_in(KEY, index), (SIZE, SIZE), minval=-1, maxval=1)
@@ -287,10 +308,16 @@ def test_frost(severity, image_weight, frost_weight):
   np.testing.assert_allclose(run("frost", severity)[index], expected.clip(0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("severity, constants", [
-    (1, (0.1, 0.2, 1, 0.6, 8, 3, 0.95)), (2, (0.1, 0.2, 1, 0.5, 10, 4, 0.9)),
-    (3, (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9)), (4, (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85)),
-    (5, (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8))])
+@pytest.mark.parametrize(
+  "severity, constants",
+  [
+    (1, (0.1, 0.2, 1, 0.6, 8, 3, 0.95)),
+    (2, (0.1, 0.2, 1, 0.5, 10, 4, 0.9)),
+    (3, (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9)),
+    (4, (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85)),
+    (5, (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8)),
+  ],
+)
 def test_snow(severity, constants):
   """Of the same draws, with SciPy's zoom and the trail as a sum of shifted copies."""
   mean, stddev, zoom, threshold, radius, blur, keep = constants
@@ -307,11 +334,14 @@ def test_snow(severity, constants):
   taps = np.arange(2 * radius + 1)
   weights = scipy.stats.norm.pdf(taps, scale=blur)
   angle = np.radians(float(jax.random.uniform(key_angle, minval=-135, maxval=-45)))
-  rows, columns = (np.ceil(taps * along(angle) - 0.5).astype(int) + 2 * radius
-                   for along in (np.sin, np.cos))
+  rows, columns = (
+    np.ceil(taps * along(angle) - 0.5).astype(int) + 2 * radius for along in (np.sin, np.cos)
+  )
   padded = np.pad(flakes, 2 * radius, "edge")
-  trail = sum(w * padded[y : y + SIZE, x : x + SIZE]
-              for w, y, x in zip(weights / weights.sum(), rows, columns, strict=True))
+  trail = sum(
+    w * padded[y : y + SIZE, x : x + SIZE]
+    for w, y, x in zip(weights / weights.sum(), rows, columns, strict=True)
+  )
   image = IMAGES[index]
   grey = (image @ [0.299, 0.587, 0.114])[..., None]
   whitened = keep * image + (1 - keep) * np.maximum(image, 1.5 * grey + 0.5)
@@ -337,7 +367,8 @@ def test_brightness(severity, added):
 def test_contrast(severity, factor):
   mean = IMAGES.mean((1, 2), keepdims=True)
   np.testing.assert_allclose(
-      run("contrast", severity), factor * IMAGES + (1 - factor) * mean, atol=1e-5)
+    run("contrast", severity), factor * IMAGES + (1 - factor) * mean, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("severity, share", [*enumerate([0.95, 0.9, 0.85, 0.75, 0.65], 1)])
@@ -346,12 +377,13 @@ def test_pixelate_equals_pil(severity, share):
     small = PIL.Image.fromarray(plane).resize((int(SIZE * share),) * 2, PIL.Image.Resampling.BOX)
     return np.asarray(small.resize((SIZE, SIZE), PIL.Image.Resampling.BOX))
 
-  np.testing.assert_allclose(
-      run("pixelate", severity)[0], channels(resized, IMAGES[0]), atol=1e-5)
+  np.testing.assert_allclose(run("pixelate", severity)[0], channels(resized, IMAGES[0]), atol=1e-5)
 
 
-@pytest.mark.parametrize("severity, jitter, amount, stddev", [
-    (1, 0.08, 0, 1), (2, 0.07, 0.05, 0.2), (3, 0.06, 0.08, 0.06), (5, 0.03, 0.1, 0.03)])
+@pytest.mark.parametrize(
+  "severity, jitter, amount, stddev",
+  [(1, 0.08, 0, 1), (2, 0.07, 0.05, 0.2), (3, 0.06, 0.08, 0.06), (5, 0.03, 0.1, 0.03)],
+)
 def test_elastic_transform(severity, jitter, amount, stddev):
   """An image that holds its own coordinates tells where each pixel came from."""
   y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
@@ -365,16 +397,30 @@ def test_elastic_transform(severity, jitter, amount, stddev):
   residual = (sources - here @ affine).std()
   # What SciPy's smooth shifts leave beside their own best affine map.
   rng = np.random.default_rng(0)
-  shifts = SIZE * amount * np.stack([scipy.ndimage.gaussian_filter(
-      rng.uniform(-1, 1, (SIZE, SIZE)), SIZE * stddev, truncate=3)[middle].ravel()
-      for _ in range(640)])
+  shifts = (
+    SIZE
+    * amount
+    * np.stack(
+      [
+        scipy.ndimage.gaussian_filter(rng.uniform(-1, 1, (SIZE, SIZE)), SIZE * stddev, truncate=3)[
+          middle
+        ].ravel()
+        for _ in range(640)
+      ]
+    )
+  )
   projection = here @ np.linalg.pinv(here)
   left = shifts - shifts @ projection.T
   np.testing.assert_allclose(residual, left.std(), rtol=0.05, atol=1e-4)
   spread = (moved - corners).reshape(-1, 6)
   if severity == 1:  # no shifts: the jitter itself, exactly uniform
-    assert residual < 1e-4 and scipy.stats.kstest(
-        spread.ravel() / (SIZE * jitter), scipy.stats.uniform(-1, 2).cdf).pvalue > 0.01
+    assert (
+      residual < 1e-4
+      and scipy.stats.kstest(
+        spread.ravel() / (SIZE * jitter), scipy.stats.uniform(-1, 2).cdf
+      ).pvalue
+      > 0.01
+    )
   elif severity == 2:  # the shifts are small beside the jitter
     np.testing.assert_allclose(spread.std(), SIZE * jitter / np.sqrt(3), rtol=0.1)
 
@@ -400,7 +446,6 @@ def test_jpeg_of_other_shapes_equals_pil(shape):
   height, width, depth = shape
   levels = np.round(IMAGES[:, :height, :width, :depth] * 255).astype(np.uint8)
   result = jax.jit(CORRUPTIONS["jpeg_compression"])(KEY, levels.astype(np.float32) / 255, 5)
-  expected = np.stack([
-      jpeg_by_pil(image if depth == 3 else image[..., 0], 40) for image in levels])
+  expected = np.stack([jpeg_by_pil(image if depth == 3 else image[..., 0], 40) for image in levels])
   difference = np.abs(np.asarray(result) * 255 - expected.reshape(result.shape))
   assert difference.mean() < 0.5 and np.median(difference.mean((1, 2, 3))) < 0.05

@@ -15,13 +15,22 @@ from sprout_jax.evaluation import robustness
 from tests.linear import Linear
 from tests.linear import linear_problem
 
-SPEC = robustness.PgdSpec(norm="linf", num_steps=10, step_size=0.02, num_restarts=1,
-                          loss="cross_entropy", seed=0)
+SPEC = robustness.PgdSpec(
+  norm="linf", num_steps=10, step_size=0.02, num_restarts=1, loss="cross_entropy", seed=0
+)
 
 
 def curve(mesh, variables, split, clean_correct, epsilons):
-  return robustness.pgd_curve(robustness.pgd_fn(Linear(), SPEC, mesh), variables, split,
-                              clean_correct, SPEC, epsilons, 16, mesh)
+  return robustness.pgd_curve(
+    robustness.pgd_fn(Linear(), SPEC, mesh),
+    variables,
+    split,
+    clean_correct,
+    SPEC,
+    epsilons,
+    16,
+    mesh,
+  )
 
 
 def meshes():
@@ -32,7 +41,9 @@ def meshes():
 def test_accuracy_with_padding_on_one_and_eight_devices(batch_size):
   split, variables, margin, _ = linear_problem()
   for mesh in meshes():
-    correct = accuracy.evaluate(accuracy.correct_fn(Linear(), mesh), variables, split, batch_size, mesh)
+    correct = accuracy.evaluate(
+      accuracy.correct_fn(Linear(), mesh), variables, split, batch_size, mesh
+    )
     np.testing.assert_array_equal(correct, margin > 0)
 
 
@@ -42,9 +53,11 @@ def test_bytes_and_floats_are_the_same_images():
   mesh = meshes()[0]
   correct = accuracy.correct_fn(Linear(), mesh)
   np.testing.assert_array_equal(
-      accuracy.evaluate(correct, variables, Split(levels, split.labels), 8, mesh),
-      accuracy.evaluate(correct, variables, Split(levels.astype(np.float32) / 255, split.labels), 8,
-                        mesh))
+    accuracy.evaluate(correct, variables, Split(levels, split.labels), 8, mesh),
+    accuracy.evaluate(
+      correct, variables, Split(levels.astype(np.float32) / 255, split.labels), 8, mesh
+    ),
+  )
 
 
 def test_not_finite_logits_are_not_correct():
@@ -72,9 +85,16 @@ def test_restarts_are_independent_runs_of_which_the_worst_counts():
   spec = dataclasses.replace(SPEC, num_steps=1, step_size=0.005, num_restarts=4)
   mesh = meshes()[0]
   attack = robustness.pgd_fn(Linear(), spec, mesh)
-  entry, = robustness.pgd_curve(attack, variables, split, margin > 0, spec, (0.05,), 64, mesh)
-  runs = np.array([np.asarray(attack(variables, np.float32(0.05), restart, split.images, split.labels,
-                                     np.arange(200)))[:, 0] > 0.5 for restart in range(4)])
+  (entry,) = robustness.pgd_curve(attack, variables, split, margin > 0, spec, (0.05,), 64, mesh)
+  runs = np.array(
+    [
+      np.asarray(
+        attack(variables, np.float32(0.05), restart, split.images, split.labels, np.arange(200))
+      )[:, 0]
+      > 0.5
+      for restart in range(4)
+    ]
+  )
   assert entry["accuracy"] == np.mean(runs.all(0) & (margin > 0)) and entry["restarts"] == 4
   assert runs.all(0).sum() < runs.sum(1).min() and not (runs[0] == runs[1]).all()
 
@@ -87,8 +107,11 @@ def test_a_model_that_is_always_wrong_needs_no_attack():
 
 def test_an_attack_that_leaves_its_threat_model_is_an_error(monkeypatch):
   split, variables, margin, _ = linear_problem()
-  monkeypatch.setattr(robustness.attacks, "pgd",
-                      lambda key, predict, images, labels, *, epsilon, **kwargs: images + epsilon + 0.01)
+  monkeypatch.setattr(
+    robustness.attacks,
+    "pgd",
+    lambda key, predict, images, labels, *, epsilon, **kwargs: images + epsilon + 0.01,
+  )
   with pytest.raises(RuntimeError, match="exceeded its threat model by 0.01"):
     curve(meshes()[0], variables, split, margin > 0, (0.1,))
 
@@ -114,6 +137,7 @@ def test_wilson_interval_by_its_formula():
 def test_products_are_in_full_precision():
   """TF32 and bfloat16 products would make gradients that flatter a model (seen in the program)."""
   split, variables, _, _ = linear_problem()
-  program = jax.jit(accuracy.predict_fn(Linear(), variables)).lower(
-      jnp.asarray(split.images)).as_text()
+  program = (
+    jax.jit(accuracy.predict_fn(Linear(), variables)).lower(jnp.asarray(split.images)).as_text()
+  )
   assert "HIGHEST" in program

@@ -15,9 +15,9 @@ from sprout_jax.data import Split
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import EVALUATIONS
 from sprout_jax.evaluation import options
+from sprout_jax.evaluation import store as store_lib
 from sprout_jax.evaluation import subject as subject_lib
 from sprout_jax.evaluation.corruptions import CORRUPTIONS
-from sprout_jax.evaluation import store as store_lib
 from sprout_jax.evaluation.store import Memo
 from sprout_jax.evaluation.store import Store
 from tests.evaluation import subjects
@@ -30,22 +30,35 @@ def small_config():
   config = default.get_config("natural").evaluation
   config.unlock()
   config.update(
-      epsilon=EPSILON, epsilons=(0.0, EPSILON, 0.012), num_steps=10, step_size=0.0025,
-      auto_attack=dict(version="apgd-ce", epsilons=(EPSILON, 0.012)),
-      strength=dict(steps=(2, 10), restarts=(1, 2)), noise=dict(num_draws=5),
-      invariance=dict(transformations=("rotation", "brightness")),
-      corruptions=dict(corruptions=("gaussian_noise", "contrast")),
-      smoothing=dict(num_examples=20, n0=20, n=2000, radii=(0.0, 0.1)),
-      landscape=dict(num_points=5), gradients=dict(num_draws=2), binarization=dict(num_examples=8, num_inner=20),
-      examples=dict(num_examples=3), transfer=dict(sources=(("there", "abc"),)))
+    epsilon=EPSILON,
+    epsilons=(0.0, EPSILON, 0.012),
+    num_steps=10,
+    step_size=0.0025,
+    auto_attack=dict(version="apgd-ce", epsilons=(EPSILON, 0.012)),
+    strength=dict(steps=(2, 10), restarts=(1, 2)),
+    noise=dict(num_draws=5),
+    invariance=dict(transformations=("rotation", "brightness")),
+    corruptions=dict(corruptions=("gaussian_noise", "contrast")),
+    smoothing=dict(num_examples=20, n0=20, n=2000, radii=(0.0, 0.1)),
+    landscape=dict(num_points=5),
+    gradients=dict(num_draws=2),
+    binarization=dict(num_examples=8, num_inner=20),
+    examples=dict(num_examples=3),
+    transfer=dict(sources=(("there", "abc"),)),
+  )
   return config
 
 
 def other_model(workdir):
   subject = subjects.make()
   kernel = subjects.weights() + 0.5 * subjects.weights(5)
-  return subject_lib.Source(workdir, f"another in {workdir}", "abc", subject.model,
-                            {"params": {"dense": {"kernel": kernel}}})
+  return subject_lib.Source(
+    workdir,
+    f"another in {workdir}",
+    "abc",
+    subject.model,
+    {"params": {"dense": {"kernel": kernel}}},
+  )
 
 
 def evaluate(name, config=None, memo=None, **changes):
@@ -110,8 +123,11 @@ def test_attacks_reach_the_closed_form(results):
   assert ensemble[0] == exact[EPSILON] and exact[0.012] <= ensemble[1] <= exact[0.012] + 1 / 40
   entries = results["strength"]["entries"]
   assert {(e["steps"], e["restarts"], e["loss"]) for e in entries} == {
-      (steps, restarts, loss) for steps in (2, 10) for restarts in (1, 2)
-      for loss in ("cross_entropy", "margin", "dlr")}
+    (steps, restarts, loss)
+    for steps in (2, 10)
+    for restarts in (1, 2)
+    for loss in ("cross_entropy", "margin", "dlr")
+  }
   for entry in entries:
     if entry["steps"] == 10:
       assert entry["accuracy"] == exact[EPSILON], entry
@@ -128,9 +144,12 @@ def test_strength_counts_what_that_pgd_would_have_found():
   found, _ = evaluate("strength", config)
   for steps, restarts in ((2, 1), (2, 2)):
     config.update(num_steps=steps, num_restarts=restarts, epsilons=(EPSILON,))
-    (pgd,), = [evaluate("pgd", config)[0]["entries"]]
-    entry, = [e for e in found["entries"]
-              if (e["steps"], e["restarts"], e["loss"]) == (steps, restarts, "cross_entropy")]
+    ((pgd,),) = [evaluate("pgd", config)[0]["entries"]]
+    (entry,) = [
+      e
+      for e in found["entries"]
+      if (e["steps"], e["restarts"], e["loss"]) == (steps, restarts, "cross_entropy")
+    ]
     assert entry == pgd
 
 
@@ -153,8 +172,12 @@ def test_noise_is_weaker_than_attacks_and_at_radius_0_nothing(results):
 def test_transfer_is_the_source_s_attack_on_this_model(results):
   """A linear source's adversarial image is x - epsilon sign(w_y - w_k): try it by hand."""
   found = results["transfer"]["sources"][0]
-  assert (found["workdir"], found["label"], found["parameters_sha256"]) == ("there", "another in there", "abc")
-  entry, = found["entries"]
+  assert (found["workdir"], found["label"], found["parameters_sha256"]) == (
+    "there",
+    "another in there",
+    "abc",
+  )
+  (entry,) = found["entries"]
   white = results["transfer"]["white_box"]["accuracy"]
   assert entry["name"] == "transfer-pgd-10" and white < entry["accuracy"] < 0.9
   subject = subjects.make()
@@ -163,11 +186,17 @@ def test_transfer_is_the_source_s_attack_on_this_model(results):
   for row in np.flatnonzero(robust):
     image, label = subject.test.images[row].ravel(), subject.test.labels[row]
     # What the source's attack keeps: misclassified by the source if it can be, else of the highest loss.
-    moved = [image - EPSILON * np.sign(kernel[:, label] - kernel[:, k]) for k in range(3) if k != label]
-    leads = [np.delete((x - 0.5) @ kernel, label).max() - ((x - 0.5) @ kernel)[label] for x in moved]
+    moved = [
+      image - EPSILON * np.sign(kernel[:, label] - kernel[:, k]) for k in range(3) if k != label
+    ]
+    leads = [
+      np.delete((x - 0.5) @ kernel, label).max() - ((x - 0.5) @ kernel)[label] for x in moved
+    ]
     best = moved[int(np.argmax(leads))]
     robust[row] = ((best - 0.5) @ subjects.weights()).argmax() == label
-  assert abs(robust.mean() - entry["accuracy"]) <= 2 / 40  # of two wrong classes PGD may prefer the other
+  assert (
+    abs(robust.mean() - entry["accuracy"]) <= 2 / 40
+  )  # of two wrong classes PGD may prefer the other
   assert results["transfer"]["findings"][0]["name"] == "black_box"
 
 
@@ -175,19 +204,28 @@ def test_a_transfer_that_beats_the_white_box_is_a_finding():
   """On a model behind rounding PGD sees nothing; the same weights without it do."""
   subject = subjects.make(model=subjects.Dense(lambda x: jnp.round(x * 50) / 50))
   smooth = subjects.make()
-  subject = dataclasses.replace(subject, load=lambda workdir: subject_lib.Source(
-      workdir, "smooth", "abc", smooth.model, smooth.variables))
+  subject = dataclasses.replace(
+    subject,
+    load=lambda workdir: subject_lib.Source(
+      workdir, "smooth", "abc", smooth.model, smooth.variables
+    ),
+  )
   found = EVALUATIONS["transfer"](subject, **options.options("transfer", small_config()))
-  finding, = found["findings"]
+  (finding,) = found["findings"]
   assert not finding["passed"] and finding["concerns"] == ["transfer from smooth (abc)"]
 
 
 def test_changed_images(results):
   subject = subjects.make()
-  points = {name: {p["strength"]: p for p in row["points"]}
-            for name, row in results["invariance"]["transformations"].items()}
+  points = {
+    name: {p["strength"]: p for p in row["points"]}
+    for name, row in results["invariance"]["transformations"].items()
+  }
   assert points["rotation"][0.0]["accuracy"] == points["brightness"][1.0]["accuracy"] == 0.9
-  assert points["rotation"][10.0]["named"] == "rotation by 10 degrees" and not points["rotation"][5.0]["named"]
+  assert (
+    points["rotation"][10.0]["named"] == "rotation by 10 degrees"
+    and not points["rotation"][5.0]["named"]
+  )
   logits = (np.clip(1.5 * subject.test.images, 0, 1) - 0.5).reshape(40, -1) @ subjects.weights()
   assert points["brightness"][1.5]["accuracy"] == np.mean(logits.argmax(-1) == subject.test.labels)
   assert list(points["rotation"]) == sorted(points["rotation"])
@@ -218,12 +256,24 @@ def test_corrupted_images_that_tfds_has_prepared():
   found, subject = evaluate("corruptions", config, load_corrupted=load_corrupted)
   assert asked == [("fog", severity) for severity in (1, 2, 3, 4, 5)] and found["source"] == "tfds"
   assert [e["accuracy"] for e in found["corruptions"]["fog"][:4]] == 4 * [0.9]
-  assert found["corruptions"]["fog"][4]["accuracy"] == np.mean(whole.labels == 0)  # all logits equal
+  assert found["corruptions"]["fog"][4]["accuracy"] == np.mean(
+    whole.labels == 0
+  )  # all logits equal
   config.corruptions.num_examples = 10
-  assert evaluate("corruptions", config, load_corrupted=load_corrupted)[0]["corruptions"]["fog"][0]["count"] == 10
+  assert (
+    evaluate("corruptions", config, load_corrupted=load_corrupted)[0]["corruptions"]["fog"][0][
+      "count"
+    ]
+    == 10
+  )
   with pytest.raises(UserError, match="source=computed"):
-    evaluate("corruptions", config, load_corrupted=lambda name, severity: Split(
-        np.zeros((40, 9, 9, 1), np.float32), whole.labels))
+    evaluate(
+      "corruptions",
+      config,
+      load_corrupted=lambda name, severity: Split(
+        np.zeros((40, 9, 9, 1), np.float32), whole.labels
+      ),
+    )
 
 
 def test_a_choice_of_images_keeps_their_own_outcomes():
@@ -232,7 +282,9 @@ def test_a_choice_of_images_keeps_their_own_outcomes():
   assert len(set(images.rows)) == 15 and sorted(images.rows) != list(range(15))
   np.testing.assert_array_equal(images.clean_correct, subject.correct[images.rows])
   np.testing.assert_array_equal(images.split.labels, subject.test.labels[images.rows])
-  assert subject.correct[images.rows].tolist() != subject.correct[:15].tolist()  # so that it matters
+  assert (
+    subject.correct[images.rows].tolist() != subject.correct[:15].tolist()
+  )  # so that it matters
 
 
 def test_more_draws_of_noise_find_more():
@@ -240,7 +292,7 @@ def test_more_draws_of_noise_find_more():
   for draws in (1, 200):
     config = small_config()
     config.epsilons, config.noise.num_draws = (0.1,), draws
-    entry, = evaluate("noise", config)[0]["entries"]
+    (entry,) = evaluate("noise", config)[0]["entries"]
     accuracies.append(entry["accuracy"])
   assert accuracies[1] < accuracies[0] - 0.05
 
@@ -250,7 +302,9 @@ def test_an_image_is_certified_alike_whichever_others_are_chosen(results):
   config = small_config()
   config.smoothing.num_examples = 0
   whole, subject = evaluate("smoothing", config)
-  np.testing.assert_array_equal(results["smoothing"]["radii"], np.array(whole["radii"])[subject.select(20).rows])
+  np.testing.assert_array_equal(
+    results["smoothing"]["radii"], np.array(whole["radii"])[subject.select(20).rows]
+  )
 
 
 def test_smoothing_agrees_with_the_model_where_it_is_sure(results):
@@ -259,28 +313,38 @@ def test_smoothing_agrees_with_the_model_where_it_is_sure(results):
   rows = subject.select(20).rows
   right = [p == subject.test.labels[row] for p, row in zip(found["predictions"], rows)]
   assert found["count"] == 20 and found["smoothed"]["accuracy"] == np.mean(right)
-  agree = [p == subject.logits[row].argmax() for p, row in zip(found["predictions"], rows) if p is not None]
+  agree = [
+    p == subject.logits[row].argmax() for p, row in zip(found["predictions"], rows) if p is not None
+  ]
   assert np.mean(agree) > 0.9 and len(agree) > 10
 
 
 def test_landscape_examples_and_gradients(results):
   surface = np.array(results["landscape"]["loss"])
   assert surface.shape == (5, 5) and "per_image" not in results["landscape"]
-  assert surface[4].mean() > surface[2].mean() > surface[0].mean()  # it rises along the sign of the gradient
+  assert (
+    surface[4].mean() > surface[2].mean() > surface[0].mean()
+  )  # it rises along the sign of the gradient
   assert results["landscape"]["sign_gradient"][0] == -np.float32(EPSILON)
   shown = results["examples"]["examples"]
   assert len(shown) == 3 and all(e["label"] == e["predicted"] for e in shown)
   assert results["gradients"]["beta"] == [1, 1, 1]
-  assert evaluate("gradients", beta=[0.5, 0.6, 0.7])[0]["beta"] == [np.float32(v) for v in (0.5, 0.6, 0.7)]
+  assert evaluate("gradients", beta=[0.5, 0.6, 0.7])[0]["beta"] == [
+    np.float32(v) for v in (0.5, 0.6, 0.7)
+  ]
 
 
 def test_examples_show_the_perturbation(results):
   import base64
   import io
+
   from PIL import Image
+
   shown = results["examples"]["examples"][0]
-  image, adversarial, change = (np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[key])))).astype(float)
-                                for key in ("image", "adversarial", "perturbation"))
+  image, adversarial, change = (
+    np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[key])))).astype(float)
+    for key in ("image", "adversarial", "perturbation")
+  )
   test = subjects.make().test
   np.testing.assert_array_equal(image, np.round(255 * test.images[shown["index"], ..., 0]))
   assert np.abs(adversarial - image).max() <= round(255 * EPSILON) + 1
@@ -291,16 +355,30 @@ def test_examples_show_the_perturbation(results):
 def test_devices_do_not_matter():
   config, eight = small_config(), sharding.make_mesh()
   for name in ("pgd", "noise", "strength"):
-    assert evaluate(name, config)[0]["entries"] == evaluate(name, config, mesh=eight)[0]["entries"], name
+    assert (
+      evaluate(name, config)[0]["entries"] == evaluate(name, config, mesh=eight)[0]["entries"]
+    ), name
 
 
 class Killed(Exception):
   pass
 
 
-@pytest.mark.parametrize("name, pieces", [
-    ("pgd", 2), ("auto_attack", 1), ("strength", 2), ("noise", 1), ("invariance", 1), ("corruptions", 1),
-    ("smoothing", 2), ("sanity", 4), ("transfer", 1), ("binarization", 0)])
+@pytest.mark.parametrize(
+  "name, pieces",
+  [
+    ("pgd", 2),
+    ("auto_attack", 1),
+    ("strength", 2),
+    ("noise", 1),
+    ("invariance", 1),
+    ("corruptions", 1),
+    ("smoothing", 2),
+    ("sanity", 4),
+    ("transfer", 1),
+    ("binarization", 0),
+  ],
+)
 def test_killed_after_some_pieces_and_continued(results, tmp_path, name, pieces):
   config = small_config()
 
@@ -316,10 +394,15 @@ def test_killed_after_some_pieces_and_continued(results, tmp_path, name, pieces)
           value = fn()
           computed.append(piece)
           return value
+
         return memo(piece, call)
+
       counting.folder = memo.folder
       return evaluate(name, config, memo=counting)[0]
-    return Store(tmp_path, ["weights"]).run(name, options.options(name, config), compute), len(computed)
+
+    return Store(tmp_path, ["weights"]).run(name, options.options(name, config), compute), len(
+      computed
+    )
 
   with pytest.raises(Killed):
     run(pieces)
@@ -356,12 +439,18 @@ def test_memo_reads_up_to_a_cut_line(tmp_path):
   assert memo.folder == pathlib.Path(tmp_path / "a")
 
 
-@pytest.mark.parametrize("logits, message", [
-    (lambda x: x * np.nan, "not finite"), (lambda x: np.ones_like(x) / x.shape[-1], "probabilities")])
+@pytest.mark.parametrize(
+  "logits, message",
+  [
+    (lambda x: x * np.nan, "not finite"),
+    (lambda x: np.ones_like(x) / x.shape[-1], "probabilities"),
+  ],
+)
 def test_outputs_that_cannot_be_evaluated(logits, message):
   class Model(subjects.Dense):
     def __call__(self, images, train):
       return logits(np.ones((1, 3), np.float32)) + 0 * images.sum((1, 2, 3))[:, None]
+
   with pytest.raises(UserError, match=f"the trained model: .*{message}"):
     subjects.make(model=Model())
 
@@ -369,8 +458,11 @@ def test_outputs_that_cannot_be_evaluated(logits, message):
 def test_a_model_that_draws_random_numbers_is_refused(monkeypatch):
   draws = np.random.default_rng(0)
   original = subject_lib.accuracy.map_batches
-  monkeypatch.setattr(subject_lib.accuracy, "map_batches",
-                      lambda *args: original(*args) + draws.normal(size=(1, 3)).astype(np.float32))
+  monkeypatch.setattr(
+    subject_lib.accuracy,
+    "map_batches",
+    lambda *args: original(*args) + draws.normal(size=(1, 3)).astype(np.float32),
+  )
   with pytest.raises(UserError, match="5 passes over the same images differ"):
     subjects.make()
 
@@ -381,10 +473,17 @@ def test_sources_of_one_label_are_told_apart():
   for order in (("same", "useless"), ("useless", "same")):
     config = small_config()
     config.transfer.sources = tuple((name, name) for name in order)
-    subject = subjects.make(model=subjects.Dense(lambda x: jnp.round(x * 50) / 50), load=lambda workdir: (
-        subject_lib.Source(workdir, "one label", workdir, subjects.Dense(),
-                           {"params": {"dense": {"kernel": kernels[workdir]}}})))
-    finding, = EVALUATIONS["transfer"](subject, **options.options("transfer", config))["findings"]
+    subject = subjects.make(
+      model=subjects.Dense(lambda x: jnp.round(x * 50) / 50),
+      load=lambda workdir: subject_lib.Source(
+        workdir,
+        "one label",
+        workdir,
+        subjects.Dense(),
+        {"params": {"dense": {"kernel": kernels[workdir]}}},
+      ),
+    )
+    (finding,) = EVALUATIONS["transfer"](subject, **options.options("transfer", config))["findings"]
     assert finding["concerns"] == ["transfer from one label (same)"]
 
 
@@ -396,6 +495,7 @@ def test_time_of_an_interrupted_evaluation_is_that_of_all_its_runs(tmp_path, mon
     def compute():
       now[0] += seconds
       return seconds
+
     return compute
 
   store = Store(tmp_path, ["weights"])
@@ -403,15 +503,20 @@ def test_time_of_an_interrupted_evaluation_is_that_of_all_its_runs(tmp_path, mon
   def killed(memo):
     memo("one", takes(5))
     raise Killed
+
   with pytest.raises(Killed):
     store.run("pgd", {}, killed)
   now[0] += 1000
-  found = store.run("pgd", {}, lambda memo: {"value": memo("one", takes(5)) + memo("two", takes(7))})
+  found = store.run(
+    "pgd", {}, lambda memo: {"value": memo("one", takes(5)) + memo("two", takes(7))}
+  )
   assert found["wall_seconds"] == 12 and found["value"] == 12
 
 
 def test_numbers_that_are_not_finite_are_none_in_json(tmp_path):
-  found = Store(tmp_path, []).run("pgd", {}, lambda memo: {"a": [math.nan, 1.0], "b": memo("m", lambda: math.inf)})
+  found = Store(tmp_path, []).run(
+    "pgd", {}, lambda memo: {"a": [math.nan, 1.0], "b": memo("m", lambda: math.inf)}
+  )
   assert found["a"] == [None, 1.0] and found["b"] is None
   assert Store(tmp_path, []).read("pgd", {}) == found
 
@@ -419,6 +524,7 @@ def test_numbers_that_are_not_finite_are_none_in_json(tmp_path):
 def test_another_code_is_another_identity(monkeypatch, tmp_path):
   """A copy of the sources with one changed line."""
   import shutil
+
   root = pathlib.Path(store_lib.__file__).parents[1]
   copy = tmp_path / "sprout_jax"
   shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -432,8 +538,11 @@ def test_another_code_is_another_identity(monkeypatch, tmp_path):
 
 def test_default_radii_let_pgd_and_autoattack_be_compared():
   from configs import digits
+
   for config in (default.get_config("natural").evaluation, digits.get_config().evaluation):
-    assert set(config.auto_attack.epsilons) <= set(config.epsilons) and config.epsilon in config.epsilons
+    assert (
+      set(config.auto_attack.epsilons) <= set(config.epsilons) and config.epsilon in config.epsilons
+    )
 
 
 def test_the_landscape_of_an_l2_model_stays_in_the_ball():

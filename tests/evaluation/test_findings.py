@@ -42,8 +42,9 @@ def natural(key, predict, images, one_hot, labels):
 
 
 def adversarial(key, predict, images, one_hot, labels):
-  return attacks.pgd(key, predict, images, labels, epsilon=EPSILON, step_size=EPSILON / 3, num_steps=5,
-                     keep="last"), one_hot
+  return attacks.pgd(
+    key, predict, images, labels, epsilon=EPSILON, step_size=EPSILON / 3, num_steps=5, keep="last"
+  ), one_hot
 
 
 def smoothed(key, predict, images, one_hot, labels):
@@ -60,12 +61,16 @@ def train(vicinity_of):
   def step(carry, key):
     variables, state = carry
     predict = lambda variables, x: model.apply(variables, x, train=False)
-    x, y = vicinity_of(key, functools.partial(predict, variables), images, jax.nn.one_hot(labels, 10), labels)
+    x, y = vicinity_of(
+      key, functools.partial(predict, variables), images, jax.nn.one_hot(labels, 10), labels
+    )
     gradient = jax.grad(lambda v: losses.soft_cross_entropy(predict(v, x), y).mean())(variables)
     updates, state = optimizer.update(gradient, state)
     return (optax.apply_updates(variables, updates), state), None
 
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 400))[0])
+  run = jax.jit(
+    lambda carry: jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 400))[0]
+  )
   return run((variables, optimizer.init(variables)))[0]
 
 
@@ -88,9 +93,19 @@ def findings(rows, variables, model=Network(), count=100, folder=None, **changes
   memo.folder = folder
   test = data.Split(split.images[:count], split.labels[:count])
   subject = subject_lib.Subject(
-      model=model, variables=variables, test=test, num_classes=10, class_names=tuple("0123456789"),
-      logits=subject_lib.checked_logits(model, variables, test, 128, ALONE), batch_size=128, mesh=ALONE,
-      beta=None, load=None, load_corrupted=None, memo=memo)
+    model=model,
+    variables=variables,
+    test=test,
+    num_classes=10,
+    class_names=tuple("0123456789"),
+    logits=subject_lib.checked_logits(model, variables, test, 128, ALONE),
+    batch_size=128,
+    mesh=ALONE,
+    beta=None,
+    load=None,
+    load_corrupted=None,
+    memo=memo,
+  )
   found, entries = [], []
   for row in rows:
     result = EVALUATIONS[row](subject, **options.options(row, config))
@@ -103,12 +118,27 @@ def failed(found):
 
 
 def test_a_model_trained_against_pgd_raises_no_finding(tmp_path):
-  found, entries = findings(("pgd", "sanity", "binarization", "auto_attack"), train(adversarial), folder=tmp_path,
-                            num_steps=40, step_size=0.01, num_restarts=5)
+  found, entries = findings(
+    ("pgd", "sanity", "binarization", "auto_attack"),
+    train(adversarial),
+    folder=tmp_path,
+    num_steps=40,
+    step_size=0.01,
+    num_restarts=5,
+  )
   assert not failed(found), [finding["text"] for finding in found if not finding["passed"]]
   assert {finding["name"] for finding in found} == {
-      "monotone", "gradients", "order", "black_box", "effort", "large_radius", "converged", "binarization",
-      "square", "gap"}
+    "monotone",
+    "gradients",
+    "order",
+    "black_box",
+    "effort",
+    "large_radius",
+    "converged",
+    "binarization",
+    "square",
+    "gap",
+  }
   assert entries[-1]["accuracy"] > 0.7  # it is worth something
 
 
@@ -117,9 +147,13 @@ def test_smoothed_labels_and_noise_look_robust_to_pgd_with_one_start(tmp_path):
   found, entries = findings(("pgd", "auto_attack"), train(smoothed), folder=tmp_path)
   pgd, ensemble = entries[-2], entries[-1]
   assert failed(found) == {"gap"} and pgd["restarts"] == 1
-  gap, = [finding for finding in found if finding["name"] == "gap"]
+  (gap,) = [finding for finding in found if finding["name"] == "gap"]
   np.testing.assert_allclose(gap["value"], 100 * (pgd["accuracy"] - ensemble["accuracy"]))
-  assert gap["value"] > 10 and gap["beside"] == ["pgd", "epsilon 0.1"] and "report AutoAttack's number" in gap["text"]
+  assert (
+    gap["value"] > 10
+    and gap["beside"] == ["pgd", "epsilon 0.1"]
+    and "report AutoAttack's number" in gap["text"]
+  )
   # Its neighbour without smoothing has no such gap.
   found, _ = findings(("pgd", "auto_attack"), train(natural), folder=tmp_path / "natural")
   assert "gap" not in failed(found)
@@ -130,15 +164,27 @@ def test_a_model_behind_rounding_has_no_gradients_and_is_found_out(tmp_path):
   found, _ = findings(("pgd", "sanity", "auto_attack"), train(natural), model, folder=tmp_path)
   assert failed(found) >= {"gradients", "black_box", "large_radius", "square", "gap"}
   texts = " ".join(finding["text"] for finding in found)
-  assert "zero for 100.0%" in texts and "Square broke" in texts and "gradients are probably masked" in texts
+  assert (
+    "zero for 100.0%" in texts
+    and "Square broke" in texts
+    and "gradients are probably masked" in texts
+  )
 
 
 def test_a_model_whose_logits_are_blown_up_has_no_gradient_of_the_cross_entropy():
   found, _ = findings(("sanity",), train(natural), Network(scale=1e4))
-  gradients = [finding for finding in found if finding["name"] == "gradients" and not finding["passed"]]
-  assert {finding["where"] for finding in gradients} == {"at the images", "at the start of PGD", "halfway through PGD"}
-  assert all(finding["concerns"] == ["cross_entropy: zero"] for finding in gradients)  # not what attacks follow
-  order, = [finding for finding in found if finding["name"] == "order"]
+  gradients = [
+    finding for finding in found if finding["name"] == "gradients" and not finding["passed"]
+  ]
+  assert {finding["where"] for finding in gradients} == {
+    "at the images",
+    "at the start of PGD",
+    "halfway through PGD",
+  }
+  assert all(
+    finding["concerns"] == ["cross_entropy: zero"] for finding in gradients
+  )  # not what attacks follow
+  (order,) = [finding for finding in found if finding["name"] == "order"]
   assert not order["passed"] and "pgd broke" in order["text"]
 
 
@@ -161,5 +207,5 @@ def test_an_attack_that_is_too_weak_is_found_out():
   found, _ = findings(("sanity", "binarization"), train(adversarial), num_steps=10, step_size=0.004)
   assert failed(found) >= {"effort", "converged", "binarization"}
   assert "large_radius" not in failed(found)  # whose own steps are long
-  effort, = [finding for finding in found if finding["name"] == "effort"]
+  (effort,) = [finding for finding in found if finding["name"] == "effort"]
   assert "twice the steps" in effort["concerns"]

@@ -20,6 +20,7 @@ RNG = np.random.default_rng(0)
 
 class Three(nn.Module):
   """Three classes; `scale` multiplies the logits, `levels` quantises the input."""
+
   scale: float = 1.0
   levels: int = 0
   no_number: bool = False
@@ -44,12 +45,22 @@ OFF = {"stddev": 0.0, "mixup_alpha": 0, "label_weight": 1e7, "beta_weight": 1e-3
 cosine_fn = functools.cache(gradients.cosine_fn)
 
 
-def diversity(model=Three(), variables=VARIABLES, split=None, classes=3, mesh=ALONE, draws=2,
-              seed=0, **kw):
+def diversity(
+  model=Three(), variables=VARIABLES, split=None, classes=3, mesh=ALONE, draws=2, seed=0, **kw
+):
   split = split or Split(IMAGES, LABELS)
   return gradients.diversity(
-      cosine_fn(model, mesh), variables, split.images, split.labels,
-      num_classes=classes, num_draws=draws, seed=seed, batch_size=16, mesh=mesh, **(OFF | kw))
+    cosine_fn(model, mesh),
+    variables,
+    split.images,
+    split.labels,
+    num_classes=classes,
+    num_draws=draws,
+    seed=seed,
+    batch_size=16,
+    mesh=mesh,
+    **(OFF | kw),
+  )
 
 
 def test_modules_that_do_nothing_have_the_same_gradient():
@@ -81,8 +92,9 @@ def test_two_classes_of_a_linear_model_are_parallel():
   """Every gradient is a multiple of w_0 - w_1: under noise the cosine is exactly 1, and with soft
   labels only the sign can turn, so that it is 1 or -1 image by image."""
   split, variables, _, _ = linear_problem()
-  found = diversity(Linear(), variables, split, 2, stddev=0.3, label_weight=0.0, beta_weight=1.0,
-                    beta=[1e7, 1e7])
+  found = diversity(
+    Linear(), variables, split, 2, stddev=0.3, label_weight=0.0, beta_weight=1.0, beta=[1e7, 1e7]
+  )
   np.testing.assert_allclose(found["cosine"][0][1], 1, atol=1e-5)
   # Labels of 1/2: the gradient points to the smaller class, that of y away from y: equal iff right.
   z = (split.images.reshape(37, 9) - 0.5) @ variables["params"]["Dense_0"]["kernel"]
@@ -112,12 +124,18 @@ def test_vanished_gradients_have_no_cosine():
 
 def health(model, images=IMAGES, labels=PREDICTED, variables=VARIABLES, classes=3):
   return gradients.health(
-      gradients.health_fn(model, ALONE), variables, images, labels, classes, 8, ALONE)
+    gradients.health_fn(model, ALONE), variables, images, labels, classes, 8, ALONE
+  )
 
 
 def test_a_sound_model_has_all_gradients():
   found = health(Three())
-  assert found["count"] == 20 and set(found["losses"]) == {"cross_entropy", "log_odds", "margin", "dlr"}
+  assert found["count"] == 20 and set(found["losses"]) == {
+    "cross_entropy",
+    "log_odds",
+    "margin",
+    "dlr",
+  }
   assert all(share == 0 for row in found["losses"].values() for share in row.values())
 
 
@@ -131,16 +149,21 @@ def test_scaled_logits_lose_the_gradient_of_the_cross_entropy_alone():
 
 
 def test_quantised_input_loses_all_gradients():
-  assert all(row == {"zero": 1.0, "nan": 0.0, "infinite": 0.0}
-             for row in health(Three(levels=16))["losses"].values())
+  assert all(
+    row == {"zero": 1.0, "nan": 0.0, "infinite": 0.0}
+    for row in health(Three(levels=16))["losses"].values()
+  )
 
 
 def test_nan_and_infinite_gradients_are_told_apart():
   nan = health(Three(no_number=True))["losses"]["margin"]
   assert nan == {"zero": 0, "nan": 1, "infinite": 0}
   # Class 0 leads by the bias, class 1 has the slope 2 * 3e38.
-  variables = {"params": {"Dense_0": {"kernel": np.float32([[0, 2, 0]] * 9),
-                                      "bias": np.float32([2e-3, 1e-3, 0])}}}
+  variables = {
+    "params": {
+      "Dense_0": {"kernel": np.float32([[0, 2, 0]] * 9), "bias": np.float32([2e-3, 1e-3, 0])}
+    }
+  }
   infinite = health(Three(scale=3e38), 0 * IMAGES, 0 * LABELS, variables)["losses"]["margin"]
   assert infinite == {"zero": 0, "nan": 0, "infinite": 1}
 

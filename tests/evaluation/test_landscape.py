@@ -20,8 +20,17 @@ def surface(mesh, seed=0, count=6, rows=slice(None), scale=1.0):
   split, variables, _, _ = linear_problem(count)
   variables = jax.tree.map(lambda leaf: scale * leaf, variables)
   return landscape.landscape(
-      surface_fn(Linear(), seed, mesh), variables, split.images[rows], split.labels[rows],
-      np.arange(count)[rows], A, B, seed, 8, mesh)
+    surface_fn(Linear(), seed, mesh),
+    variables,
+    split.images[rows],
+    split.labels[rows],
+    np.arange(count)[rows],
+    A,
+    B,
+    seed,
+    8,
+    mesh,
+  )
 
 
 def test_linear_model_by_its_formula():
@@ -50,7 +59,7 @@ def test_random_direction_is_a_sign_for_every_pixel():
   slopes = []
   for seed in (0, 1):
     lead = -np.log(np.expm1(np.array(surface(ALONE, seed)["per_image"])))
-    slopes.append((lead[:, 2, 2] - lead[:, 2, 0]))
+    slopes.append(lead[:, 2, 2] - lead[:, 2, 0])
     assert np.abs(slopes[-1][:, None] - sums).min(1).max() < 5e-3
   assert np.abs(slopes[0] - slopes[1]).max() > 0.1 and len(set(np.round(slopes[0], 3))) > 3
 

@@ -24,8 +24,9 @@ counts_fn = functools.cache(smoothing.counts_fn)
 def certify(spec, mesh, count=24, draws_per_pass=100, rows=slice(None)):
   split, variables, _, _ = linear_problem(count)
   counts = counts_fn(Linear(), spec, draws_per_pass, mesh)
-  return smoothing.certify(counts, variables, split.images[rows], np.arange(count)[rows], spec, 16,
-                           mesh)
+  return smoothing.certify(
+    counts, variables, split.images[rows], np.arange(count)[rows], spec, 16, mesh
+  )
 
 
 def closed_form(count):
@@ -68,7 +69,8 @@ def test_outcomes_are_the_formula_of_their_counts():
 
 
 @pytest.mark.parametrize(
-    "successes, n, alpha", [(100_000, 100_000, 0.001), (7, 10, 0.05), (1, 9, 0.2)])
+  "successes, n, alpha", [(100_000, 100_000, 0.001), (7, 10, 0.05), (1, 9, 0.2)]
+)
 def test_bound_is_the_one_sided_one(successes, n, alpha):
   """The bound is the p at which `successes` or more have probability alpha (not alpha / 2)."""
   bound = smoothing.lower_bound(successes, n, alpha)
@@ -90,8 +92,10 @@ def test_outcome_depends_on_neither_slice_nor_devices_nor_draws_per_pass():
 def test_selection_and_estimation_have_draws_of_their_own_and_exactly_n():
   split, variables, _, _ = linear_problem(8)
   counts = counts_fn(Linear(), SPEC, 100, ONE)
-  first, second = (np.asarray(counts(variables, purpose, np.int32(130), split.images, np.arange(8)))
-                   for purpose in (smoothing.SELECTION, smoothing.ESTIMATION))
+  first, second = (
+    np.asarray(counts(variables, purpose, np.int32(130), split.images, np.arange(8)))
+    for purpose in (smoothing.SELECTION, smoothing.ESTIMATION)
+  )
   assert (first.sum(1) == 130).all() and (second.sum(1) == 130).all() and (first != second).any()
 
 
@@ -116,8 +120,12 @@ def test_a_coin_abstains_and_what_is_not_finite_votes_for_nobody():
 
 
 def test_result_by_hand():
-  outcomes = [{"prediction": 1, "radius": 0.3}, {"prediction": 0, "radius": 0.9},
-              {"prediction": None, "radius": 0.0}, {"prediction": 2, "radius": 0.1}]
+  outcomes = [
+    {"prediction": 1, "radius": 0.3},
+    {"prediction": 0, "radius": 0.9},
+    {"prediction": None, "radius": 0.0},
+    {"prediction": 2, "radius": 0.1},
+  ]
   found = smoothing.result(SPEC, outcomes, [1, 1, 0, 2], [0.0, 0.1, 0.2, 0.3])
   assert [entry["accuracy"] for entry in found["curve"]] == [0.5, 0.25, 0.25, 0.0]
   assert [entry["radius"] for entry in found["curve"]] == [0.0, 0.1, 0.2, 0.3]
@@ -128,7 +136,8 @@ def test_result_by_hand():
 
 
 @pytest.mark.parametrize(
-    "change", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 0}, {"alpha": 1.0}])
+  "change", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 0}, {"alpha": 1.0}]
+)
 def test_senseless_specs_are_refused(change):
   with pytest.raises(UserError, match=f"smoothing: {next(iter(change))} is"):
     dataclasses.replace(SPEC, **change)

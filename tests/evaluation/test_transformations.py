@@ -42,43 +42,51 @@ def test_the_table_is_sound_and_its_identity_is_one(name):
   for strength in [*row.grid, *row.named.values()]:
     result = apply(name, strength)
     assert result.shape == COLOUR.shape and result.dtype == np.float32
-    assert 0 <= result.min() and result.max() <= 1 + 1e-6
+    assert result.min() >= 0 and result.max() <= 1 + 1e-6
     changed = np.abs(result - COLOUR).mean()
     assert changed < 1e-6 if strength == row.identity else changed > 1e-3
 
 
 def test_the_points_of_the_paper():
   assert {name: list(row.named.values()) for name, row in TRANSFORMATIONS.items() if row.named} == {
-      "rotation": [10.0], "brightness": [1.5], "contrast": [2.0], "grayscale": [1.0]}
+    "rotation": [10.0],
+    "brightness": [1.5],
+    "contrast": [2.0],
+    "grayscale": [1.0],
+  }
 
 
 @pytest.mark.parametrize("quarters", [-1, 1, 2, 3, 4])
 def test_quarter_turns_are_exact(quarters):
-  np.testing.assert_array_equal(apply("rotation", 90.0 * quarters),
-                                np.rot90(COLOUR, quarters, axes=(1, 2)))
+  np.testing.assert_array_equal(
+    apply("rotation", 90.0 * quarters), np.rot90(COLOUR, quarters, axes=(1, 2))
+  )
 
 
 def test_quarter_turn_of_an_oblong_image():
   image = np.arange(1.0, 16).reshape(1, 3, 5, 1) / 16
   expected = np.zeros((1, 3, 5, 1))
   expected[0, :, 1:4] = np.rot90(image[0, :, 1:4])  # the middle square turns, the rest leaves
-  np.testing.assert_array_equal(
-      apply("rotation", 90.0, jnp.asarray(image, jnp.float32)), expected)
+  np.testing.assert_array_equal(apply("rotation", 90.0, jnp.asarray(image, jnp.float32)), expected)
 
 
 @pytest.mark.parametrize("degrees", [10.0, -37.5, 70.0, 160.0, 250.0])  # every quarter
 def test_rotation_equals_scipy(degrees):
   # SciPy turns the other way: from its first axis to its second.
-  expected = per_channel(lambda plane: scipy.ndimage.rotate(
-      plane, degrees, reshape=False, order=1, mode="grid-constant"))
+  expected = per_channel(
+    lambda plane: scipy.ndimage.rotate(plane, degrees, reshape=False, order=1, mode="grid-constant")
+  )
   np.testing.assert_allclose(apply("rotation", degrees), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.25, 2.0])
 def test_scale_equals_scipy(factor):
   centre = (12 - 1) / 2
-  expected = per_channel(lambda plane: scipy.ndimage.affine_transform(
-      plane, np.eye(2) / factor, centre - centre / factor, order=1, mode="grid-constant"))
+  expected = per_channel(
+    lambda plane: scipy.ndimage.affine_transform(
+      plane, np.eye(2) / factor, centre - centre / factor, order=1, mode="grid-constant"
+    )
+  )
   np.testing.assert_allclose(apply("scale", factor), expected, atol=1e-5)
 
 
@@ -100,14 +108,16 @@ def test_a_fraction_of_a_pixel_is_a_mean_of_neighbours():
 @pytest.mark.parametrize("stddev", [0.3, 1.0, 2.5])
 def test_blur_equals_scipy(stddev):
   expected = per_channel(
-      lambda plane: scipy.ndimage.gaussian_filter(plane, stddev, truncate=12 / stddev))
+    lambda plane: scipy.ndimage.gaussian_filter(plane, stddev, truncate=12 / stddev)
+  )
   np.testing.assert_allclose(apply("blur", stddev), expected, atol=3e-5)
 
 
 def test_blur_of_an_oblong_image():
   images = COLOUR[:, :9, :, :1]
   expected = per_channel(
-      lambda plane: scipy.ndimage.gaussian_filter(plane, 1.0, truncate=9), images)
+    lambda plane: scipy.ndimage.gaussian_filter(plane, 1.0, truncate=9), images
+  )
   np.testing.assert_allclose(apply("blur", 1.0, images), expected, atol=1e-5)
 
 
@@ -115,7 +125,8 @@ def test_constant_images_in_closed_form():
   grey = jnp.full((1, 12, 12, 3), 0.4)
   for factor, expected in [(0.5, 0.2), (1.5, 0.6), (3.0, 1.0)]:
     np.testing.assert_allclose(
-        apply("brightness", factor, grey), np.full(grey.shape, expected), rtol=1e-6)
+      apply("brightness", factor, grey), np.full(grey.shape, expected), rtol=1e-6
+    )
   for name in ("contrast", "saturation", "grayscale", "blur"):
     np.testing.assert_allclose(apply(name, 0.7, grey), grey, rtol=1e-5)
 
@@ -128,9 +139,14 @@ def test_contrast_of_two_values_in_closed_form():
   np.testing.assert_allclose(result[0, -1, 0], np.full(3, 1 - mean), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name, enhance", [
-    ("brightness", PIL.ImageEnhance.Brightness), ("contrast", PIL.ImageEnhance.Contrast),
-    ("saturation", PIL.ImageEnhance.Color)])
+@pytest.mark.parametrize(
+  "name, enhance",
+  [
+    ("brightness", PIL.ImageEnhance.Brightness),
+    ("contrast", PIL.ImageEnhance.Contrast),
+    ("saturation", PIL.ImageEnhance.Color),
+  ],
+)
 @pytest.mark.parametrize("factor", [0.5, 1.5, 2.0])
 def test_colour_equals_pil_up_to_its_rounding(name, enhance, factor):
   levels = np.asarray(COLOUR * 255).astype(np.uint8)
@@ -145,7 +161,8 @@ def test_grayscale_is_the_luma_and_leaves_one_channel():
   for channel in range(3):
     np.testing.assert_allclose(apply("grayscale", 1.0)[..., channel], grey, atol=1e-6)
   np.testing.assert_allclose(
-      apply("grayscale", 0.25), 0.75 * COLOUR + 0.25 * grey[..., None], atol=1e-6)
+    apply("grayscale", 0.25), 0.75 * COLOUR + 0.25 * grey[..., None], atol=1e-6
+  )
   digits = data.load("digits").test.images[:2]
   np.testing.assert_allclose(apply("grayscale", 1.0, digits), digits, atol=1e-6)
 
@@ -153,15 +170,19 @@ def test_grayscale_is_the_luma_and_leaves_one_channel():
 def test_one_strength_per_image_by_vmap():
   angles = jnp.array([30.0, 90.0])
   each = jax.jit(jax.vmap(lambda image, angle: transformations.rotate(image[None], angle)[0]))(
-      COLOUR, angles)
+    COLOUR, angles
+  )
   for i, angle in enumerate(angles):
     np.testing.assert_allclose(each[i], apply("rotation", angle)[i], atol=1e-6)
 
 
 def test_gradients_are_finite_at_the_identity():
   def total(strengths):
-    return sum(jnp.sum(row.apply(COLOUR[:1, :8, :8], s) ** 2)
-               for row, s in zip(TRANSFORMATIONS.values(), strengths, strict=True))
+    return sum(
+      jnp.sum(row.apply(COLOUR[:1, :8, :8], s) ** 2)
+      for row, s in zip(TRANSFORMATIONS.values(), strengths, strict=True)
+    )
+
   gradient = jax.jit(jax.grad(total))(jnp.array([row.identity for row in TRANSFORMATIONS.values()]))
   assert jnp.isfinite(gradient).all()
 

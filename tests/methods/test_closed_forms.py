@@ -37,8 +37,9 @@ class Reference:
     self.images = images
     self.x, self.labels = images.reshape(16, 64).astype(np.float64), labels
     self.y = np.eye(10)[labels]
-    self.kernel, self.bias = (before.params["Dense_0"][name].astype(np.float64)
-                              for name in ("kernel", "bias"))
+    self.kernel, self.bias = (
+      before.params["Dense_0"][name].astype(np.float64) for name in ("kernel", "bias")
+    )
     self.key_vicinity, self.key_attack = model_step_keys()[0]
 
   def logits(self, x, kernel=None):
@@ -121,6 +122,7 @@ def trades(ref):
   def loss(kernel):
     p, q = softmax(ref.logits(ref.x, kernel)), softmax(ref.logits(x, kernel))
     return ref.cross_entropy(ref.x, ref.y, kernel) + 6 * scipy.stats.entropy(p, q, axis=-1)
+
   return loss
 
 
@@ -140,13 +142,17 @@ def bilateral(ref):
 
 
 def gradient_norm(ref):
-  return lambda kernel: ref.cross_entropy(ref.x, ref.y, kernel) + 0.1 * np.abs(
-      ref.input_gradient(ref.x, ref.y, kernel)).sum(-1)
+  return lambda kernel: (
+    ref.cross_entropy(ref.x, ref.y, kernel)
+    + 0.1 * np.abs(ref.input_gradient(ref.x, ref.y, kernel)).sum(-1)
+  )
 
 
 def gradient_norm_l2(ref):
-  return lambda kernel: ref.cross_entropy(ref.x, ref.y, kernel) + 0.1 * np.linalg.norm(
-      ref.input_gradient(ref.x, ref.y, kernel), axis=-1)
+  return lambda kernel: (
+    ref.cross_entropy(ref.x, ref.y, kernel)
+    + 0.1 * np.linalg.norm(ref.input_gradient(ref.x, ref.y, kernel), axis=-1)
+  )
 
 
 def _cure(ref, squared):
@@ -156,7 +162,8 @@ def _cure(ref, squared):
   def loss(kernel):
     change = ref.input_gradient(moved, ref.y, kernel) - ref.input_gradient(ref.x, ref.y, kernel)
     size = np.linalg.norm(change, axis=-1)
-    return ref.cross_entropy(ref.x, ref.y, kernel) + 4 * (size ** 2 if squared else size)
+    return ref.cross_entropy(ref.x, ref.y, kernel) + 4 * (size**2 if squared else size)
+
   return loss
 
 
@@ -171,31 +178,56 @@ def cure_not_squared(ref):
 def pgd_with_penalty(ref):
   """The loss at the attacked images, the penalty at the clean ones."""
   attacked = pgd(ref)
-  return lambda kernel: attacked(kernel) + 0.1 * np.abs(
-      ref.input_gradient(ref.x, ref.y, kernel)).sum(-1)
+  return lambda kernel: (
+    attacked(kernel) + 0.1 * np.abs(ref.input_gradient(ref.x, ref.y, kernel)).sum(-1)
+  )
 
 
 # Reference -> (method, penalty, overrides).
 ROWS = {
-    natural: ("natural", "none", {}),
-    gaussian: ("gaussian", "none", {}),
-    label_smoothing: ("label_smoothing", "none", {}),
-    label_smoothing_gaussian: ("label_smoothing_gaussian", "none", {}),
-    mixup: ("mixup", "none", {}),
-    stable: ("stable", "none", {"method.alpha": 0.4}),
-    pgd: ("pgd", "none", {"method.epsilon": 0.1, "method.step_size": 0.03, "method.num_steps": 5,
-                          "method.start": "clean"}),
-    fast: ("fast", "none", {"method.epsilon": 0.1, "method.step_size": 0.125}),
-    trades: ("trades", "none", {"method.epsilon": 0.1, "method.step_size": 0.03,
-                                "method.num_steps": 5, "method.start": "uniform"}),
-    bilateral: ("bilateral", "none", {"method.epsilon": 0.1, "method.step_size": 0.1}),
-    gradient_norm: ("natural", "gradient_norm", {"penalty.epsilon": 0.1}),
-    gradient_norm_l2: ("natural", "gradient_norm", {"penalty.epsilon": 0.1, "penalty.norm": "l2"}),
-    cure: ("natural", "cure", {"penalty.h": 0.8, "penalty.weight": 4.0, "penalty.squared": True}),
-    cure_not_squared: ("natural", "cure", {"penalty.h": 0.8, "penalty.weight": 4.0}),
-    pgd_with_penalty: ("pgd", "gradient_norm", {
-        "method.epsilon": 0.1, "method.step_size": 0.03, "method.num_steps": 5,
-        "method.start": "clean", "penalty.epsilon": 0.1}),
+  natural: ("natural", "none", {}),
+  gaussian: ("gaussian", "none", {}),
+  label_smoothing: ("label_smoothing", "none", {}),
+  label_smoothing_gaussian: ("label_smoothing_gaussian", "none", {}),
+  mixup: ("mixup", "none", {}),
+  stable: ("stable", "none", {"method.alpha": 0.4}),
+  pgd: (
+    "pgd",
+    "none",
+    {
+      "method.epsilon": 0.1,
+      "method.step_size": 0.03,
+      "method.num_steps": 5,
+      "method.start": "clean",
+    },
+  ),
+  fast: ("fast", "none", {"method.epsilon": 0.1, "method.step_size": 0.125}),
+  trades: (
+    "trades",
+    "none",
+    {
+      "method.epsilon": 0.1,
+      "method.step_size": 0.03,
+      "method.num_steps": 5,
+      "method.start": "uniform",
+    },
+  ),
+  bilateral: ("bilateral", "none", {"method.epsilon": 0.1, "method.step_size": 0.1}),
+  gradient_norm: ("natural", "gradient_norm", {"penalty.epsilon": 0.1}),
+  gradient_norm_l2: ("natural", "gradient_norm", {"penalty.epsilon": 0.1, "penalty.norm": "l2"}),
+  cure: ("natural", "cure", {"penalty.h": 0.8, "penalty.weight": 4.0, "penalty.squared": True}),
+  cure_not_squared: ("natural", "cure", {"penalty.h": 0.8, "penalty.weight": 4.0}),
+  pgd_with_penalty: (
+    "pgd",
+    "gradient_norm",
+    {
+      "method.epsilon": 0.1,
+      "method.step_size": 0.03,
+      "method.num_steps": 5,
+      "method.start": "clean",
+      "penalty.epsilon": 0.1,
+    },
+  ),
 }
 
 
@@ -234,8 +266,10 @@ def test_loss_and_gradient_of_one_step(reference):
       ref.bias = bias + sign * 1e-6 * np.eye(10)[k]
       shifted.append(loss(ref.kernel).mean())
     np.testing.assert_allclose(
-        before.params["Dense_0"]["bias"][k] - after.params["Dense_0"]["bias"][k],
-        (shifted[0] - shifted[1]) / 2e-6, atol=2e-6 * max(1, np.abs(expected).max()))
+      before.params["Dense_0"]["bias"][k] - after.params["Dense_0"]["bias"][k],
+      (shifted[0] - shifted[1]) / 2e-6,
+      atol=2e-6 * max(1, np.abs(expected).max()),
+    )
   if method == "natural" and penalty != "none":
     own = values - ref.cross_entropy(ref.x, ref.y)
     np.testing.assert_allclose(metrics["penalty"], [own.mean()], rtol=1e-5)
@@ -243,8 +277,9 @@ def test_loss_and_gradient_of_one_step(reference):
 
 def test_free_replays_by_hand():
   """Three replays: each steps the weights and the perturbation by the gradients of one pass."""
-  config = make_config(PLAIN | {"method.epsilon": 0.1, "method.replays": 3,
-                                "optimizer.learning_rate": 0.5}, "free")
+  config = make_config(
+    PLAIN | {"method.epsilon": 0.1, "method.replays": 3, "optimizer.learning_rate": 0.5}, "free"
+  )
   _, before, after, metrics = run_steps(config, Linear(), num_steps=2)
   ref = Reference(before)
   kernel, bias, delta = ref.kernel, ref.bias, np.zeros((16, 64))
@@ -274,8 +309,16 @@ def test_free_replays_by_hand():
 @pytest.mark.parametrize("method", ["natural", "pgd"])
 def test_awp_takes_the_gradient_at_perturbed_weights(method, parallelism, devices):
   """The attack sees the weights as they are; the perturbation follows the whole minibatch."""
-  attack = {"method.epsilon": 0.1, "method.step_size": 0.03, "method.num_steps": 5,
-            "method.start": "clean"} if method == "pgd" else {}
+  attack = (
+    {
+      "method.epsilon": 0.1,
+      "method.step_size": 0.03,
+      "method.num_steps": 5,
+      "method.start": "clean",
+    }
+    if method == "pgd"
+    else {}
+  )
   config = make_config(PLAIN | attack | {"awp_gamma": 0.2, "parallelism": parallelism}, method)
   _, before, after, metrics = run_steps(config, Linear(), 1, devices)
   ref = Reference(before)
@@ -289,8 +332,9 @@ def test_awp_takes_the_gradient_at_perturbed_weights(method, parallelism, device
   ascent, _ = gradients(ref.kernel)
   perturbed = ref.kernel + 0.2 * np.linalg.norm(ref.kernel) * ascent / np.linalg.norm(ascent)
   d_kernel, d_bias = gradients(perturbed)  # the bias itself is not perturbed
-  np.testing.assert_allclose(metrics["loss"], [ref.cross_entropy(ref.x, ref.y, perturbed).mean()],
-                             rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics["loss"], [ref.cross_entropy(ref.x, ref.y, perturbed).mean()], rtol=1e-5
+  )
   np.testing.assert_allclose(after.params["Dense_0"]["kernel"], ref.kernel - d_kernel, atol=1e-6)
   np.testing.assert_allclose(after.params["Dense_0"]["bias"], ref.bias - d_bias, atol=1e-6)
 
@@ -321,18 +365,27 @@ def test_batch_norm_in_attacks(mode):
 
 def test_running_statistics_follow_the_loss_alone():
   """PGD: one update by the adversarial images; TRADES: by clean and adversarial in equal parts."""
-  radius = {"method.epsilon": 0.2, "method.step_size": 0.2, "method.num_steps": 2,
-            "optimizer.learning_rate": 1e-9}
+  radius = {
+    "method.epsilon": 0.2,
+    "method.step_size": 0.2,
+    "method.num_steps": 2,
+    "optimizer.learning_rate": 1e-9,
+  }
   images, _ = minibatch()
   clean = images.reshape(16, 64).mean(0)
   for name in ("pgd", "trades"):
     config = make_config(radius | {"method.start": "uniform"}, name)
     recipe, before, after, _ = run_steps(config, Linear(True), num_steps=1)
     variables = {"params": before.params, "batch_stats": before.batch_stats}
-    network = methods.Network(lambda x, train, variables=variables: recipe_apply(variables, x, train))
+    network = methods.Network(
+      lambda x, train, variables=variables: recipe_apply(variables, x, train)
+    )
     labels = jax.nn.one_hot(minibatch()[1], 10)
-    attacked = np.asarray(recipe.method.probe(model_step_keys()[0][1], jnp.arange(16), network,
-                                               jnp.asarray(images), labels))
+    attacked = np.asarray(
+      recipe.method.probe(
+        model_step_keys()[0][1], jnp.arange(16), network, jnp.asarray(images), labels
+      )
+    )
     assert np.abs(attacked - images).max() > 0.19
     mean = attacked.reshape(16, 64).mean(0)
     expected = mean if name == "pgd" else (mean + clean) / 2
@@ -366,7 +419,7 @@ def test_curvature_of_a_quadratic():
 
   z = np.sign(images.reshape(4, 6) @ hessian) / np.sqrt(6)
   size = 0.3 * np.linalg.norm(z @ hessian, axis=-1)
-  np.testing.assert_allclose(losses.curvature(loss, images, 0.3), size ** 2, rtol=1e-4)
+  np.testing.assert_allclose(losses.curvature(loss, images, 0.3), size**2, rtol=1e-4)
   np.testing.assert_allclose(losses.curvature(loss, images, 0.3, squared=False), size, rtol=1e-4)
 
 
@@ -375,15 +428,19 @@ def test_input_gradient_norm_of_a_quadratic(norm, order):
   rng = np.random.default_rng(1)
   images = rng.normal(size=(4, 2, 3, 1)).astype(np.float32)
   scale = rng.normal(size=(1, 2, 3, 1)).astype(np.float32)
-  norms = losses.input_gradient_norm(lambda x: jnp.sum(scale * x ** 2, axis=(1, 2, 3)), images, norm)
-  np.testing.assert_allclose(norms, np.linalg.norm((2 * scale * images).reshape(4, 6), order, axis=-1),
-                             rtol=1e-5)
+  norms = losses.input_gradient_norm(lambda x: jnp.sum(scale * x**2, axis=(1, 2, 3)), images, norm)
+  np.testing.assert_allclose(
+    norms, np.linalg.norm((2 * scale * images).reshape(4, 6), order, axis=-1), rtol=1e-5
+  )
 
 
 def test_penalties_of_a_flat_loss_have_a_finite_gradient():
   images = jnp.ones((2, 2, 3, 1))
-  for penalty in (lambda f: losses.input_gradient_norm(f, images, "l2"),
-                  lambda f: losses.curvature(f, images, 0.1, squared=False)):
-    gradient = jax.grad(lambda w, penalty=penalty: penalty(
-        lambda x: w * jnp.sum(x, axis=(1, 2, 3))).sum())(0.0)
+  for penalty in (
+    lambda f: losses.input_gradient_norm(f, images, "l2"),
+    lambda f: losses.curvature(f, images, 0.1, squared=False),
+  ):
+    gradient = jax.grad(
+      lambda w, penalty=penalty: penalty(lambda x: w * jnp.sum(x, axis=(1, 2, 3))).sum()
+    )(0.0)
     assert jnp.isfinite(gradient)

@@ -13,11 +13,11 @@ from tests import stepping
 
 # (method, variant, penalty)
 TABLE = [
-    *((name, "paper", "none") for name in options.METHOD_OPTIONS),
-    *(("sprout", variant, "none") for variant in options.SPROUT_VARIANTS if variant != "paper"),
-    *(("natural", "paper", name) for name in options.PENALTY_OPTIONS if name != "none"),
-    *(("sprout", "paper", name) for name in options.PENALTY_OPTIONS if name != "none"),
-    ("pgd", "paper", "gradient_norm"),
+  *((name, "paper", "none") for name in options.METHOD_OPTIONS),
+  *(("sprout", variant, "none") for variant in options.SPROUT_VARIANTS if variant != "paper"),
+  *(("natural", "paper", name) for name in options.PENALTY_OPTIONS if name != "none"),
+  *(("sprout", "paper", name) for name in options.PENALTY_OPTIONS if name != "none"),
+  ("pgd", "paper", "gradient_norm"),
 ]
 KEY = jax.random.key(5)
 
@@ -99,19 +99,19 @@ def test_images_and_soft_labels_of_the_vicinity(row):
 
 
 LIMITS = {
-    ("gaussian", "none"): {"noise_stddev": 0.0},
-    ("label_smoothing", "none"): {"alpha": 0.0},
-    ("label_smoothing_gaussian", "none"): {"alpha": 0.0, "noise_stddev": 0.0},
-    ("mixup", "none"): {"mixup_alpha": 0.0},
-    ("stable", "none"): {"alpha": 0.0, "noise_stddev": 0.0},
-    ("sprout", "none"): {"alpha": 0.0, "noise_stddev": 0.0, "mixup_alpha": 0.0},
-    ("pgd", "none"): {"epsilon": 0.0},
-    ("fast", "none"): {"epsilon": 0.0},
-    ("free", "none"): {"epsilon": 0.0, "replays": 1},
-    ("trades", "none"): {"epsilon": 0.0},
-    ("bilateral", "none"): {"epsilon": 0.0, "ratio": 1e9},
-    ("natural", "gradient_norm"): {"penalty.epsilon": 0.0},
-    ("natural", "cure"): {"penalty.weight": 0.0},
+  ("gaussian", "none"): {"noise_stddev": 0.0},
+  ("label_smoothing", "none"): {"alpha": 0.0},
+  ("label_smoothing_gaussian", "none"): {"alpha": 0.0, "noise_stddev": 0.0},
+  ("mixup", "none"): {"mixup_alpha": 0.0},
+  ("stable", "none"): {"alpha": 0.0, "noise_stddev": 0.0},
+  ("sprout", "none"): {"alpha": 0.0, "noise_stddev": 0.0, "mixup_alpha": 0.0},
+  ("pgd", "none"): {"epsilon": 0.0},
+  ("fast", "none"): {"epsilon": 0.0},
+  ("free", "none"): {"epsilon": 0.0, "replays": 1},
+  ("trades", "none"): {"epsilon": 0.0},
+  ("bilateral", "none"): {"epsilon": 0.0, "ratio": 1e9},
+  ("natural", "gradient_norm"): {"penalty.epsilon": 0.0},
+  ("natural", "cure"): {"penalty.weight": 0.0},
 }
 
 
@@ -126,16 +126,24 @@ def test_limits_are_natural_training(row):
   crop = {"dataset.crop_padding": 1, "dataset.flip": True}
   natural = stepping.run_steps(stepping.make_config(crop, "natural"), stepping.Linear(True))[2]
   overrides = {key if "." in key else f"method.{key}": value for key, value in LIMITS[row].items()}
-  limit = stepping.run_steps(stepping.make_config(overrides | crop, row[0], penalty=row[1]),
-                             stepping.Linear(True))[2]
-  chex.assert_trees_all_close((limit.params, limit.batch_stats, limit.opt_state),
-                              (natural.params, natural.batch_stats, natural.opt_state), atol=1e-6)
+  limit = stepping.run_steps(
+    stepping.make_config(overrides | crop, row[0], penalty=row[1]), stepping.Linear(True)
+  )[2]
+  chex.assert_trees_all_close(
+    (limit.params, limit.batch_stats, limit.opt_state),
+    (natural.params, natural.batch_stats, natural.opt_state),
+    atol=1e-6,
+  )
 
 
 def test_awp_without_a_perturbation_is_the_plain_step():
   """gamma = 0 is off; a tiny one changes nothing visible, a large one does."""
-  runs = [stepping.run_steps(config_of(("pgd", "paper", "none"), awp_gamma=gamma),
-                             stepping.Mlp())[2].params for gamma in (0.0, 1e-7, 0.05)]
+  runs = [
+    stepping.run_steps(config_of(("pgd", "paper", "none"), awp_gamma=gamma), stepping.Mlp())[
+      2
+    ].params
+    for gamma in (0.0, 1e-7, 0.05)
+  ]
   chex.assert_trees_all_close(runs[0], runs[1], atol=1e-5)
   difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), runs[0], runs[2])
   assert min(jax.tree.leaves(difference)) > 1e-5
@@ -145,10 +153,19 @@ def test_an_adversary_with_a_pass_of_its_own_needs_neither_penalty_nor_awp():
   """released: beta ascends on the cross-entropy of the clean batch, whatever the model carries."""
   betas = []
   for penalty, gamma in (("none", 0.0), ("gradient_norm", 0.1)):
-    config = stepping.make_config({"awp_gamma": gamma, "penalty.epsilon": 0.3, "method.draw": "mean",
-                                   "optimizer.learning_rate": 1e-12} if gamma else {
-                                       "method.draw": "mean", "optimizer.learning_rate": 1e-12},
-                                  "sprout", "released", penalty)
+    config = stepping.make_config(
+      {
+        "awp_gamma": gamma,
+        "penalty.epsilon": 0.3,
+        "method.draw": "mean",
+        "optimizer.learning_rate": 1e-12,
+      }
+      if gamma
+      else {"method.draw": "mean", "optimizer.learning_rate": 1e-12},
+      "sprout",
+      "released",
+      penalty,
+    )
     betas.append(stepping.run_steps(config, stepping.Linear(), 1)[2].adversary["beta"])
   np.testing.assert_allclose(betas[0], betas[1], rtol=1e-6)
   assert np.ptp(betas[0]) > 1e-6
@@ -162,8 +179,13 @@ def test_radii_are_rescaled_together():
   np.testing.assert_allclose(config.method.step_size, 0.1 / 4)  # 2/255 of 8/255
 
 
-@pytest.mark.parametrize("kind, create, table", [
-    ("method", methods.create, methods.METHODS), ("penalty", methods.create_penalty, methods.PENALTIES)])
+@pytest.mark.parametrize(
+  "kind, create, table",
+  [
+    ("method", methods.create, methods.METHODS),
+    ("penalty", methods.create_penalty, methods.PENALTIES),
+  ],
+)
 def test_unknown_names_and_foreign_options_are_errors(kind, create, table):
   with pytest.raises(UserError, match="choose one of: " + ", ".join(sorted(table))):
     create("sprut", {})
@@ -172,19 +194,28 @@ def test_unknown_names_and_foreign_options_are_errors(kind, create, table):
     create(name, {"epsilon": 0.1})
 
 
-@pytest.mark.parametrize("name, changes, message", [
+@pytest.mark.parametrize(
+  "name, changes, message",
+  [
     ("gaussian", dict(noise_stddev=-0.1), "noise_stddev"),
     ("label_smoothing", dict(alpha=1.1), "config.method.alpha is 1.1"),
     ("mixup", dict(mixup_alpha=-1.0), "mixup_alpha"),
     ("stable", dict(batch_norm="test"), "eval, train"),
-    ("pgd", dict(epsilon=8.0), r"pixels are in \[0, 1\]"), ("pgd", dict(norm="l1"), "l2, linf"),
-    ("pgd", dict(start="corner"), "clean, gaussian, uniform"), ("pgd", dict(num_steps=0), "num_steps"),
-    ("fast", dict(step_size=-1.0), "step_size"), ("free", dict(replays=0), "replays"),
-    ("trades", dict(start="clean"), "gaussian, uniform"), ("trades", dict(beta=-1.0), "beta"),
+    ("pgd", dict(epsilon=8.0), r"pixels are in \[0, 1\]"),
+    ("pgd", dict(norm="l1"), "l2, linf"),
+    ("pgd", dict(start="corner"), "clean, gaussian, uniform"),
+    ("pgd", dict(num_steps=0), "num_steps"),
+    ("fast", dict(step_size=-1.0), "step_size"),
+    ("free", dict(replays=0), "replays"),
+    ("trades", dict(start="clean"), "gaussian, uniform"),
+    ("trades", dict(beta=-1.0), "beta"),
     ("bilateral", dict(ratio=0.0), "ratio"),
-    ("gradient_norm", dict(norm="l1"), "l2, linf"), ("gradient_norm", dict(epsilon=-1.0), "epsilon"),
-    ("cure", dict(h=0.0), "config.penalty.h"), ("cure", dict(weight=-1.0), "weight"),
-])
+    ("gradient_norm", dict(norm="l1"), "l2, linf"),
+    ("gradient_norm", dict(epsilon=-1.0), "epsilon"),
+    ("cure", dict(h=0.0), "config.penalty.h"),
+    ("cure", dict(weight=-1.0), "weight"),
+  ],
+)
 def test_wrong_options_are_errors(name, changes, message):
   is_method = name in methods.METHODS
   table = options.METHOD_OPTIONS if is_method else options.PENALTY_OPTIONS

@@ -38,11 +38,13 @@ def test_kernels_start_with_he_fan_out_variance():
 
 def test_pooling_against_loops():
   x = np.random.default_rng(0).normal(size=(2, 4, 8, 3)).astype(np.float32)
-  maxima = np.stack([[x[:, 2 * i:2 * i + 2, 2 * j:2 * j + 2].max((1, 2)) for j in range(4)]
-                     for i in range(2)]).transpose(2, 0, 1, 3)
+  maxima = np.stack(
+    [[x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((1, 2)) for j in range(4)] for i in range(2)]
+  ).transpose(2, 0, 1, 3)
   np.testing.assert_array_equal(layers.max_pool(jnp.array(x)), maxima)
-  means = np.stack([[x[:, 2 * i:2 * i + 2, 4 * j:4 * j + 4].mean((1, 2)) for j in range(2)]
-                    for i in range(2)]).transpose(2, 0, 1, 3)
+  means = np.stack(
+    [[x[:, 2 * i : 2 * i + 2, 4 * j : 4 * j + 4].mean((1, 2)) for j in range(2)] for i in range(2)]
+  ).transpose(2, 0, 1, 3)
   np.testing.assert_allclose(layers.average_pool(jnp.array(x), 2), means, atol=1e-6)
   one = layers.average_pool(jnp.array(x), 1)[:, 0, 0]
   np.testing.assert_allclose(one, x.mean((1, 2)), atol=1e-6)
@@ -54,12 +56,15 @@ def test_max_pool_gradient_goes_to_the_maximum():
   np.testing.assert_array_equal(gradient.reshape(2, 2), [[1.0, 0.0], [0.0, 0.0]])
 
 
-@pytest.mark.parametrize("name,expected", [
+@pytest.mark.parametrize(
+  "name,expected",
+  [
     ("relu", lambda x: np.maximum(x, 0)),
     ("gelu", lambda x: x * (1 + special.erf(x / np.sqrt(2))) / 2),
     ("silu", lambda x: x / (1 + np.exp(-x))),
     ("softplus", lambda x: np.log(1 + np.exp(x))),
-])
+  ],
+)
 def test_activations(name, expected):
   x = np.linspace(-3, 3, 13, dtype=np.float32)
   np.testing.assert_allclose(layers.ACTIVATIONS[name](x), expected(x), atol=1e-5)
@@ -99,6 +104,7 @@ def randomised(module, x):
   def draw(s):  # kernels have ranks above 1; scales and variances must be positive
     values = rng.normal(size=s.shape) / 3 if len(s.shape) > 1 else rng.uniform(0.2, 1, s.shape)
     return values.astype(np.float32)
+
   return jax.tree.map(draw, shapes), x
 
 
@@ -106,8 +112,10 @@ def numpy_layers(variables):
   """conv(name, x, strides, padding) and norm(name, x) of one block, in NumPy and SciPy."""
   params, statistics = variables["params"], variables["batch_stats"]
   conv = lambda name, x, *args: correlate(x, params[name]["kernel"], *args)
-  norm = lambda name, x: ((x - statistics[name]["mean"]) / np.sqrt(statistics[name]["var"] + 1e-5)
-                          * params[name]["scale"] + params[name]["bias"])
+  norm = lambda name, x: (
+    (x - statistics[name]["mean"]) / np.sqrt(statistics[name]["var"] + 1e-5) * params[name]["scale"]
+    + params[name]["bias"]
+  )
   return conv, norm, lambda x: np.maximum(x, 0)
 
 
@@ -132,5 +140,6 @@ def test_bottleneck_has_its_stride_on_the_3x3(channels, strides):
   y = norm("norm3", conv("conv3", y, 1, 0))
   identity = (channels, strides) == (8, 1)
   shortcut = x if identity else norm("shortcut_norm", conv("shortcut", x, strides, 0))
-  np.testing.assert_allclose(block.apply(variables, x, train=False), relu(y + shortcut),
-                             rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    block.apply(variables, x, train=False), relu(y + shortcut), rtol=1e-4, atol=1e-4
+  )

@@ -1,4 +1,5 @@
 """One contract over every model; counts by hand; the small network against PyTorch's logits."""
+
 from functools import partial
 from pathlib import Path
 
@@ -26,21 +27,21 @@ def vgg_parameters(*widths):
 # Parameters: published or by hand. Multiplications: published, to half a percent because some
 # figures include norms; they see a stride or a pooling in the wrong place, parameters do not.
 CONTRACT = {
-    "small_cnn": (10, 32, 28 * 32 + (9 * 32 + 1) * 64 + (9 * 64 + 1) * 128 + 513 * 10, None),
-    "vgg11": (10, 32, vgg_parameters(64, 128, 256, 256, *[512] * 4), 153),
-    "vgg13": (10, 32, vgg_parameters(64, 64, 128, 128, 256, 256, *[512] * 4), 229),
-    "vgg16": (10, 32, 14_728_266, 313),
-    "vgg19": (10, 32, vgg_parameters(*[64] * 2, *[128] * 2, *[256] * 4, *[512] * 8), 398),
-    "preact_resnet18": (10, 32, 11_171_146, 556),
-    "preact_resnet18_final_norm": (10, 32, 11_172_170, 556),
-    "resnet50": (1000, 224, 25_557_032, 4089),
-    "resnet101": (1000, 224, 44_549_160, 7801),
-    "resnet152": (1000, 224, 60_192_808, 11514),
-    "resnet50_cifar": (10, 32, 23_520_842, 1298),
-    "resnet101_cifar": (10, 32, 42_512_970, None),
-    "resnet152_cifar": (10, 32, 58_156_618, None),
-    "wrn_10_1": (10, 32, 77_850, None),
-    "wrn_28_10": (10, 32, 36_479_194, 5246),
+  "small_cnn": (10, 32, 28 * 32 + (9 * 32 + 1) * 64 + (9 * 64 + 1) * 128 + 513 * 10, None),
+  "vgg11": (10, 32, vgg_parameters(64, 128, 256, 256, *[512] * 4), 153),
+  "vgg13": (10, 32, vgg_parameters(64, 64, 128, 128, 256, 256, *[512] * 4), 229),
+  "vgg16": (10, 32, 14_728_266, 313),
+  "vgg19": (10, 32, vgg_parameters(*[64] * 2, *[128] * 2, *[256] * 4, *[512] * 8), 398),
+  "preact_resnet18": (10, 32, 11_171_146, 556),
+  "preact_resnet18_final_norm": (10, 32, 11_172_170, 556),
+  "resnet50": (1000, 224, 25_557_032, 4089),
+  "resnet101": (1000, 224, 44_549_160, 7801),
+  "resnet152": (1000, 224, 60_192_808, 11514),
+  "resnet50_cifar": (10, 32, 23_520_842, 1298),
+  "resnet101_cifar": (10, 32, 42_512_970, None),
+  "resnet152_cifar": (10, 32, 58_156_618, None),
+  "wrn_10_1": (10, 32, 77_850, None),
+  "wrn_28_10": (10, 32, 36_479_194, 5246),
 }
 
 
@@ -62,6 +63,7 @@ def variables_of(model, images):
     if path[-1].key == "kernel":
       return (rng.normal(size=s.shape) * np.sqrt(2 / np.prod(s.shape[:-1]))).astype(np.float32)
     return np.full(s.shape, path[-1].key in ("scale", "var"), np.float32)
+
   return jax.tree.map_with_path(draw, shapes)
 
 
@@ -81,12 +83,20 @@ def test_contract(name):
   assert sum(v.size for v in jax.tree.leaves(variables["params"])) == parameters
 
   layers_only = lambda module, _: isinstance(module, (Conv, nn.Dense))
-  logits, new = jax.eval_shape(partial(
-      model.apply, train=True, mutable=["batch_stats", "intermediates"],
-      capture_intermediates=layers_only), variables, images)
+  logits, new = jax.eval_shape(
+    partial(
+      model.apply,
+      train=True,
+      mutable=["batch_stats", "intermediates"],
+      capture_intermediates=layers_only,
+    ),
+    variables,
+    images,
+  )
   assert (logits.shape, logits.dtype) == ((3, classes), FLOAT32)
-  outputs = jax.tree.leaves_with_path(new.pop("intermediates"),
-                                      is_leaf=lambda v: isinstance(v, tuple))
+  outputs = jax.tree.leaves_with_path(
+    new.pop("intermediates"), is_leaf=lambda v: isinstance(v, tuple)
+  )
   assert {v[0].dtype for path, v in outputs if path[0].key != "dense"} == {jnp.dtype("bfloat16")}
   same = lambda tree: jax.tree.map(lambda v: (v.shape, v.dtype), dict(tree))
   assert same(new.get("batch_stats", {})) == same(variables.get("batch_stats", {}))
@@ -102,21 +112,25 @@ def test_contract(name):
 
 # What the dense layer is given, in NumPy, from what the last layers put out.
 HEADS = {
-    "small_cnn": lambda out: np.maximum(out("conv3"), 0).reshape(2, -1),
-    "wrn_10_1": lambda out: np.maximum(out("norm"), 0).mean((1, 2)),
-    "vgg11": lambda out: np.maximum(out("norm5_2"), 0).max((1, 2)),
-    "preact_resnet18": lambda out: out("block4_2").mean((1, 2)),
+  "small_cnn": lambda out: np.maximum(out("conv3"), 0).reshape(2, -1),
+  "wrn_10_1": lambda out: np.maximum(out("norm"), 0).mean((1, 2)),
+  "vgg11": lambda out: np.maximum(out("norm5_2"), 0).max((1, 2)),
+  "preact_resnet18": lambda out: out("block4_2").mean((1, 2)),
 }
 
 
-@pytest.mark.parametrize("name,size,channels", [
-    ("small_cnn", 8, 1), ("wrn_10_1", 8, 1), ("vgg11", 32, 3), ("preact_resnet18", 8, 3)])
+@pytest.mark.parametrize(
+  "name,size,channels",
+  [("small_cnn", 8, 1), ("wrn_10_1", 8, 1), ("vgg11", 32, 3), ("preact_resnet18", 8, 3)],
+)
 def test_runs_and_updates_statistics_only_in_training(name, size, channels):
   model = build(name, size, channels=channels)
   images = images_of(2, size, channels)
   variables = variables_of(model, images)
-  run = jax.jit(partial(model.apply, mutable=["batch_stats", "intermediates"],
-                        capture_intermediates=True), static_argnames="train")
+  run = jax.jit(
+    partial(model.apply, mutable=["batch_stats", "intermediates"], capture_intermediates=True),
+    static_argnames="train",
+  )
   for train in (False, True):
     logits, new = run(variables, images, train=train)
     assert (logits.shape, logits.dtype) == ((2, 10), FLOAT32)
@@ -124,8 +138,9 @@ def test_runs_and_updates_statistics_only_in_training(name, size, channels):
     assert (logits[0] != logits[1]).all()  # it looks at the image
     dense = variables["params"]["dense"]
     features = HEADS[name](lambda layer: np.array(new["intermediates"][layer]["__call__"][0]))
-    np.testing.assert_allclose(logits, features @ dense["kernel"] + dense["bias"][None],
-                               rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+      logits, features @ dense["kernel"] + dense["bias"][None], rtol=1e-4, atol=1e-4
+    )
     before, after = variables.get("batch_stats", {}), new.get("batch_stats", {})
     if train and name != "small_cnn":
       changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
@@ -140,8 +155,9 @@ def test_gradient_reaches_every_parameter_and_the_image():
   variables = variables_of(model, images)
 
   def loss(params, images):
-    logits, _ = model.apply({**variables, "params": params}, images, train=True,
-                            mutable=["batch_stats"])
+    logits, _ = model.apply(
+      {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+    )
     return jnp.square(logits).sum()
 
   for gradient in jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(variables["params"], images)):
@@ -154,10 +170,15 @@ def test_normalisation_is_inside():
   plain, normalising = build("small_cnn", 8), build("small_cnn", 8, mean=mean, std=std)
   variables = variables_of(plain, images)
   outside = (np.array(images) - np.array(mean, np.float32)) / np.array(std, np.float32)
-  np.testing.assert_allclose(normalising.apply(variables, images, train=False),
-                             plain.apply(variables, outside, train=False), atol=1e-5)
-  one, three = (build("small_cnn", 8, mean=m, std=s).apply(variables, images, train=False)
-                for m, s in (((0.5,), (0.25,)), ((0.5,) * 3, (0.25,) * 3)))
+  np.testing.assert_allclose(
+    normalising.apply(variables, images, train=False),
+    plain.apply(variables, outside, train=False),
+    atol=1e-5,
+  )
+  one, three = (
+    build("small_cnn", 8, mean=m, std=s).apply(variables, images, train=False)
+    for m, s in (((0.5,), (0.25,)), ((0.5,) * 3, (0.25,) * 3))
+  )
   np.testing.assert_array_equal(one, three)
 
 
@@ -175,8 +196,13 @@ def test_small_cnn_is_the_reference_network(name):
   if not path.exists():
     pytest.skip(f"{path} is not there: the reference networks are kept outside the repository")
   golden = np.load(path)
-  params = {f"conv{i}": {"kernel": golden[f"conv{i}_kernel"].transpose(2, 3, 1, 0),
-                         "bias": golden[f"conv{i}_bias"]} for i in (1, 2, 3)}
+  params = {
+    f"conv{i}": {
+      "kernel": golden[f"conv{i}_kernel"].transpose(2, 3, 1, 0),
+      "bias": golden[f"conv{i}_bias"],
+    }
+    for i in (1, 2, 3)
+  }
   dense = golden["dense_kernel"].reshape(10, 128, 2, 2).transpose(2, 3, 1, 0).reshape(512, 10)
   params["dense"] = {"kernel": dense, "bias": golden["dense_bias"]}
   model = build("small_cnn", 32)
@@ -185,7 +211,9 @@ def test_small_cnn_is_the_reference_network(name):
   np.testing.assert_allclose(logits, golden["logits"], atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name,kwargs,words", [
+@pytest.mark.parametrize(
+  "name,kwargs,words",
+  [
     ("vgg17", {}, ["vgg17", "vgg16", "wrn_DEPTH_WIDTH", "small_cnn"]),
     ("wrn_28", {}, ["wrn_28", "wrn_28_10"]),
     ("wrn_29_10", {}, ["29", "6n + 4", "10, 16, 22, 28"]),
@@ -204,7 +232,8 @@ def test_small_cnn_is_the_reference_network(name):
     ("vgg16", {"std": 0.5}, ["std is 0.5", "as (0.5,)"]),
     ("vgg16", {"std": (0.2, 0.0, 0.2)}, ["std", "greater than 0"]),
     ("vgg16", {"std": (float("nan"),)}, ["std"]),
-])
+  ],
+)
 def test_errors_say_what_to_type_next(name, kwargs, words):
   with pytest.raises(UserError) as error:
     models.create(name, **{"num_classes": 10, "image_shape": (32, 32, 3)} | kwargs)
@@ -215,15 +244,24 @@ def test_errors_say_what_to_type_next(name, kwargs, words):
 def test_bytes_are_refused():
   model = build("small_cnn", 8)
   with pytest.raises(TypeError, match="divide by 255"):
-    jax.eval_shape(partial(model.init, train=False), jax.random.key(0),
-                   jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8))
+    jax.eval_shape(
+      partial(model.init, train=False),
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8),
+    )
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "vgg11", "preact_resnet18", "resnet50_cifar", "wrn_10_1"])
+@pytest.mark.parametrize(
+  "name", ["small_cnn", "vgg11", "preact_resnet18", "resnet50_cifar", "wrn_10_1"]
+)
 def test_remat_keeps_parameters_names_and_shapes(name):
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), FLOAT32)
-  plain, remat = (jax.eval_shape(partial(build(name, 32, remat=remat).init, train=True),
-                                 jax.random.key(0), images) for remat in (False, True))
+  plain, remat = (
+    jax.eval_shape(
+      partial(build(name, 32, remat=remat).init, train=True), jax.random.key(0), images
+    )
+    for remat in (False, True)
+  )
   assert jax.tree.structure(plain) == jax.tree.structure(remat)
   assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, remat)
 
@@ -237,15 +275,29 @@ def test_remat_has_the_same_gradients_from_less_memory():
     model = build("wrn_16_1", 16, remat=remat)
 
     def mean_square(params):
-      logits, new = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-      return jnp.mean(logits ** 2), new
+      logits, new = model.apply(
+        variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+      )
+      return jnp.mean(logits**2), new
+
     return mean_square
 
-  plain, remat = (jax.jit(jax.value_and_grad(loss(remat), has_aux=True))(variables["params"])
-                  for remat in (False, True))
+  plain, remat = (
+    jax.jit(jax.value_and_grad(loss(remat), has_aux=True))(variables["params"])
+    for remat in (False, True)
+  )
   for a, b in zip(*map(jax.tree.leaves, (plain, remat)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
-  kept = [sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(
-      lambda params, remat=remat: jax.vjp(loss(remat), params, has_aux=True)[1], variables["params"])))
-          for remat in (False, True)]
+  kept = [
+    sum(
+      leaf.size
+      for leaf in jax.tree.leaves(
+        jax.eval_shape(
+          lambda params, remat=remat: jax.vjp(loss(remat), params, has_aux=True)[1],
+          variables["params"],
+        )
+      )
+    )
+    for remat in (False, True)
+  ]
   assert kept[1] < 0.4 * kept[0]

@@ -23,7 +23,6 @@ class Report:
 
 
 class _Parser(html.parser.HTMLParser):
-
   def __init__(self):
     super().__init__()
     self.report, self._title, self._cell = Report(), None, None
@@ -82,7 +81,9 @@ def markdown(text):
       if not in_table:
         found.tables.append((found.titles[-1], []))
       if not line.startswith("| --- "):
-        found.tables[-1][1].append([_plain(cell) for cell in re.split(r" (?<!\\)\| ", f" {line[2:-2]} ")])
+        found.tables[-1][1].append(
+          [_plain(cell) for cell in re.split(r" (?<!\\)\| ", f" {line[2:-2]} ")]
+        )
     in_table = line.startswith("|")
   for _, rows in found.tables:
     for row in rows[1:]:

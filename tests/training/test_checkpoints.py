@@ -16,8 +16,10 @@ from sprout_jax.training import state as state_lib
 
 MODEL = ("params", "batch_stats", "ema")
 # Orbax leaves a coroutine behind when it fails, which complains when it is collected.
-pytestmark = [pytest.mark.filterwarnings("ignore:coroutine 'PyTreeHandler:RuntimeWarning"),
-              pytest.mark.filterwarnings("ignore:.*PyTreeHandler:pytest.PytestUnraisableExceptionWarning")]
+pytestmark = [
+  pytest.mark.filterwarnings("ignore:coroutine 'PyTreeHandler:RuntimeWarning"),
+  pytest.mark.filterwarnings("ignore:.*PyTreeHandler:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +31,24 @@ def collect_here():
 
 def state(step):
   values = jax.random.normal(jax.random.key(step), (3000,))  # incompressible
-  return jax.device_put(state_lib.TrainState(
-      step=jnp.int32(step), params={"w": values}, batch_stats={}, opt_state=(values * 2,),
-      adversary={"beta": jnp.ones(3) * step}, adversary_opt_state=(), ema={}),
-                        sharding.replicated(sharding.make_mesh()))
+  return jax.device_put(
+    state_lib.TrainState(
+      step=jnp.int32(step),
+      params={"w": values},
+      batch_stats={},
+      opt_state=(values * 2,),
+      adversary={"beta": jnp.ones(3) * step},
+      adversary_opt_state=(),
+      ema={},
+    ),
+    sharding.replicated(sharding.make_mesh()),
+  )
 
 
 def abstract():
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0))
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0)
+  )
 
 
 def saved(workdir, accuracies, keep=2):
@@ -74,8 +85,10 @@ def test_an_empty_workdir_has_nothing_to_restore(tmp_path):
 
 
 def flip_a_byte(folder):
-  largest = max((path for path in (folder / "training").rglob("*") if path.is_file()),
-                key=lambda path: path.stat().st_size)
+  largest = max(
+    (path for path in (folder / "training").rglob("*") if path.is_file()),
+    key=lambda path: path.stat().st_size,
+  )
   content = bytearray(largest.read_bytes())
   content[len(content) // 2] ^= 1
   largest.write_bytes(content)
@@ -87,12 +100,17 @@ def cut(folder):
       path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize("damage", [
-    flip_a_byte, cut, lambda folder: shutil.rmtree(folder / "model"),
+@pytest.mark.parametrize(
+  "damage",
+  [
+    flip_a_byte,
+    cut,
+    lambda folder: shutil.rmtree(folder / "model"),
     lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
     lambda folder: (folder / "_CHECKPOINT_METADATA").write_text("{"),
     lambda folder: [path.write_bytes(b"") for path in folder.rglob("*") if path.is_file()],
-])
+  ],
+)
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, caplog, damage):
   saved(tmp_path, [None, None])
   damage(tmp_path / "checkpoints" / "2")
@@ -138,8 +156,14 @@ def test_a_damaged_best_checkpoint_is_not_replaced_by_another(tmp_path):
 
 def test_digest_sees_every_bit_and_name():
   tree = {"a": jnp.arange(3.0), "b": {"c": jnp.zeros((2, 2))}}
-  digests = {checkpoints_lib.sha256(t) for t in (
-      tree, {"a": tree["b"]["c"], "b": {"c": tree["a"]}}, tree | {"a": jnp.arange(3)},
-      tree | {"a": tree["a"].at[2].set(jnp.nextafter(jnp.float32(2), jnp.float32(3)))})}
+  digests = {
+    checkpoints_lib.sha256(t)
+    for t in (
+      tree,
+      {"a": tree["b"]["c"], "b": {"c": tree["a"]}},
+      tree | {"a": jnp.arange(3)},
+      tree | {"a": tree["a"].at[2].set(jnp.nextafter(jnp.float32(2), jnp.float32(3)))},
+    )
+  }
   assert len(digests) == 4
   assert checkpoints_lib.sha256(tree) == checkpoints_lib.sha256(jax.tree.map(jnp.copy, tree))

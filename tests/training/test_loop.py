@@ -26,13 +26,26 @@ from sprout_jax.training import step as step_lib
 
 def setting(**overrides):
   config = digits.get_config("method=natural")
-  config.update_from_flattened_dict({
-      "num_epochs": 2, "batch_size": 256, "log_every": 2, "checkpoint.every_epochs": 1,
-      "optimizer.warmup_epochs": 0.0} | overrides)
+  config.update_from_flattened_dict(
+    {
+      "num_epochs": 2,
+      "batch_size": 256,
+      "log_every": 2,
+      "checkpoint.every_epochs": 1,
+      "optimizer.warmup_epochs": 0.0,
+    }
+    | overrides
+  )
   dataset = data.load("digits")
   model = models.create("small_cnn", num_classes=10, image_shape=(8, 8, 1))
-  return (config, dataset, model, methods.create("natural", {}), None,
-          sharding.make_mesh(jax.devices()[:1]))
+  return (
+    config,
+    dataset,
+    model,
+    methods.create("natural", {}),
+    None,
+    sharding.make_mesh(jax.devices()[:1]),
+  )
 
 
 def test_calls_end_at_records_and_checkpoints():
@@ -62,10 +75,13 @@ def test_the_loop_trains_on_the_order_of_the_whole_run(tmp_path):
     assert saved.steps() == [5, 10] and saved.best_step() == 5
     state = saved.restore_latest(abstract)
   run = parallel.compile_steps(functools.partial(step_lib.train_step, recipe), mesh, "jit", 10)
-  start = jax.jit(functools.partial(state_lib.create, recipe, dataset.image_shape),
-                  out_shardings=sharding.replicated(mesh))()
-  images, labels = sharding.put((dataset.train.images, dataset.train.labels),
-                                sharding.replicated(mesh))
+  start = jax.jit(
+    functools.partial(state_lib.create, recipe, dataset.image_shape),
+    out_shardings=sharding.replicated(mesh),
+  )()
+  images, labels = sharding.put(
+    (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
+  )
   whole, _ = run(start, images, labels, order.batch_indices(0, 0, 10, len(labels), 256))
   chex.assert_trees_all_close(state, whole, atol=1e-6)
   assert len(seen) == 2
@@ -85,7 +101,9 @@ def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path):
     signal.raise_signal(signal.SIGTERM)
     return {}
 
-  assert loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate) is False
+  assert (
+    loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=validate) is False
+  )
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # handlers are put back
   with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
     assert saved.steps() == [5]
@@ -94,7 +112,9 @@ def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path):
 def test_divergence_names_the_step_and_saves_nothing_after_it(tmp_path):
   config, dataset, model, method, penalty, mesh = setting(**{"optimizer.learning_rate": 1000.0})
   with pytest.raises(TrainingDiverged, match=r"at step \d+ \(of steps \d to \d"):
-    loop.train(config, tmp_path, dataset, model, method, penalty, mesh, validate=lambda variables: {})
+    loop.train(
+      config, tmp_path, dataset, model, method, penalty, mesh, validate=lambda variables: {}
+    )
   with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as saved:
     assert saved.steps() == []
 

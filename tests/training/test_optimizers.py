@@ -19,9 +19,13 @@ def optimizer_config(**changes):
 
 def test_piecewise_schedule_divides_at_its_epochs():
   shape = optimizers.schedule(
-      optimizer_config(schedule="piecewise", boundaries=(2.0, 3.0), decay_factor=0.1), 10, 4)
-  np.testing.assert_allclose([shape(step) for step in (0, 19, 20, 21, 29, 31, 39)],
-                             [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    optimizer_config(schedule="piecewise", boundaries=(2.0, 3.0), decay_factor=0.1), 10, 4
+  )
+  np.testing.assert_allclose(
+    [shape(step) for step in (0, 19, 20, 21, 29, 31, 39)],
+    [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01],
+    rtol=1e-6,
+  )
 
 
 def test_cosine_schedule_ends_at_zero_and_warm_up_is_linear():
@@ -59,7 +63,8 @@ def test_sgd_is_pytorchs_with_coupled_decay():
 def test_clipping_comes_before_decay_and_momentum():
   config = optimizer_config(learning_rate=1.0, momentum=0.0, weight_decay=0.1, gradient_clip=0.5)
   np.testing.assert_allclose(
-      run(optimizers.model_optimizer(config, lambda count: 1.0), [100.0], 2.0), [2 - 0.5 - 0.2])
+    run(optimizers.model_optimizer(config, lambda count: 1.0), [100.0], 2.0), [2 - 0.5 - 0.2]
+  )
 
 
 def test_adamw_decay_is_decoupled():
@@ -83,7 +88,8 @@ def test_accumulation_applies_the_mean_of_k():
 def test_the_adversarys_rate_follows_the_schedule():
   sgd = lambda schedule: optax.sgd(lambda count: 2.0 * schedule(count), momentum=0.5)
   optimizer = optimizers.adversary_optimizer(
-      optimizer_config(), sgd, lambda count: jnp.where(count < 1, 1.0, 0.1))
+    optimizer_config(), sgd, lambda count: jnp.where(count < 1, 1.0, 0.1)
+  )
   np.testing.assert_allclose(run(optimizer, [1.0, 1.0], 0.0), [-2, -2 - 0.2 * 1.5], rtol=1e-6)
 
 

@@ -14,10 +14,8 @@ from sprout_jax import models
 from sprout_jax.data import order
 from sprout_jax.training import step as step_lib
 from tests.stepping import Linear
-from tests.stepping import Mlp
 from tests.stepping import make_config
 from tests.stepping import make_recipe
-from tests.stepping import minibatch
 from tests.stepping import model_step_keys
 from tests.stepping import run_steps
 
@@ -26,9 +24,17 @@ SPROUT = {"method.draw": "mean", "method.noise_stddev": 0.0, "method.mixup_alpha
 
 def test_one_sprout_step_by_hand():
   """Loss, gradient norm, SGD with momentum and decay, beta's ascent and projection: in NumPy."""
-  config = make_config(SPROUT | {
-      "method.concentration": "released", "method.beta.learning_rate": 2.0, "method.beta.init": "ones",
-      "method.beta.weight_decay": 0.1, "optimizer.learning_rate": 0.3, "ema_decay": 0.9})
+  config = make_config(
+    SPROUT
+    | {
+      "method.concentration": "released",
+      "method.beta.learning_rate": 2.0,
+      "method.beta.init": "ones",
+      "method.beta.weight_decay": 0.1,
+      "optimizer.learning_rate": 0.3,
+      "ema_decay": 0.9,
+    }
+  )
   _, before, after, metrics = run_steps(config, Linear(), num_steps=1)
   dataset = data.load("digits")
   rows = order.batch_indices(0, 0, 1, len(dataset.train.labels), 16)[0]
@@ -47,26 +53,35 @@ def test_one_sprout_step_by_hand():
   np.testing.assert_allclose(metrics["loss"], [loss.mean()], rtol=1e-5)
   np.testing.assert_allclose(metrics["accuracy"], [(log_p.argmax(-1) == y.argmax(-1)).mean()])
   np.testing.assert_allclose(
-      metrics["grad_norm"], [np.sqrt((d_kernel ** 2).sum() + (d_bias ** 2).sum())], rtol=1e-4)
+    metrics["grad_norm"], [np.sqrt((d_kernel**2).sum() + (d_bias**2).sum())], rtol=1e-4
+  )
   new_kernel = kernel - 0.3 * (d_kernel + 5e-4 * kernel)
   np.testing.assert_allclose(after.params["Dense_0"]["kernel"], new_kernel, atol=1e-6)
   expected_beta = np.maximum(beta + 2.0 * (d_beta - 0.1 * beta), 1e-3)
   np.testing.assert_allclose(after.adversary["beta"], expected_beta, rtol=1e-4)
   assert expected_beta.max() - expected_beta.min() > 0.01
-  np.testing.assert_allclose(after.ema["params"]["Dense_0"]["kernel"],
-                             0.9 * kernel + 0.1 * new_kernel, atol=1e-6)
+  np.testing.assert_allclose(
+    after.ema["params"]["Dense_0"]["kernel"], 0.9 * kernel + 0.1 * new_kernel, atol=1e-6
+  )
   assert after.step == 1
 
 
 def test_beta_stays_at_the_minimum():
-  config = make_config(SPROUT | {"method.beta.learning_rate": 0.5, "method.beta.weight_decay": 1.0,
-                                 "method.beta.minimum": 0.25})
+  config = make_config(
+    SPROUT
+    | {
+      "method.beta.learning_rate": 0.5,
+      "method.beta.weight_decay": 1.0,
+      "method.beta.minimum": 0.25,
+    }
+  )
   _, _, after, _ = run_steps(config, Linear(), num_steps=3)
   assert after.adversary["beta"].min() == 0.25
 
 
-@pytest.mark.parametrize("method, variant", [
-    ("natural", "paper"), ("sprout", "paper"), ("sprout", "released")])
+@pytest.mark.parametrize(
+  "method, variant", [("natural", "paper"), ("sprout", "paper"), ("sprout", "released")]
+)
 def test_devices_and_parallelism_do_not_matter(method, variant):
   """1 device = 8 devices, jit = pmap, with crops, flips, noise, pairs and labels drawn."""
   overrides = {"dataset.crop_padding": 1, "dataset.flip": True, "ema_decay": 0.9}
@@ -94,38 +109,54 @@ def test_batch_norm_sees_the_whole_batch_under_jit_and_the_devices_part_under_pm
   np.testing.assert_allclose(per_device["mean"], stats["mean"], atol=1e-6)  # means average exactly
   np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(0), atol=1e-5)
   np.testing.assert_allclose(
-      per_device["var"], 0.9 + 0.1 * x.reshape(8, 2, 64).var(1).mean(0), atol=1e-5)
+    per_device["var"], 0.9 + 0.1 * x.reshape(8, 2, 64).var(1).mean(0), atol=1e-5
+  )
 
 
 def test_accumulated_steps_equal_one_large_batch():
   large = run_steps(make_config(SPROUT | {"batch_size": 64}), Linear(), num_steps=1)[2]
-  small = run_steps(make_config(SPROUT | {"optimizer.accumulate_steps": 4, "ema_decay": 0.5}),
-                    Linear(), num_steps=4)[2]
+  small = run_steps(
+    make_config(SPROUT | {"optimizer.accumulate_steps": 4, "ema_decay": 0.5}), Linear(), num_steps=4
+  )[2]
   chex.assert_trees_all_close(large.params, small.params, atol=1e-6)
   chex.assert_trees_all_close(large.adversary, small.adversary, atol=1e-6)
-  three = run_steps(make_config(SPROUT | {"optimizer.accumulate_steps": 4, "ema_decay": 0.5}),
-                    Linear(), num_steps=3)
+  three = run_steps(
+    make_config(SPROUT | {"optimizer.accumulate_steps": 4, "ema_decay": 0.5}), Linear(), num_steps=3
+  )
   chex.assert_trees_all_equal(three[1].params, three[2].params)  # not applied yet
   chex.assert_trees_all_close(  # one applied update: halfway between the two
-      small.ema["params"], jax.tree.map(lambda a, b: (a + b) / 2, three[1].params, small.params),
-      atol=1e-6)
+    small.ema["params"],
+    jax.tree.map(lambda a, b: (a + b) / 2, three[1].params, small.params),
+    atol=1e-6,
+  )
 
 
 def test_several_steps_per_batch_and_the_clean_batch_of_the_released_variant():
   """Three model steps on one minibatch; beta ascends on the clean batch with the updated model."""
-  released = make_config({"method.noise_stddev": 0.0, "method.mixup_alpha": 0.0,
-                          "method.draw": "mean"}, variant="released")
+  released = make_config(
+    {"method.noise_stddev": 0.0, "method.mixup_alpha": 0.0, "method.draw": "mean"},
+    variant="released",
+  )
   recipe, before, after, _ = run_steps(released, Linear(), num_steps=1)
-  single = make_config(SPROUT | {"method.concentration": "released", "method.beta.init": "ones",
-                                 "method.beta.learning_rate": 0.0})
+  single = make_config(
+    SPROUT
+    | {
+      "method.concentration": "released",
+      "method.beta.init": "ones",
+      "method.beta.learning_rate": 0.0,
+    }
+  )
   one_step = run_steps(single, Linear(), num_steps=1)[0]
   dataset = data.load("digits")
   rows = order.batch_indices(0, 0, 1, len(dataset.train.labels), 16)[0]
   state = jax.tree.map(jnp.asarray, before)
-  step = jax.jit(functools.partial(step_lib.train_step, one_step, shard=lambda x: x, mean=lambda x: x))
+  step = jax.jit(
+    functools.partial(step_lib.train_step, one_step, shard=lambda x: x, mean=lambda x: x)
+  )
   for _ in range(3):
-    state, _ = step(state.replace(step=jnp.int32(0)), dataset.train.images[rows],
-                    dataset.train.labels[rows])
+    state, _ = step(
+      state.replace(step=jnp.int32(0)), dataset.train.images[rows], dataset.train.labels[rows]
+    )
   chex.assert_trees_all_close(state.params, after.params, atol=1e-6)
 
   logits = Linear().apply({"params": after.params}, dataset.train.images[rows], train=True)
@@ -138,10 +169,19 @@ def test_several_steps_per_batch_and_the_clean_batch_of_the_released_variant():
 
 def test_the_schedule_counts_minibatches_whatever_the_steps_per_batch():
   """released takes three model steps a minibatch; both rates fall with the share of the run."""
-  config = make_config({"optimizer.schedule": "cosine", "num_epochs": 1, "optimizer.momentum": 0.0,
-                        "optimizer.weight_decay": 0.0, "optimizer.learning_rate": 1.0,
-                        "method.beta.momentum": 0.0, "method.beta.weight_decay": 0.0,
-                        "method.beta.learning_rate": 1.0}, variant="released")
+  config = make_config(
+    {
+      "optimizer.schedule": "cosine",
+      "num_epochs": 1,
+      "optimizer.momentum": 0.0,
+      "optimizer.weight_decay": 0.0,
+      "optimizer.learning_rate": 1.0,
+      "method.beta.momentum": 0.0,
+      "method.beta.weight_decay": 0.0,
+      "method.beta.learning_rate": 1.0,
+    },
+    variant="released",
+  )
   recipe = make_recipe(config, Linear())
   for optimizer, calls_per_batch in ((recipe.optimizer, 3), (recipe.adversary_optimizer, 1)):
     state, rates = optimizer.init(jnp.float32(0)), []
@@ -154,14 +194,25 @@ def test_the_schedule_counts_minibatches_whatever_the_steps_per_batch():
 
 def test_every_step_of_a_minibatch_has_fresh_draws():
   """With a rate of (almost) zero, the running mean of noisy inputs tells the passes apart."""
-  config = make_config({"method.noise_stddev": 0.5, "method.mixup_alpha": 0.0, "ema_decay": 0.9,
-                        "optimizer.learning_rate": 1e-12}, variant="released")
+  config = make_config(
+    {
+      "method.noise_stddev": 0.5,
+      "method.mixup_alpha": 0.0,
+      "ema_decay": 0.9,
+      "optimizer.learning_rate": 1e-12,
+    },
+    variant="released",
+  )
   recipe, before, after, _ = run_steps(config, Linear(True), num_steps=1)
   rows = order.batch_indices(0, 0, 1, 1347, 16)[0]
   images = data.load("digits").train.images[rows]
   keys = [key for key, _ in model_step_keys(3)]
-  passes = [np.asarray(recipe.method.vicinity(k, images, jnp.eye(16, 10),
-                                              before.adversary)[0]).reshape(16, 64) for k in keys]
+  passes = [
+    np.asarray(recipe.method.vicinity(k, images, jnp.eye(16, 10), before.adversary)[0]).reshape(
+      16, 64
+    )
+    for k in keys
+  ]
   passes.append(images.reshape(16, 64))  # beta's pass: the clean batch, and the norm sees it too
   mean, variance, ema = np.zeros(64), np.ones(64), np.zeros(64)
   for number, x in enumerate(passes):
@@ -180,9 +231,15 @@ def test_the_seed_and_the_step_determine_the_randomness():
   assert not np.allclose(one.adversary["beta"], other.adversary["beta"])
   step, labels = jnp.int32(0), jnp.zeros(16, jnp.int32)
   recipe, first, _, _ = run_steps(config, Linear())
-  one_step = jax.jit(functools.partial(step_lib.train_step, recipe, shard=lambda x: x, mean=lambda x: x))
-  outcomes = [one_step(jax.tree.map(jnp.asarray, first).replace(step=step + k),
-                       jnp.full((16, 8, 8, 1), 0.5), labels)[1]["loss"] for k in (0, 1)]
+  one_step = jax.jit(
+    functools.partial(step_lib.train_step, recipe, shard=lambda x: x, mean=lambda x: x)
+  )
+  outcomes = [
+    one_step(
+      jax.tree.map(jnp.asarray, first).replace(step=step + k), jnp.full((16, 8, 8, 1), 0.5), labels
+    )[1]["loss"]
+    for k in (0, 1)
+  ]
   assert outcomes[0] != outcomes[1]
 
 
@@ -190,5 +247,7 @@ def test_bfloat16_computes_but_keeps_float32_state():
   model = models.create("small_cnn", num_classes=10, image_shape=(8, 8, 1), dtype="bfloat16")
   _, _, after, metrics = run_steps(make_config({}), model)
   assert {leaf.dtype.name for leaf in jax.tree.leaves((after.params, after.opt_state))} <= {
-      "float32", "int32"}
+    "float32",
+    "int32",
+  }
   assert np.isfinite(metrics["loss"]).all()

@@ -50,21 +50,21 @@ from sprout_jax.evaluation.corruptions import weather
 from sprout_jax.evaluation.corruptions.contract import SEVERITIES
 
 CORRUPTIONS = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
-    "snow": weather.snow,
-    "frost": weather.frost,
-    "fog": weather.fog,
-    "brightness": digital.brightness,
-    "contrast": digital.contrast,
-    "elastic_transform": digital.elastic_transform,
-    "pixelate": digital.pixelate,
-    "jpeg_compression": jpeg.jpeg_compression,
+  "gaussian_noise": noise.gaussian_noise,
+  "shot_noise": noise.shot_noise,
+  "impulse_noise": noise.impulse_noise,
+  "defocus_blur": blur.defocus_blur,
+  "glass_blur": blur.glass_blur,
+  "motion_blur": blur.motion_blur,
+  "zoom_blur": blur.zoom_blur,
+  "snow": weather.snow,
+  "frost": weather.frost,
+  "fog": weather.fog,
+  "brightness": digital.brightness,
+  "contrast": digital.contrast,
+  "elastic_transform": digital.elastic_transform,
+  "pixelate": digital.pixelate,
+  "jpeg_compression": jpeg.jpeg_compression,
 }
 
 

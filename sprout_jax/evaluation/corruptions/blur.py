@@ -22,8 +22,8 @@ def defocus_kernels():
   offsets = np.arange(-2, 3)
   kernels = []
   for radius, stddev in DEFOCUS:
-    disk = (offsets[:, None] ** 2 + offsets ** 2 <= radius ** 2).astype(float)
-    side = np.exp(-0.5 / stddev ** 2)  # the weight of a neighbour, that of the middle being 1
+    disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(float)
+    side = np.exp(-0.5 / stddev**2)  # the weight of a neighbour, that of the middle being 1
     smooth = (np.eye(5) + side * (np.eye(5, k=1) + np.eye(5, k=-1))) / (1 + 2 * side)
     kernels.append(smooth @ (disk / disk.sum()) @ smooth.T)
   return np.stack(kernels)
@@ -61,8 +61,11 @@ def glass_blur(key, image, severity):
 @corruption
 def motion_blur(key, image, severity):
   """A trail in a uniform direction within 45 degrees of horizontal; see `MOTION`."""
-  return linear.motion_blur(image, jax.random.uniform(key, minval=-45, maxval=45),
-                            at(severity, linear.motion_weights(MOTION)))
+  return linear.motion_blur(
+    image,
+    jax.random.uniform(key, minval=-45, maxval=45),
+    at(severity, linear.motion_weights(MOTION)),
+  )
 
 
 @functools.cache

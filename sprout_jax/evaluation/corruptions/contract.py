@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax.attacks.attack import example_keys
-from sprout_jax.errors import check_choice
 from sprout_jax.errors import UserError
+from sprout_jax.errors import check_choice
 from sprout_jax.evaluation.transformations import check_images
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -20,6 +20,7 @@ def corruption(function):
   It checks, gives every image the key `fold_in(key, index)`, works in float32 with full-precision
   matrix products, and clips to [0, 1]; see `corrupt` for the arguments.
   """
+
   @functools.wraps(function)
   def apply(key, images, severity, indices=None):
     _check(images, severity)
@@ -42,7 +43,9 @@ def at(severity, table):
 def _check(images, severity):
   check_images(images)
   if images.shape[-1] not in (1, 3) or min(images.shape[1:3]) < 8:
-    raise UserError(f"images have shape {images.shape}; corruptions are defined for 1 or 3 "
-                    "channels and at least 8x8 pixels")
+    raise UserError(
+      f"images have shape {images.shape}; corruptions are defined for 1 or 3 "
+      "channels and at least 8x8 pixels"
+    )
   if not isinstance(severity, jax.core.Tracer):
     check_choice("severity", severity, SEVERITIES)

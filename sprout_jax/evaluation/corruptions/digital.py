@@ -9,8 +9,13 @@ from sprout_jax.evaluation.corruptions.contract import at
 from sprout_jax.evaluation.corruptions.contract import corruption
 
 # Shift, its smoothing and the jitter of the affine map, in shares of the shorter side.
-ELASTIC = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05),
-           (0.1, 0.03, 0.03))
+ELASTIC = (
+  (0, 0, 0.08),
+  (0.05, 0.2, 0.07),
+  (0.08, 0.06, 0.06),
+  (0.1, 0.04, 0.05),
+  (0.1, 0.03, 0.03),
+)
 PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
 
 
@@ -60,8 +65,7 @@ def elastic_transform(key, image, severity):
   image = _resample(image, sources, "mirror")
 
   stddevs = tuple(side * share for _, share, _ in ELASTIC)
-  rows, columns = (
-      at(severity, linear.gaussian(n, stddevs, "reflect", 3)) for n in (height, width))
+  rows, columns = (at(severity, linear.gaussian(n, stddevs, "reflect", 3)) for n in (height, width))
   noise = jax.random.uniform(key_shift, (height, width, 2), minval=-1, maxval=1)
   shifts = shift * linear.both_axes(rows, noise, columns)
   return _resample(image, places + shifts, "reflect")
@@ -71,13 +75,16 @@ def elastic_transform(key, image, severity):
 def pixelate(key, image, severity):
   """A box filter down to 0.95, 0.9, 0.85, 0.75, 0.65 of each side (rounded down), and up again."""
   del key
-  rows, columns = (at(severity, np.stack([linear.box(n, int(n * share)) for share in PIXELATE]))
-                   for n in image.shape[:2])
+  rows, columns = (
+    at(severity, np.stack([linear.box(n, int(n * share)) for share in PIXELATE]))
+    for n in image.shape[:2]
+  )
   return linear.both_axes(rows, image, columns)
 
 
 def _resample(image, points, mode):
   """The image at `points` [height, width, (y, x)], bilinear."""
   sample = lambda plane: jax.scipy.ndimage.map_coordinates(
-      plane, (points[..., 0], points[..., 1]), order=1, mode=mode)
+    plane, (points[..., 0], points[..., 1]), order=1, mode=mode
+  )
   return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)

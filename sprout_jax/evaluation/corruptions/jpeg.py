@@ -12,11 +12,18 @@ from sprout_jax.evaluation.corruptions.contract import at
 from sprout_jax.evaluation.corruptions.contract import corruption
 
 QUALITY = (80, 65, 58, 50, 40)
-LUMINANCE = np.array([  # annex K.1 of T.81
-    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
-    [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
-    [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
-    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]])
+LUMINANCE = np.array(
+  [  # annex K.1 of T.81
+    [16, 11, 10, 16, 24, 40, 51, 61],
+    [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77],
+    [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101],
+    [72, 92, 95, 98, 112, 100, 103, 99],
+  ]
+)
 CHROMINANCE = np.full((8, 8), 99)
 CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 # The orthonormal cosine transform of 8 points: cos((2 i + 1) u pi / 16) / 2, row 0 1 / sqrt(8).
@@ -24,8 +31,9 @@ COSINES = np.cos(np.outer(np.arange(8), 2 * np.arange(8) + 1) * np.pi / 16) / 2
 COSINES[0] = 1 / np.sqrt(8)
 SCALE = 4 * np.sqrt(8)  # of the integers that libjpeg keeps between the two axes
 
-TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5],
-                   [0.5, -0.418687589, -0.081312411]])
+TO_YCC = np.array(
+  [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]
+)
 TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136286, -0.714136286], [1, 1.772, 0]])
 
 
@@ -48,8 +56,11 @@ def jpeg_compression(key, image, severity):
     return _coded(levels[..., 0], fine)[..., None] / 255
   coarse = at(severity, quantisation_tables(CHROMINANCE))
   luma, blue_chroma, red_chroma = jnp.moveaxis(_mixed(levels, TO_YCC, [0, 128, 128]), -1, 0)
-  planes = [_coded(luma, fine),
-            _chroma(blue_chroma, coarse) - 128, _chroma(red_chroma, coarse) - 128]
+  planes = [
+    _coded(luma, fine),
+    _chroma(blue_chroma, coarse) - 128,
+    _chroma(red_chroma, coarse) - 128,
+  ]
   return _mixed(jnp.stack(planes, -1), TO_RGB, [0, 0, 0]) / 255
 
 

@@ -21,7 +21,8 @@ def both_axes(rows, image, columns):
 def gaussian(size, stddevs, mode, truncate):
   """[len(stddevs), size, size]: SciPy's Gaussian filters; `mode` and `truncate` as there."""
   smooth = lambda stddev: scipy.ndimage.gaussian_filter1d(
-      np.eye(size), stddev, axis=0, mode=mode, truncate=truncate)
+    np.eye(size), stddev, axis=0, mode=mode, truncate=truncate
+  )
   return np.stack([smooth(stddev) if stddev else np.eye(size) for stddev in stddevs])
 
 
@@ -42,19 +43,25 @@ def clipped_zoom(size, factor):
 @functools.cache
 def box(size, between):
   """[size, size]: a box filter down to `between` pixels, and each of these repeated, as in PIL."""
+
   def resize(old, new):
     reach = max(old / new, 1) / 2
     offset = np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new
     weights = (offset > -reach) & (offset <= reach)
     return weights / weights.sum(1, keepdims=True)
+
   return resize(between, size) @ resize(size, between)
 
 
 def motion_weights(radii_and_stddevs):
   """[severities, taps]: half a Gaussian, exp(-t^2 / (2 stddev^2)) for t = 0 ... 2 radius, sum 1."""
   taps = np.arange(2 * max(radius for radius, _ in radii_and_stddevs) + 1)
-  weights = np.stack([np.exp(-0.5 * (taps / stddev) ** 2) * (taps <= 2 * radius)
-                      for radius, stddev in radii_and_stddevs])
+  weights = np.stack(
+    [
+      np.exp(-0.5 * (taps / stddev) ** 2) * (taps <= 2 * radius)
+      for radius, stddev in radii_and_stddevs
+    ]
+  )
   return weights / weights.sum(1, keepdims=True)
 
 
@@ -81,4 +88,5 @@ def motion_blur(image, degrees, weights):
     return total + weight * shifted, None
 
   return jax.lax.scan(
-      add, jnp.zeros_like(image), (offsets.astype(jnp.int32), jnp.asarray(weights)))[0]
+    add, jnp.zeros_like(image), (offsets.astype(jnp.int32), jnp.asarray(weights))
+  )[0]

@@ -11,9 +11,13 @@ from sprout_jax.evaluation.transformations import luma
 
 # Mean and standard deviation of the flakes, their zoom, threshold, radius and standard deviation
 # of their motion blur, share of the image that is not whitened.
-SNOW = ((0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9), (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8))
+SNOW = (
+  (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+  (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+  (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+  (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+  (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+)
 FROST = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))  # weights of image and frost
 FROST_COLOUR = np.float32([0.8, 0.9, 1.0])
 FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # amount, decay of the roughness
@@ -48,7 +52,7 @@ def plasma(key, shape, decay):
     even = jnp.stack([points, top], -1).reshape(size, 2 * size)
     odd = jnp.stack([left, middle], -1).reshape(size, 2 * size)
     points = jnp.stack([even, odd], 1).reshape(2 * size, 2 * size)
-    step, noise = half, noise / decay ** 2
+    step, noise = half, noise / decay**2
   points = points - points.min()
   return (points / points.max())[: shape[0], : shape[1]]
 
@@ -85,12 +89,17 @@ def snow(key, image, severity):
   """
   key_flakes, key_angle = jax.random.split(key)
   mean, stddev, _, threshold, _, _, keep = at(severity, SNOW)
-  rows, columns = (at(severity, np.stack([linear.clipped_zoom(n, row[2]) for row in SNOW]))
-                   for n in image.shape[:2])
+  rows, columns = (
+    at(severity, np.stack([linear.clipped_zoom(n, row[2]) for row in SNOW]))
+    for n in image.shape[:2]
+  )
   flakes = mean + stddev * jax.random.normal(key_flakes, (*image.shape[:2], 1))
   flakes = linear.both_axes(rows, flakes, columns)
   flakes = jnp.where(flakes < threshold, 0, jnp.clip(flakes, 0, 1))
-  flakes = linear.motion_blur(flakes, jax.random.uniform(key_angle, minval=-135, maxval=-45),
-                              at(severity, linear.motion_weights([row[4:6] for row in SNOW])))
+  flakes = linear.motion_blur(
+    flakes,
+    jax.random.uniform(key_angle, minval=-135, maxval=-45),
+    at(severity, linear.motion_weights([row[4:6] for row in SNOW])),
+  )
   whitened = keep * image + (1 - keep) * jnp.maximum(image, 1.5 * luma(image) + 0.5)
   return whitened + flakes + flakes[::-1, ::-1]
