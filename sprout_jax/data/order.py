@@ -9,7 +9,7 @@ def batch_indices(seed, first_step, num_steps, num_examples, batch_size):
   """Returns the examples of steps first_step .. first_step + num_steps - 1.
 
   An epoch is num_examples // batch_size steps. Each epoch is a fresh shuffle without replacement,
-  `np.random.default_rng([seed, epoch]).permutation(num_examples)`, whose last
+  `np.random.RandomState([seed, epoch]).permutation(num_examples)`, whose last
   num_examples % batch_size entries are dropped. Nothing is remembered between calls, so a resumed
   run, or one asked for in other chunks, sees the same batches.
 
@@ -39,7 +39,8 @@ def batch_indices(seed, first_step, num_steps, num_examples, batch_size):
   done = 0
   while done < num_steps:
     epoch, start = divmod(first_step + done, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    # RandomState: NumPy promises that its stream never changes.
+    order = np.random.RandomState([seed, epoch]).permutation(num_examples)
     order = order[: per_epoch * batch_size].reshape(per_epoch, batch_size)
     rows = order[start : start + num_steps - done]
     out[done : done + len(rows)] = rows

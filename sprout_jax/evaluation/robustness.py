@@ -55,7 +55,8 @@ def select(count, num_examples):
   """The fixed random choice, of `count` images, that attacks run on: their rows; 0 takes all, in order."""
   if not num_examples or num_examples >= count:
     return np.arange(count)
-  return np.random.default_rng(0).permutation(count)[:num_examples]
+  # RandomState: NumPy promises that its stream never changes.
+  return np.random.RandomState(0).permutation(count)[:num_examples]
 
 
 def root_key(seed):

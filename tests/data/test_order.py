@@ -25,7 +25,7 @@ def test_remainder_of_the_epoch_is_dropped():
 
 
 def test_is_the_documented_permutation():
-  order = np.random.default_rng([5, 2]).permutation(10)  # epoch 2 begins at step 2 * 3
+  order = np.random.RandomState([5, 2]).permutation(10)  # epoch 2 begins at step 2 * 3
   np.testing.assert_array_equal(batch_indices(5, 6, 3, 10, 3), order[:9].reshape(3, 3))
 
 
