@@ -1,0 +1,575 @@
+"""The rows of the CIFAR-10 results: what is trained, in which order, what it costs, how far it is.
+
+    python benchmarks/frontier.py plan                                 # the rows, with their hours
+    python benchmarks/frontier.py measure                              # what a step of each costs
+    python benchmarks/frontier.py train --stage 1 --workdir DIR --data DIR
+    python benchmarks/frontier.py train --row sprout --seed 1 --workdir DIR --data DIR
+    python benchmarks/frontier.py status --workdir DIR
+
+One protocol for all rows: Wide ResNet 16-1 with GELU, all 50,000 training images, random crops and
+flips, 20 epochs in batches of 128, SGD with momentum 0.9, weight decay 5e-4 and a rate that rises
+to 0.1 in one epoch and falls to 0 along a cosine. These are usual values; they were not tuned. The
+last checkpoint counts: nothing is selected. All rows have GELU, because the gradient-norm penalty
+wants a smooth activation and rows are compared on one network. Rows of stage 2 repeat the main ones
+with ReLU.
+
+Every run is a workdir of launch.py, DIR/NAME_SEED. The same command continues a run that was
+stopped or killed. When a run is complete, its weights are in DIR/weights/NAME_SEED.npz, and what is
+known of it in benchmarks/results/frontier/NAME_SEED.json. `--stage` trains no run that has such a
+file. Nothing is evaluated here but the accuracy on the clean test images.
+
+Not in the plan: Fast with regularised noise, N-FGSM (de Jorge et al., "Make Some Noise: Reliable
+and Efficient Single-Step Adversarial Training", NeurIPS 2022). Method `fast` cannot be it yet. It
+lacks two options: a start of twice the radius, and a step that is not projected on the ball. The
+step size of one radius is an option that it has.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT / "benchmarks"))
+
+import steps  # noqa: E402
+import timing  # noqa: E402
+
+from sprout_jax import models  # noqa: E402
+from sprout_jax.training import checkpoints  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "frontier"
+COSTS = RESULTS / "costs.json"
+
+EPOCHS = 20
+BATCH_SIZE = 128
+STEPS = EPOCHS * (50_000 // BATCH_SIZE)  # the remainder of a batch is dropped
+# Seconds of a step of natural training, `wrn_16_1` with ReLU, batch 128, on two cores with nothing
+# else to do. `measure` finds what a step of the other rows costs in such steps.
+NATURAL_SECONDS = 0.15
+# Of training and evaluation together, on two cores.
+BUDGET_HOURS = 40
+
+# The same for every row, beside batch, crops and flips of configs/cifar10.py.
+PROTOCOL = {
+  "model.activation": "gelu",
+  "optimizer.learning_rate": 0.1,
+  "optimizer.schedule": "cosine",
+  "optimizer.boundaries": (),
+  "optimizer.warmup_epochs": 1.0,
+  "dataset.validation_fraction": 0.0,
+  "checkpoint.every_steps": 100,
+  "evaluation.checkpoint": "last",
+  "evaluation.after_training": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One way to train.
+
+  Attributes:
+    stage: 1, 2 or 4; stage 3 is further seeds of rows of the others.
+    method, penalty, variant, model: arguments of configs/cifar10.py.
+    options: {"method.num_steps": 7}: further values of the config, over those of PROTOCOL.
+    start: the row whose last weights, of the same seed, this one starts from; "": random weights.
+    cost: the row whose steps cost the same; "": its own are measured.
+  """
+
+  stage: int
+  method: str
+  penalty: str = "none"
+  variant: str = "paper"
+  model: str = "wrn_16_1"
+  options: dict = dataclasses.field(default_factory=dict)
+  start: str = ""
+  cost: str = ""
+
+
+RELU = {"model.activation": "relu"}
+NO_NOISE = {"method.noise_stddev": 0.0}
+NO_MIXUP = {"method.mixup_alpha": 0.0}
+# The concentration is then the label itself, and its mean too.
+NO_DIRICHLET = {"method.alpha": 0.0, "method.draw": "mean"}
+# Madry et al. 2018 train with 7 steps on CIFAR-10; a configuration's default is 10.
+SEVEN = {"method.num_steps": 7}
+
+
+def _sprout(stage, **fields):
+  """SPROUT from the natural model, as in its paper."""
+  return Row(stage, "sprout", start="natural", cost="sprout", **fields)
+
+
+# In the order in which they are trained.
+ROWS = {
+  # 1. The headline.
+  "natural": Row(1, "natural"),
+  "sprout": Row(1, "sprout", start="natural"),
+  "gradient_norm": Row(1, "natural", "gradient_norm"),
+  "sprout_gradient_norm": Row(1, "sprout", "gradient_norm"),
+  "fast": Row(1, "fast"),
+  "pgd": Row(1, "pgd", options=SEVEN),
+  # 2. The rest of the family.
+  "gaussian": Row(2, "gaussian", cost="sprout"),
+  "label_smoothing": Row(2, "label_smoothing", cost="natural"),
+  "mixup": Row(2, "mixup", cost="natural"),
+  # SPROUT's parts, alone and in pairs.
+  "sprout_noise": _sprout(2, options=NO_MIXUP | NO_DIRICHLET),
+  "sprout_mixup": _sprout(2, options=NO_NOISE | NO_DIRICHLET),
+  "sprout_dirichlet": _sprout(2, options=NO_NOISE | NO_MIXUP),
+  "sprout_noise_mixup": _sprout(2, options=NO_DIRICHLET),
+  "sprout_noise_dirichlet": _sprout(2, options=NO_MIXUP),
+  "sprout_mixup_dirichlet": _sprout(2, options=NO_NOISE),
+  # A beta of ones that stays: the Dirichlet's mean is then uniform label smoothing.
+  "sprout_uniform": _sprout(
+    2, options={"method.beta.init": "ones", "method.beta.learning_rate": 0.0}
+  ),
+  "sprout_mean": _sprout(2, options={"method.draw": "mean"}),
+  "sprout_released": Row(2, "sprout", variant="released", start="natural"),
+  "sprout_scratch": Row(2, "sprout", cost="sprout"),
+  # The main rows with the activation of the papers.
+  "natural_relu": Row(2, "natural", options=RELU),
+  "sprout_relu": Row(2, "sprout", options=RELU, start="natural_relu"),
+  "pgd_relu": Row(2, "pgd", options=RELU | SEVEN),
+  # 4. Other penalties and attacks; width.
+  "cure": Row(4, "natural", "cure"),
+  "sprout_cure": Row(4, "sprout", "cure"),
+  "trades": Row(4, "trades", options=SEVEN),
+  "pgd_awp": Row(4, "pgd", options=SEVEN | {"awp_gamma": 0.01}),
+  "natural_width_2": Row(4, "natural", model="wrn_16_2"),
+  "sprout_width_2": Row(4, "sprout", model="wrn_16_2", start="natural_width_2"),
+  "natural_width_4": Row(4, "natural", model="wrn_16_4"),
+  "sprout_width_4": Row(4, "sprout", model="wrn_16_4", start="natural_width_4"),
+}
+# 3. Further seeds of the rows that carry a conclusion.
+SEEDS = {name: (1, 2) for name, row in ROWS.items() if row.stage == 1}
+STAGES = (1, 2, 3, 4)
+
+
+def runs(stage):
+  """The (row, seed) of a stage, in their order.
+
+  >>> runs(1)[0]
+  ('natural', 0)
+  """
+  if stage == 3:
+    return [(name, seed) for seed in (1, 2) for name in SEEDS if seed in SEEDS[name]]
+  return [(name, 0) for name, row in ROWS.items() if row.stage == stage]
+
+
+def launcher_arguments(name, seed, workdir, data):
+  """The command line of launch.py that trains a run.
+
+  Args:
+    name: a key of ROWS.
+    seed: of the run, and of the one that it starts from.
+    workdir: folder of the workdirs.
+    data: folder of the TFDS data sets.
+  """
+  row = ROWS[name]
+  arguments = dict(
+    model=row.model, method=row.method, penalty=row.penalty, variant=row.variant, epochs=EPOCHS
+  )
+  values = PROTOCOL | row.options | {"seed": seed, "dataset.data_dir": str(data)}
+  if row.start:
+    values["init_from"] = f"{workdir}/{row.start}_{seed}"
+  return [
+    "--config",
+    "configs/cifar10.py:" + ",".join(f"{key}={value}" for key, value in arguments.items()),
+    "--workdir",
+    f"{workdir}/{name}_{seed}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+  ]
+
+
+# The plan.
+
+
+def hours(name, costs):
+  """Hours of a row's training on two idle cores; None where its cost is not measured.
+
+      hours = steps * seconds of a natural step * cost / 3600
+
+  Args:
+    name: a key of ROWS.
+    costs: {row: steps of natural training that one of its steps costs}.
+  """
+  cost = costs.get(ROWS[name].cost or name)
+  return None if cost is None else STEPS * NATURAL_SECONDS * cost / 3600
+
+
+def read_costs():
+  """{row: cost of its step in steps of natural training with ReLU}, as far as it is measured."""
+  return {row["row"]: row["natural_steps"] for row in timing.read(COSTS)}
+
+
+def plan(costs):
+  """The table of all runs, with their hours, as text."""
+  lines = [f"{'stage':5}  {'run':26} {'starts from':16} {'hours':>6} {'sum':>6}"]
+  total, unknown = 0.0, []
+  for stage in STAGES:
+    for name, seed in runs(stage):
+      cost = hours(name, costs)
+      total += cost or 0
+      unknown += [name] * (cost is None)
+      start = ROWS[name].start and f"{ROWS[name].start}_{seed}"
+      lines.append(
+        f"{stage:5}  {f'{name}_{seed}':26} {start:16} "
+        f"{'-' if cost is None else f'{cost:.2f}':>6} {total:6.1f}"
+      )
+  lines += [
+    "",
+    f"Hours of training on two idle cores: {EPOCHS} epochs are {STEPS} steps;",
+    f"a natural step with ReLU takes {NATURAL_SECONDS} s.",
+    f"The budget for training and evaluation is {BUDGET_HOURS} hours;",
+    "what does not fit is cut from the end.",
+  ]
+  if unknown:
+    lines.append(f"Not measured, not in the sum: {', '.join(dict.fromkeys(unknown))}.")
+  lines.append("Not in the plan: N-FGSM, which method `fast` cannot be yet (see this file's top).")
+  return "\n".join(lines)
+
+
+def measure(rounds, num_steps):
+  """Times a step of every row that has a cost of its own against natural training with ReLU.
+
+  By the CPU seconds of this process: other programs on the machine change them less than the time
+  that passes. Rows that COSTS has already are not measured again.
+  """
+
+  def make(row):
+    return steps.training(
+      row.model,
+      (32, 32, 3),
+      BATCH_SIZE,
+      num_steps,
+      method=row.method,
+      variant=row.variant,
+      penalty=row.penalty,
+      options={"model.activation": PROTOCOL["model.activation"]} | row.options,
+    )
+
+  found, natural = timing.read(COSTS), None
+  for name, row in ROWS.items():
+    if row.cost or name in {entry["row"] for entry in found}:
+      continue
+    natural = natural or make(ROWS["natural_relu"])
+    seconds, own = {"natural": [], "own": []}, make(row)
+    for _ in range(rounds):
+      for kind, run in (("natural", natural), ("own", own)):
+        start = time.process_time()
+        run()
+        seconds[kind].append((time.process_time() - start) / num_steps)
+    ratios = timing.ratios(seconds["own"], seconds["natural"])
+    found.append(
+      {
+        "row": name,
+        "natural_steps": timing.median(ratios),
+        "ratios": ratios,
+        "cpu_seconds": timing.median(seconds["own"]),
+        "natural_cpu_seconds": timing.median(seconds["natural"]),
+        "hardware": timing.hardware(),
+      }
+    )
+    timing.write(COSTS, found)
+    print(
+      f"{name:24} {timing.median(ratios):6.2f} natural steps "
+      f"({ratios[0]:.2f} - {ratios[-1]:.2f}), {found[-1]['cpu_seconds']:.3f} CPU seconds",
+      flush=True,
+    )
+
+
+# Training.
+
+
+def result_file(name, seed):
+  return RESULTS / f"{name}_{seed}.json"
+
+
+def read_results(run):
+  """The results.json of a run's workdir; {} without one."""
+  return dict(timing.read(run / "results.json"))
+
+
+def is_complete(run):
+  """Whether a run's training ended and its results.json was written."""
+  results = read_results(run)
+  return bool(results) and results["training"]["steps"] == results["training"]["planned_steps"]
+
+
+def export_weights(run, path):
+  """Writes the last weights of a run as one compressed .npz.
+
+  The file has {"params": ..., "batch_stats": ...}, flattened: a key is a path joined by "/", as in
+  "params/dense/kernel".
+
+  Args:
+    run: workdir of a run on CIFAR-10 without a moving average of the weights.
+    path: of the .npz file; its folder is made.
+
+  Raises:
+    UserError: there is no checkpoint, or it is damaged.
+  """
+  image_shape, num_classes = (32, 32, 3), 10
+  options = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in json.loads((run / "config.json").read_text())["model"].items()
+  }
+  model = models.create(
+    options.pop("name"), num_classes=num_classes, image_shape=image_shape, **options
+  )
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+  )
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+    {"params": shapes["params"], "batch_stats": shapes["batch_stats"], "ema": {}},
+  )
+  loaded, _ = checkpoints.load_model(run, "last", abstract)
+  flat = {
+    "/".join(key.key for key in keys): np.asarray(leaf)
+    for keys, leaf in jax.tree.leaves_with_path(
+      {name: loaded[name] for name in ("params", "batch_stats")}
+    )
+  }
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + ".part")
+  with open(part, "wb") as file:
+    np.savez_compressed(file, **flat)
+  part.replace(path)
+
+
+def import_weights(path):
+  """The {"params", "batch_stats"} of a file of `export_weights`."""
+  variables = {}
+  with np.load(path) as file:
+    for key in file.files:
+      *folders, name = key.split("/")
+      place = variables
+      for folder in folders:
+        place = place.setdefault(folder, {})
+      place[name] = file[key]
+  return variables
+
+
+def record(name, seed, workdir):
+  """Writes what is known of a complete run: its weights, and its file in RESULTS.
+
+  Raises:
+    RuntimeError: the weights in the file are not those that the run's results are of.
+  """
+  run = workdir / f"{name}_{seed}"
+  results = read_results(run)
+  weights = workdir / "weights" / f"{name}_{seed}.npz"
+  export_weights(run, weights)
+  digest = checkpoints.sha256(import_weights(weights))
+  if digest != results["parameters_sha256"]:
+    raise RuntimeError(
+      f"{weights} has the SHA-256 {digest}, but {run}/results.json is of "
+      f"{results['parameters_sha256']}; was the run trained further? remove {weights} and try again"
+    )
+  start = f"{ROWS[name].start}_{seed}" if ROWS[name].start else ""
+  config = results["config"]
+  del config["evaluation"]  # nothing is evaluated here
+  config["dataset"] |= {"data_dir": "", "cache_dir": ""}  # folders of this machine
+  config["init_from"] = f"DIR/{start}" if start else ""
+  timing.write(
+    result_file(name, seed),
+    {
+      "row": name,
+      "seed": seed,
+      "stage": 3 if seed else ROWS[name].stage,
+      "command": shlex.join(
+        ["python", "launch.py", *launcher_arguments(name, seed, "DIR", "DATA")]
+      ),
+      "parameters_sha256": digest,
+      "start_sha256": read_results(workdir / start)["parameters_sha256"] if start else "",
+      "clean": results["clean"],
+      "dataset": results["dataset"],
+      # Seconds that passed; the machine may have had other work.
+      "training": results["training"],
+      # Of launch.py, as far as they were not killed: commit, seconds, and the load at the end.
+      "calls": [json.loads(line) for line in (run / CALLS).read_text().splitlines()],
+      "versions": results["versions"],
+      "hardware": timing.hardware(),
+      "config": config,
+    },
+  )
+
+
+CALLS = "calls.jsonl"  # in a run's workdir: a line for each call of launch.py that ended
+
+
+def commit():
+  """The commit of the code, with "+" where a file of the package or of the configs is another."""
+  git = lambda *words: subprocess.run(
+    ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
+  changed = git("status", "--porcelain", "--", "sprout_jax", "configs", "launch.py")
+  return git("rev-parse", "HEAD") + "+" * bool(changed)
+
+
+def train(name, seed, workdir, data, lock):
+  """Trains a run as far as it is not trained, and records it.
+
+  Returns:
+    Whether the run is complete; False after SIGTERM (everything is saved then).
+
+  Raises:
+    RuntimeError: the run that it starts from is not there, or launch.py failed.
+  """
+  run, start = workdir / f"{name}_{seed}", ROWS[name].start
+  if start and not is_complete(workdir / f"{start}_{seed}"):
+    raise RuntimeError(
+      f"{name}_{seed} starts from {start}_{seed}, which is not trained in {workdir}; train it "
+      f"first: --row {start} --seed {seed}"
+    )
+  command = [sys.executable, "launch.py", *launcher_arguments(name, seed, workdir, data)]
+  say(f"{name}_{seed}: {shlex.join(command[1:])}")
+  usage, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+  # The child has the lock, too: where only its parent is killed, nobody else trains until it ends.
+  child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, pass_fds=[lock.fileno()])
+  received = []
+
+  def forward(number, frame):
+    received.append(number)
+    child.send_signal(signal.SIGTERM)
+
+  previous = signal.signal(signal.SIGTERM, forward)
+  try:
+    status = child.wait()
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  if status:
+    raise RuntimeError(f"{name}_{seed}: launch.py ended with exit status {status}")
+  with open(run / CALLS, "a") as file:
+    entry = {
+      "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+      "wall_seconds": round(time.monotonic() - began),
+      "cpu_seconds": round(used.ru_utime - usage.ru_utime + used.ru_stime - usage.ru_stime),
+      "load": os.getloadavg()[0],
+      "commit": commit(),
+    }
+    file.write(json.dumps(entry) + "\n")
+  if received or not is_complete(run):
+    say(f"{name}_{seed}: stopped by a signal; the same command continues")
+    return False
+  record(name, seed, workdir)
+  say(f"{name}_{seed}: complete, {result_file(name, seed).relative_to(ROOT)}")
+  return True
+
+
+def unfinished(stage):
+  """The runs of a stage that have no file in RESULTS."""
+  return [run for run in runs(stage) if not result_file(*run).exists()]
+
+
+def train_all(chosen, workdir, data, lock):
+  """Trains runs in their order. One that fails does not stop the others; SIGTERM does.
+
+  Returns:
+    What failed, as a list of messages.
+  """
+  failed = []
+  for name, seed in chosen:
+    try:
+      if not train(name, seed, workdir, data, lock):
+        break
+    except RuntimeError as error:
+      failed.append(str(error))
+      say(str(error))
+  return failed
+
+
+def say(text):
+  print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}", flush=True)
+
+
+@contextlib.contextmanager
+def locked(workdir):
+  """Holds a folder's lock; ends the program where another one has it."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / "lock", "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      sys.exit(f"error: another frontier.py, or a launch.py that it started, trains in {workdir}")
+    yield file
+
+
+def status(workdir):
+  """The state of every run, as text."""
+  lines = []
+  for stage in STAGES:
+    for name, seed in runs(stage):
+      path, log = result_file(name, seed), workdir / f"{name}_{seed}" / "metrics.jsonl"
+      state = "-"
+      if path.exists():
+        found = json.loads(path.read_text())
+        state = (
+          f"complete: {100 * found['clean']['accuracy']:.1f} % clean, "
+          f"{found['training']['seconds'] / 3600:.1f} hours passed"
+        )
+      elif log.exists() and (last := last_record(log)):
+        state = f"step {last['step']} of {STEPS}, {last['seconds'] / last['steps']:.2f} s a step"
+      lines.append(f"{stage}  {f'{name}_{seed}':26} {state}")
+  return "\n".join(lines)
+
+
+def last_record(log):
+  """The last whole line of a metrics.jsonl; None without one."""
+  lines = log.read_text().split("\n")[:-1]  # what follows the last line break was cut
+  return json.loads(lines[-1]) if lines else None
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  commands = parser.add_subparsers(dest="command", required=True)
+  commands.add_parser("plan", help="print the runs with their hours")
+  measuring = commands.add_parser("measure", help=f"write {COSTS.relative_to(ROOT)}")
+  measuring.add_argument("--rounds", type=int, default=5)
+  measuring.add_argument("--num_steps", type=int, default=2, help="steps per timing")
+  training = commands.add_parser("train", help="train one run, or those of a stage")
+  what = training.add_mutually_exclusive_group(required=True)
+  what.add_argument("--row", choices=ROWS)
+  what.add_argument("--stage", type=int, choices=STAGES)
+  training.add_argument("--seed", type=int, default=0, help="of --row")
+  training.add_argument("--data", type=pathlib.Path, required=True, help="of the TFDS data sets")
+  showing = commands.add_parser("status", help="print how far each run is")
+  for command in (training, showing):
+    command.add_argument("--workdir", type=pathlib.Path, required=True, help="of the workdirs")
+  args = parser.parse_args()
+  if args.command == "plan":
+    print(plan(read_costs()))
+  elif args.command == "measure":
+    measure(args.rounds, args.num_steps)
+  elif args.command == "status":
+    print(status(args.workdir))
+  else:
+    chosen = [(args.row, args.seed)] if args.row else unfinished(args.stage)
+    workdir = args.workdir.absolute()
+    with locked(workdir) as lock:
+      failed = train_all(chosen, workdir, args.data.absolute(), lock)
+    if failed:
+      sys.exit("error: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+  main()

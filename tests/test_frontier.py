@@ -1,0 +1,172 @@
+"""The plan of the CIFAR-10 rows, benchmarks/frontier.py, and its runner where runs fail."""
+
+import json
+import shlex
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import frontier
+from configs import cifar10
+from sprout_jax import configuration
+from sprout_jax import methods
+
+
+def config(name):
+  """A row's config, without the launcher."""
+  row = frontier.ROWS[name]
+  config = cifar10.get_config(
+    f"model={row.model},method={row.method},penalty={row.penalty},variant={row.variant},epochs=20"
+  )
+  config.update_from_flattened_dict(frontier.PROTOCOL | row.options)
+  return config
+
+
+def test_every_row_is_a_valid_run():
+  for name in frontier.ROWS:
+    row = config(name)
+    configuration.validate(row)
+    methods.create(row.method.name, configuration.options(row.method))
+    methods.create_penalty(row.penalty.name, configuration.options(row.penalty))
+
+
+def test_rows_differ_in_the_method_and_in_what_their_names_say():
+  natural = configuration.flatten(config("natural"))
+  allowed = {"relu": {"model.activation"}, "awp": {"awp_gamma"}, "width": {"model.name"}}
+  for name in frontier.ROWS:
+    flat = configuration.flatten(config(name))
+    different = {key for key in flat.keys() | natural.keys() if flat.get(key) != natural.get(key)}
+    different = {key for key in different if not key.startswith(("method.", "penalty."))}
+    expected = set().union(*(keys for word, keys in allowed.items() if word in name.split("_")))
+    assert different == expected, name
+
+
+def test_no_row_is_trained_before_the_one_that_it_starts_from():
+  order = [run for stage in frontier.STAGES for run in frontier.runs(stage)]
+  assert len(order) == len(set(order)) == len(frontier.ROWS) + 2 * 6  # two more seeds of six rows
+  for name, seed in order:
+    start = frontier.ROWS[name].start
+    if start:
+      assert order.index((start, seed)) < order.index((name, seed))
+      assert config(name).model == config(start).model
+
+
+def test_the_command_line_of_a_run():
+  command = shlex.join(frontier.launcher_arguments("sprout", 1, "DIR", "DATA"))
+  for part in (
+    "--config configs/cifar10.py:model=wrn_16_1,method=sprout,penalty=none,variant=paper,epochs=20",
+    "--workdir DIR/sprout_1",
+    "--config.seed=1",
+    "--config.init_from=DIR/natural_1",
+    "--config.dataset.data_dir=DATA",
+    "--config.dataset.validation_fraction=0.0",
+  ):
+    assert part in command
+
+
+@pytest.mark.parametrize(
+  ("name", "parts"),
+  [
+    ("sprout", {"noise", "mixup", "dirichlet"}),
+    ("sprout_noise", {"noise"}),
+    ("sprout_mixup", {"mixup"}),
+    ("sprout_dirichlet", {"dirichlet"}),
+    ("sprout_noise_mixup", {"noise", "mixup"}),
+    ("sprout_noise_dirichlet", {"noise", "dirichlet"}),
+    ("sprout_mixup_dirichlet", {"mixup", "dirichlet"}),
+    ("sprout_uniform", {"noise", "mixup", "dirichlet"}),
+  ],
+)
+def test_the_parts_of_sprout(name, parts):
+  method = methods.create("sprout", configuration.options(config(name).method))
+  # Each image has one value: noise makes it several, mixup another one.
+  values = np.arange(8) / 16 + 0.25
+  images = jnp.asarray(np.broadcast_to(values[:, None, None, None], (8, 32, 32, 3)), jnp.float32)
+  key = jax.random.key(0)
+  adversary = method.adversary.init(key, 10, images.shape)
+  drawn, labels = method.vicinity(key, images, jax.nn.one_hot(jnp.arange(8), 10), adversary)
+  spread = np.std(drawn, axis=(1, 2, 3))
+  # Noise of 0.1 leaves the mean of 3,072 values within 0.01.
+  moved = np.abs(np.mean(drawn, axis=(1, 2, 3)) - values) > 0.01
+  found = {
+    "noise": (spread > 1e-6).any(),
+    "mixup": moved.any(),
+    "dirichlet": (np.count_nonzero(labels, axis=1) > 2).any(),  # mixup has two classes
+  }
+  assert {part for part, there in found.items() if there} == parts
+  assert np.allclose(np.sum(labels, axis=1), 1, atol=1e-5)
+
+
+def test_uniform_smoothing_learns_no_beta():
+  adversary = methods.create(
+    "sprout", configuration.options(config("sprout_uniform").method)
+  ).adversary
+  beta = adversary.init(jax.random.key(0), 10, (8, 32, 32, 3))
+  optimizer = adversary.optimizer(lambda count: 1.0)
+  updates, _ = optimizer.update({"beta": jnp.ones(10)}, optimizer.init(beta), beta)
+  assert np.array_equal(beta["beta"], np.ones(10)) and not np.any(updates["beta"])
+
+
+def test_hours():
+  # 20 epochs of 390 steps, 0.15 s each: 1,170 s, twice that for a step of double cost.
+  assert frontier.hours("natural", {"natural": 2.0}) == pytest.approx(2 * 1170 / 3600)
+  assert frontier.hours("mixup", {"natural": 1.0}) == pytest.approx(0.325)  # a natural step
+  assert frontier.hours("pgd", {"natural": 1.0}) is None
+
+
+def test_the_plan_says_what_is_not_measured():
+  text = frontier.plan({name: 1.0 for name in frontier.ROWS if name != "fast"})
+  runs = len(frontier.ROWS) + 2 * 6 - 3  # two more seeds of six rows; not the three of "fast"
+  last = text.split("\n\n")[0].splitlines()[-1]
+  assert last.split()[-2:] == ["0.33", f"{runs * 0.325:.1f}"]
+  assert "Not measured, not in the sum: fast.\n" in text
+
+
+LAUNCHER = """
+  import json, pathlib, sys
+
+  workdir = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+  if workdir.name == "natural_0":
+    sys.exit(3)
+  workdir.mkdir(exist_ok=True)
+  steps = 5 if workdir.name == "pgd_0" else 10
+  results = {"training": {"steps": steps, "planned_steps": 10}}
+  (workdir / "results.json").write_text(json.dumps(results))
+"""
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+  (tmp_path / "launch.py").write_text(textwrap.dedent(LAUNCHER))
+  recorded = []
+  monkeypatch.setattr(frontier, "ROOT", tmp_path)
+  monkeypatch.setattr(frontier, "RESULTS", tmp_path)
+  monkeypatch.setattr(frontier, "commit", lambda: "abc")
+  monkeypatch.setattr(frontier, "record", lambda name, seed, workdir: recorded.append(name))
+  chosen = [("natural", 0), ("sprout", 0), ("fast", 0), ("pgd", 0), ("mixup", 0)]
+  with frontier.locked(tmp_path / "runs") as lock:
+    failed = frontier.train_all(chosen, tmp_path / "runs", tmp_path / "data", lock)
+  assert recorded == ["fast"]  # "pgd" was stopped in the middle: nothing is started after it
+  assert "natural_0: launch.py ended with exit status 3" in failed[0]
+  assert "first: --row natural --seed 0" in failed[1]
+  (call,) = (tmp_path / "runs" / "fast_0" / "calls.jsonl").read_text().splitlines()
+  assert json.loads(call)["commit"] == "abc"
+
+
+def test_two_runners_do_not_train_in_one_folder(tmp_path):
+  with frontier.locked(tmp_path):
+    second = frontier.locked(tmp_path)
+    with pytest.raises(SystemExit, match="trains in"):
+      second.__enter__()
+
+
+def test_weights_are_read_by_their_paths(tmp_path):
+  path = tmp_path / "w.npz"
+  np.savez_compressed(
+    path, **{"params/dense/kernel": np.eye(2), "batch_stats/norm/mean": np.ones(3)}
+  )
+  found = frontier.import_weights(path)
+  assert np.array_equal(found["params"]["dense"]["kernel"], np.eye(2))
+  assert np.array_equal(found["batch_stats"]["norm"]["mean"], np.ones(3))
