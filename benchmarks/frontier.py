@@ -88,7 +88,7 @@ class Row:
     method, penalty, variant, model: arguments of configs/cifar10.py.
     options: {"method.num_steps": 7}: further values of the config, over those of PROTOCOL.
     start: the row whose last weights, of the same seed, this one starts from; "": random weights.
-    cost: the row whose steps cost the same; "": its own are measured.
+    cost: the row whose steps are taken to cost the same; "": its own are measured.
   """
 
   stage: int
@@ -144,17 +144,21 @@ ROWS = {
   "sprout_scratch": Row(2, "sprout", cost="sprout"),
   # The main rows with the activation of the papers.
   "natural_relu": Row(2, "natural", options=RELU),
-  "sprout_relu": Row(2, "sprout", options=RELU, start="natural_relu"),
-  "pgd_relu": Row(2, "pgd", options=RELU | SEVEN),
+  "sprout_relu": Row(2, "sprout", options=RELU, start="natural_relu", cost="natural_relu"),
+  "pgd_relu": Row(2, "pgd", options=RELU | SEVEN, cost="pgd"),
   # 4. Other penalties and attacks; width.
   "cure": Row(4, "natural", "cure"),
-  "sprout_cure": Row(4, "sprout", "cure"),
+  "sprout_cure": Row(4, "sprout", "cure", cost="cure"),
   "trades": Row(4, "trades", options=SEVEN),
   "pgd_awp": Row(4, "pgd", options=SEVEN | {"awp_gamma": 0.01}),
   "natural_width_2": Row(4, "natural", model="wrn_16_2"),
-  "sprout_width_2": Row(4, "sprout", model="wrn_16_2", start="natural_width_2"),
+  "sprout_width_2": Row(
+    4, "sprout", model="wrn_16_2", start="natural_width_2", cost="natural_width_2"
+  ),
   "natural_width_4": Row(4, "natural", model="wrn_16_4"),
-  "sprout_width_4": Row(4, "sprout", model="wrn_16_4", start="natural_width_4"),
+  "sprout_width_4": Row(
+    4, "sprout", model="wrn_16_4", start="natural_width_4", cost="natural_width_4"
+  ),
 }
 # 3. Further seeds of the rows that carry a conclusion.
 SEEDS = {name: (1, 2) for name, row in ROWS.items() if row.stage == 1}
@@ -214,12 +218,21 @@ def hours(name, costs):
 
 
 def read_costs():
-  """{row: cost of its step in steps of natural training with ReLU}, as far as it is measured."""
-  return {row["row"]: row["natural_steps"] for row in timing.read(COSTS)}
+  """Two dictionaries by row, as far as they are known.
+
+  Returns:
+    The cost of a row's step in steps of natural training with ReLU; and where it is from, of those
+    that are not from `measure`.
+  """
+  entries = timing.read(COSTS)
+  return (
+    {entry["row"]: entry["natural_steps"] for entry in entries},
+    {entry["row"]: entry["source"] for entry in entries if "source" in entry},
+  )
 
 
-def plan(costs):
-  """The table of all runs, with their hours, as text."""
+def plan(costs, sources):
+  """The table of all runs, with their hours, as text; the arguments are those of `read_costs`."""
   lines = [f"{'stage':5}  {'run':26} {'starts from':16} {'hours':>6} {'sum':>6}"]
   total, unknown = 0.0, []
   for stage in STAGES:
@@ -239,6 +252,7 @@ def plan(costs):
     f"The budget for training and evaluation is {BUDGET_HOURS} hours;",
     "what does not fit is cut from the end.",
   ]
+  lines += [f"Cost of {name}: {source}." for name, source in sources.items()]
   if unknown:
     lines.append(f"Not measured, not in the sum: {', '.join(dict.fromkeys(unknown))}.")
   lines.append("Not in the plan: N-FGSM, which method `fast` cannot be yet (see this file's top).")
@@ -249,7 +263,8 @@ def measure(rounds, num_steps):
   """Times a step of every row that has a cost of its own against natural training with ReLU.
 
   By the CPU seconds of this process: other programs on the machine change them less than the time
-  that passes. Rows that COSTS has already are not measured again.
+  that passes. What it has written to COSTS is not measured again; entries with a "source", which
+  were measured otherwise, are replaced.
   """
 
   def make(row):
@@ -266,7 +281,7 @@ def measure(rounds, num_steps):
 
   found, natural = timing.read(COSTS), None
   for name, row in ROWS.items():
-    if row.cost or name in {entry["row"] for entry in found}:
+    if row.cost or name in {entry["row"] for entry in found if "ratios" in entry}:
       continue
     natural = natural or make(ROWS["natural_relu"])
     seconds, own = {"natural": [], "own": []}, make(row)
@@ -276,6 +291,7 @@ def measure(rounds, num_steps):
         run()
         seconds[kind].append((time.process_time() - start) / num_steps)
     ratios = timing.ratios(seconds["own"], seconds["natural"])
+    found = [entry for entry in found if entry["row"] != name]
     found.append(
       {
         "row": name,
@@ -557,7 +573,7 @@ def main():
     command.add_argument("--workdir", type=pathlib.Path, required=True, help="of the workdirs")
   args = parser.parse_args()
   if args.command == "plan":
-    print(plan(read_costs()))
+    print(plan(*read_costs()))
   elif args.command == "measure":
     measure(args.rounds, args.num_steps)
   elif args.command == "status":

@@ -118,11 +118,14 @@ def test_hours():
 
 
 def test_the_plan_says_what_is_not_measured():
-  text = frontier.plan({name: 1.0 for name in frontier.ROWS if name != "fast"})
+  text = frontier.plan(
+    {name: 1.0 for name in frontier.ROWS if name != "fast"}, {"pgd": "from its parts"}
+  )
   runs = len(frontier.ROWS) + 2 * 6 - 3  # two more seeds of six rows; not the three of "fast"
   last = text.split("\n\n")[0].splitlines()[-1]
   assert last.split()[-2:] == ["0.33", f"{runs * 0.325:.1f}"]
   assert "Not measured, not in the sum: fast.\n" in text
+  assert "Cost of pgd: from its parts.\n" in text
 
 
 LAUNCHER = """
