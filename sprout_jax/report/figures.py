@@ -1,150 +1,318 @@
-"""What all plots share: panels, one look per run, legends, heat maps.
+"""Figures of runs: curves, maps and bars from stored numbers and details.
 
-Plots are 4.8 inches wide, so that their letters can be read on a phone. Colours are the Okabe-Ito
-palette, which colour-blind readers can tell apart; runs also differ in marker and line, for prints
-in grey.
+Each function takes runs and returns a `blocks.Figure`, or None where there is nothing to draw.
+Figures are 4.8 inches wide, so that their letters can be read on a phone. Colours are the Okabe-Ito
+palette, which colour-blind readers can tell apart; runs also differ in marker and line.
 """
 
+import contextlib
+import dataclasses
+import functools
 import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
+from sprout_jax.report import blocks
+from sprout_jax.report import headline
+from sprout_jax.report import wording
+from sprout_jax.report.runs import Run
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^vPXD<>*h"
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-WIDTH, DPI = 4.8, 200  # inches, pixels per inch
-MAP = "cividis"  # perceptually uniform, also for colour-blind readers
+MARKERS, LINES = "os^vPXD<>*h", ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+WIDTH, DPI = 4.8, 170  # inches, pixels per inch
+MOST_PANELS, LEAST_IN_BIN = 21, 10
+LOSS_AXES = {"cross_entropy": "log odds (nats)", "margin": "margin (logits)", "dlr": "DLR loss"}
+LARGEST_SIDE, SIDE = 4096, 96  # pixels of a picture that is read, and that is shown
 
 
-def panels(count, columns=2, height=2.0, extra=0.0, **options):
-  """A figure with `count` panels (axes); `extra` is the height of its legend, in inches.
+@contextlib.contextmanager
+def _matplotlib() -> Iterator[None]:
+  """Gives matplotlib with its default settings, whatever style and backend the user has.
 
-  pyplot is not used: it keeps global state, and is slow to import.
+  pyplot is not used: it has global state, and needs the backend that MPLBACKEND names. A command
+  inherits that from a notebook; where it is not installed, importing matplotlib is an error.
   """
-  from matplotlib import figure  # slow to import
+  inherited = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+  import matplotlib
+
+  if inherited is not None:
+    os.environ["MPLBACKEND"] = inherited
+    with contextlib.suppress(ValueError):  # it is not installed
+      matplotlib.rcParams["backend"] = inherited
+  with matplotlib.rc_context(), warnings.catch_warnings():
+    matplotlib.rcdefaults()
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in another script
+    yield
+
+
+def _drawn(draw: Callable) -> Callable[[list[Run]], blocks.Figure | None]:
+  """Makes a function that returns a matplotlib figure or None return a `blocks.Figure` or None."""
+
+  @functools.wraps(draw)
+  def as_png(runs):
+    with _matplotlib():
+      from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+      made, stream = draw(runs), io.BytesIO()
+      if made is not None:
+        FigureCanvasAgg(made).print_png(stream)
+    return None if made is None else blocks.Figure(draw.__name__, stream.getvalue())
+
+  return as_png
+
+
+def _panels(count, columns=2, height=2.0, extra=0.0, **options):
+  """A figure with `count` panels (axes); `extra` is the height of its legend, in inches."""
+  from matplotlib.figure import Figure
 
   columns = min(columns, count)
   rows = -(-count // columns)
-  fig = figure.Figure(figsize=(WIDTH, rows * height + extra), layout="constrained", dpi=DPI)
+  fig = Figure(figsize=(WIDTH, rows * height + extra), layout="constrained", dpi=DPI)
   axes = fig.subplots(rows, columns, squeeze=False, **options).ravel()
   for unused in axes[count:]:
     unused.remove()
   for panel in axes[:count]:
     panel.tick_params(labelsize=8.5)
+    panel.grid(alpha=0.3)
+    panel.set_axisbelow(True)
   return fig, axes[:count]
 
 
-def lines(count=1, columns=2, height=2.0, extra=0.0, **options):
-  """Panels with a grid, for curves."""
-  fig, axes = panels(count, columns, height, extra, **options)
-  for panel in axes:
-    panel.grid(alpha=0.3)
-    panel.set_axisbelow(True)
-  return fig, axes
-
-
-def style(number):
-  """How a run is drawn: colour, marker and line."""
-  return {
-    "color": COLOURS[number % len(COLOURS)],
-    "marker": MARKERS[number % len(MARKERS)],
-    "linestyle": LINES[number % len(LINES)],
-  }
-
-
-def shortened(text, length=24):
-  """Text of a file as a plot takes it: cut, and without matplotlib's formulas."""
-  return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
-
-
-def handle(**look):
-  """An entry of a legend."""
-  from matplotlib import lines as matplotlib_lines  # slow to import
-
-  return matplotlib_lines.Line2D([], [], **look)
-
-
-def legend(fig, handles, names):
-  """The legend below all panels."""
-  fig.legend(
-    handles,
-    names,
-    loc="outside lower center",
-    ncols=2,
-    fontsize=9,
-    frameon=False,
-    handlelength=2.2,
-    columnspacing=0.8,
-  )
-
-
-def legend_height(count):
-  """Inches that a legend of `count` names takes."""
-  return 0.2 * -(-count // 2) + 0.2
-
-
-def end_labels(axes, ends):
-  """Writes the runs' keys at the ends of their curves; keys that would overlap share one place.
+def _curves(panels, runs, *, columns=2, height=2.0, up="", others=()):
+  """Panels of curves, with the runs in a legend below them.
 
   Args:
-    axes: whose y axis goes from 0 to 100.
-    ends: (x, y, key, colour).
+    panels: (name of the x axis, of the y axis, is it a share, curves); a curve is (look, x, y, 95 %
+      bounds or None).
+    runs, others: runs in the legend; (look, name) of what else it has.
+    columns, height, up: of the panels; the name of all their y axes.
   """
-  groups = []
-  for x, y, key, colour in sorted(ends, key=lambda end: end[:2]):
-    if groups and groups[-1][0] == x and y - groups[-1][1] < 6:
-      groups[-1][2].append(key)
-    else:
-      groups.append((x, y, [key], colour))
-  for x, y, keys, colour in groups:
-    axes.annotate(
-      " ".join(sorted(keys)),
-      (x, y),
-      xytext=(6, 0),
-      textcoords="offset points",
-      fontsize=9,
-      va="center",
-      color=colour if len(keys) == 1 else "black",
-      annotation_clip=False,
-    )
+  from matplotlib.lines import Line2D
+
+  entries = [*((_look(run), _text(run.name)) for run in runs), *others]
+  fig, axes = _panels(len(panels), columns, height, 0.2 * -(-len(entries) // 2) + 0.2)
+  for panel, (x_name, y_name, is_share, curves) in zip(axes, panels):
+    factor = 100 if is_share else 1
+    for look, x, y, bounds in curves:
+      panel.plot(x, factor * np.array(y, float), markevery=max(len(x) // 8, 1), **look)
+      low, high = factor * np.array(bounds or [], float).reshape(-1, 2).T
+      if len(low) == 1:  # a single point has no width to fill
+        panel.vlines(x, low, high, color=look["color"], alpha=0.6, linewidth=1)
+      elif len(low):
+        panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    panel.set_xlabel(x_name, fontsize=8.5)
+    panel.set_ylabel(y_name, fontsize=8.5)
+    if is_share:
+      panel.set_ylim(0, 100)
+  fig.supylabel(up, fontsize=9)
+  handles = [Line2D([], [], **look) for look, _ in entries]
+  look = {"fontsize": 8.5, "frameon": False, "columnspacing": 0.8, "handlelength": 2.2, "ncols": 2}
+  fig.legend(handles, [name for _, name in entries], loc="outside lower center", **look)
+  return fig
 
 
-def heat(axes, values, rows, columns, *, low, high, text="{:.0f}"):
-  """A heat map with its numbers in the cells; NaN is a dash on white."""
-  values = np.array(values, float)
-  image = axes.imshow(values, cmap=MAP, vmin=low, vmax=high, aspect="auto")
-  axes.set_xticks(range(len(columns)), columns)
-  axes.set_yticks(range(len(rows)), rows)
-  axes.tick_params(length=0)
-  for (row, column), value in np.ndenumerate(values):
-    bright = not value < low + 0.5 * (high - low)  # NaN too
-    axes.text(
-      column,
-      row,
-      "–" if np.isnan(value) else text.format(value),
-      ha="center",
-      va="center",
-      fontsize=8,
-      color="black" if bright else "white",
-    )
-  return image
+def _look(run, **changes):
+  colour, marker = COLOURS[run.place % len(COLOURS)], MARKERS[run.place % len(MARKERS)]
+  line = LINES[run.place % len(LINES)]
+  look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 3.5, "linewidth": 1.2}
+  return {**look, **changes}
 
 
-def png(fig):
-  """The figure as the bytes of a PNG file."""
+def _text(text, length=26):
+  """Text of a file as a figure takes it: cut, and without matplotlib's formulas."""
+  return wording.clean(text, length).replace("$", r"\$")
+
+
+def _along(look, numbers, key):
+  """The curve of accuracies against a key."""
+  points = sorted((n for n in numbers if n.value is not None), key=lambda n: n[key])
+  bounds = [n.interval or (n.value, n.value) for n in points]
+  return look, [n[key] for n in points], [n.value for n in points], bounds
+
+
+@_drawn
+def robustness(runs: list[Run]):
+  """Accuracy under PGD and AutoAttack against epsilon; without PGD the clean accuracy at 0."""
+  norm, _ = headline.threat(runs)
+  diamond = {"marker": "D", "markerfacecolor": "white", "markersize": 5, "linestyle": "--"}
+  curves, kinds = [], {}
+  for run in runs:
+    weak = run.of("pgd", metric="accuracy", norm=norm)
+    strong = run.of("auto_attack", metric="accuracy", stage=None, norm=norm)
+    strong = [n for n in strong if n["version"] in headline.ENSEMBLES]
+    clean = dataclasses.replace(run.results.clean, keys={"epsilon": 0.0})
+    curves.append(_along(_look(run, linestyle="-"), weak if len(weak) else [clean], "epsilon"))
+    kinds |= {"PGD": {"color": "grey"}} if len(weak) else {}
+    if strong:
+      curves.append(_along(_look(run, **diamond), strong, "epsilon"))
+      kinds["AutoAttack"] = {"color": "grey", **diamond}
+  across = f"epsilon ({_text(wording.NORMS.get(norm, norm or 'no attack'))}, pixels in [0, 1])"
+  panel, others = (across, "accuracy (%)", True, curves), [(kinds[kind], kind) for kind in kinds]
+  return _curves([panel], runs, height=3.2, others=others)
+
+
+@_drawn
+def best_loss(runs: list[Run]):
+  """The running best loss of an attack against its steps, a panel for each loss."""
+  found = {run: run.detail("strength", "best_loss") or {} for run in runs}
+  names = list(dict.fromkeys(name for rows in found.values() for name in rows if rows[name]))
+  panels = []
+  for name in names[:MOST_PANELS]:
+    losses = {run: rows[name] for run, rows in found.items() if rows.get(name)}
+    curves = [(_look(run), range(len(y)), y, None) for run, y in losses.items()]
+    panels.append(("steps of PGD", LOSS_AXES.get(name, _text(name)), False, curves))
+  return _curves(panels, runs, columns=1, height=1.7) if panels else None
+
+
+def _multiples(runs, evaluation, panel, axis, units):
+  """Accuracy against one key, a panel for each value of another."""
+  found = {run: run.of(evaluation, metric="accuracy") for run in runs}
+  found, panels = {run: numbers for run, numbers in found.items() if len(numbers)}, []
+  names = list(dict.fromkeys(name for numbers in found.values() for name in numbers.values(panel)))
+  for name in names[:MOST_PANELS]:
+    mine = {run: numbers.where(**{panel: name}) for run, numbers in found.items()}
+    curves = [_along(_look(run), numbers, axis) for run, numbers in mine.items() if len(numbers)]
+    unit = f"\n({_text(units[name])})" if name in units else ""
+    panels.append((f"{_text(wording.name(name))}{unit}", "", True, curves))
+  return _curves(panels, list(found), columns=3, height=1.4, up="accuracy (%)") if panels else None
+
+
+@_drawn
+def invariance(runs: list[Run]):
+  """Accuracy against strength, a panel for each transformation."""
+  rows = (run.detail("invariance", "transformations") or {} for run in runs)
+  units = {name: row["unit"] for found in rows for name, row in found.items()}
+  return _multiples(runs, "invariance", "transformation", "strength", units)
+
+
+@_drawn
+def corruptions(runs: list[Run]):
+  """Accuracy against severity, a panel for each corruption."""
+  return _multiples(runs, "corruptions", "corruption", "severity", {})
+
+
+@_drawn
+def certified(runs: list[Run]):
+  """Certified accuracy against the L2 radius."""
+  found = {run: run.of("smoothing", metric="certified_accuracy") for run in runs}
+  curves = [_along(_look(run), numbers, "radius") for run, numbers in found.items() if len(numbers)]
+  panel = ("L2 radius (pixels in [0, 1])", "certified accuracy (%)", True, curves)
+  return _curves([panel], [run for run in runs if len(found[run])], height=2.8) if curves else None
+
+
+@_drawn
+def reliability(runs: list[Run]):
+  """Accuracy against confidence, for bins of many images; on the grey line they agree."""
+  grey, curves, measured = {"color": "grey", "linestyle": ":"}, [], []
+  for run in runs:
+    bins = [b for b in run.detail("calibration", "bins") or () if b["count"] >= LEAST_IN_BIN]
+    if bins:
+      x, y = [100 * one["confidence"] for one in bins], [one["accuracy"] for one in bins]
+      curves.append((_look(run), x, y, None))
+      measured.append(run)
+  curves.append((grey, [0, 100], [0, 1], None))
+  panel = ("mean confidence of a bin (%)", "accuracy of its images (%)", True, curves)
+  return _curves([panel], measured, height=2.8, others=[(grey, "calibrated")]) if measured else None
+
+
+@_drawn
+def landscapes(runs: list[Run]):
+  """The loss around images, a panel for each run, on one scale of colours."""
+  found = {run: np.array(loss, float) for run in runs if (loss := run.detail("landscape", "loss"))}
+  found = {run: loss for run, loss in found.items() if np.isfinite(loss).any()}
+  if not found:
+    return None
+  low, high = min(map(np.nanmin, found.values())), max(map(np.nanmax, found.values()))
+  high = high if high > low else low + 1
+  fig, panels = _panels(len(found), 2, 2.2, 0.5)
+  for axes, (run, loss) in zip(panels, found.items()):
+    x, y = run.detail("landscape", "sign_gradient"), run.detail("landscape", "rademacher")
+    look = {"cmap": "cividis", "vmin": low, "vmax": high, "shading": "nearest", "rasterized": True}
+    axes.grid(False)
+    drawn = axes.pcolormesh(x, y, loss.T, **look)
+    span = f"{np.nanmin(loss):.2f} to {np.nanmax(loss):.2f} nats"
+    axes.set_title(f"{_text(run.name)}\n{span}", fontsize=8)
+  fig.supxlabel("along the sign of the input gradient (pixels)", fontsize=8.5)
+  fig.supylabel("along random signs (pixels)", fontsize=8.5)
+  bar = fig.colorbar(drawn, ax=list(panels), location="top", shrink=0.8, aspect=40)
+  bar.set_label("cross-entropy (nats)", fontsize=8.5)
+  return fig
+
+
+@_drawn
+def training(runs: list[Run]):
+  """Loss and accuracies while training, one above the other."""
+  losses, accuracies, trained = [], [], []
+  for run in runs:
+    train = [record for record in _split(run, "train") if "loss" in record]
+    longest = max((record.get("steps", 1) for record in train), default=0)
+    train = [r for r in train if 2 * r.get("steps", 1) >= longest]  # a few steps are no average
+    validation = _split(run, "validation")
+    if train:
+      trained.append(run)
+      losses.append(_over_epochs(_look(run), train, "loss"))
+      accuracies.append(_over_epochs(_look(run), validation or train, "accuracy"))
+      accuracies.append(_over_epochs(_look(run, linestyle=":"), validation, "robust_accuracy"))
+  if not trained:
+    return None
+  lower = ("epoch", "accuracy (%)", True, accuracies)
+  panels = [("epoch", "training loss (nats)", False, losses), lower]
+  return _curves(panels, trained, columns=1, height=1.8)
+
+
+def _split(run, name):
+  return [record for record in run.results.metrics if record.get("split") == name]
+
+
+def _over_epochs(look, records, key):
+  records = [record for record in records if key in record]
+  return look, [record["epoch"] for record in records], [record[key] for record in records], None
+
+
+@_drawn
+def beta(runs: list[Run]):
+  """SPROUT's beta over the epochs, a panel for each run and a curve for each class."""
+  panels, looks = [], {}
+  for run in runs:
+    records = [record for record in _split(run, "train") if record.get("beta")]
+    epochs, curves = [record["epoch"] for record in records], []
+    for label in range(len(records[-1]["beta"]) if records else 0):
+      line = ("-", "--", ":")[label // 7 % 3]
+      look = {"color": COLOURS[label % 7], "linestyle": line, "linewidth": 1}
+      looks[class_name(run, label)] = look
+      curves.append((look, epochs, [record["beta"][label] for record in records], None))
+    panels += [(_text(run.name), "", False, curves)] if curves else []
+  classes = [(look, _text(name)) for name, look in looks.items()] if len(looks) <= 20 else []
+  return _curves(panels, [], up="beta by epoch", others=classes) if panels else None
+
+
+def class_name(run: Run, label: int) -> str:
+  """A class in words."""
+  names = run.about("data").get("class_names") or []
+  return wording.clean(names[label] if 0 <= label < len(names) else f"class {label}", 40)
+
+
+def picture(data: bytes) -> bytes:
+  """A PNG of a file as a page may show it: decoded, made smaller where it is large, encoded again.
+
+  Raises:
+    ValueError: it is no PNG, or one of more than `LARGEST_SIDE` pixels a side.
+  """
+  from PIL import Image
+
+  sides = [int.from_bytes(data[start : start + 4]) for start in (16, 20)]
+  if data[:8] != b"\x89PNG\r\n\x1a\n" or max(sides) > LARGEST_SIDE:
+    raise ValueError(f"a picture is no PNG of at most {LARGEST_SIDE} pixels a side")
   stream = io.BytesIO()
-  fig.savefig(stream, format="png")
-  return stream.getvalue()
-
-
-def enlarged(data, side=96):
-  """A PNG with every pixel repeated until its shorter side has at least `side` pixels."""
-  from matplotlib import image  # slow to import
-
-  pixels = np.atleast_3d(image.imread(io.BytesIO(data), format="png"))
-  factor = -(-side // min(pixels.shape[:2]))
-  pixels = pixels.repeat(factor, 0).repeat(factor, 1)
-  pixels = pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels
-  stream = io.BytesIO()
-  image.imsave(stream, pixels, format="png")
+  try:
+    shown = Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB")
+  except (OSError, SyntaxError) as error:  # what Pillow raises for damaged files
+    raise ValueError(f"a picture is a damaged PNG ({error})") from error
+  shown.thumbnail((SIDE, SIDE))
+  shown.save(stream, "PNG")
   return stream.getvalue()

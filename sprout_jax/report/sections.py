@@ -1,357 +1,240 @@
-"""What is said about runs, as a document: which sections there are, and what each shows."""
+"""The parts of the page below the headline: one for each kind of evaluation, and one for every
+evaluation that the report knows nothing of.
+"""
 
-import numpy as np
+import base64
+import itertools
+import json
 
-from sprout_jax.report import curves
+from sprout_jax import results as results_lib
+from sprout_jax.report import blocks
 from sprout_jax.report import figures
-from sprout_jax.report import findings
-from sprout_jax.report import grid
-from sprout_jax.report import maps
-from sprout_jax.report import measures
-from sprout_jax.report import parts
 from sprout_jax.report import tables
-from sprout_jax.report.document import Caution
-from sprout_jax.report.document import Document
-from sprout_jax.report.document import Figure
-from sprout_jax.report.document import Paragraph
-from sprout_jax.report.document import Picture
-from sprout_jax.report.document import Section
+from sprout_jax.report import wording
+from sprout_jax.report.headline import Measure
+from sprout_jax.report.runs import Run
+from sprout_jax.report.runs import flat
+from sprout_jax.results.checks import CHECKS
 
-INTERVALS = "Accuracy with its 95 % interval in square brackets."
-# What each evaluation shows, as a reader would call it.
-NAMES = {
-  "strength": "attacks of more strength",
-  "noise": "random noise",
-  "transfer": "transferred attacks",
-  "invariance": "transformations",
-  "corruptions": "corruptions",
-  "smoothing": "certified accuracy",
-  "calibration": "calibration",
-  "landscape": "loss around images",
-  "gradients": "gradients of the modules",
-  "sanity": "sanity checks",
-  "binarization": "binarisation test",
-  "examples": "adversarial examples",
-}
-# The evaluations whose numbers have a table of their own, with their failed checks beside them.
-WITH_A_TABLE = (
-  "strength",
-  "noise",
-  "transfer",
-  "invariance",
-  "corruptions",
-  "smoothing",
-  "calibration",
+ALL_PAIRS = 5  # runs of which each is compared with each; of more, each with the best
+GALLERY_BYTES = 900_000  # of all its pictures
+ELSEWHERE = ("config", "training", "data")  # entries about a run that other sections show
+# Sections about evaluations: title, evaluations, figures. The template has captions by the titles.
+ATTACKS = ("Accuracy under attack", ("auto_attack", "pgd"), (figures.robustness,))
+KINDS = (
+  ("Stronger attacks", ("strength",), (figures.best_loss,)),
+  ("Noise, transfer and sanity", ("noise", "transfer", "sanity", "binarization"), ()),
+  ("Transformations", ("invariance",), (figures.invariance,)),
+  ("Corruptions", ("corruptions",), (figures.corruptions,)),
+  ("Certified accuracy", ("smoothing",), (figures.certified,)),
+  ("Calibration", ("calibration",), (figures.reliability,)),
+  ("Landscape and gradients", ("landscape", "gradients"), (figures.landscapes,)),
 )
+KNOWN = [*(name for _, names, _ in (ATTACKS, *KINDS) for name in names), "examples"]
 
 
-def build(runs):
-  """The whole document."""
+def build(runs: list[Run], measures: list[Measure]) -> list[blocks.Section]:
+  """All sections that have something to say, in the order of the page."""
+  mentioned = (name for run in runs for name in (*run.results.stored, *run.results.failed))
+  unknown = [name for name in dict.fromkeys(mentioned) if name not in (*KNOWN, "clean")]
   made = [
-    parts.runs(runs),
-    parts.configs(runs),
-    attacks(runs),
-    strength(runs),
-    others(runs),
-    invariance(runs),
-    corruptions(runs),
-    smoothing(runs),
-    calibration(runs),
-    inside(runs),
-    parts.beta(runs),
-    parts.training(runs),
-    parts.radar(runs),
-    parts.examples(runs),
-    parts.checks(runs),
-    parts.provenance(runs),
+    _evaluations(runs, *ATTACKS),
+    comparisons(runs, measures),
+    *(_evaluations(runs, *kind) for kind in KINDS),
+    examples(runs),
+    *(_evaluations(runs, wording.name(name), (name,), ()) for name in unknown),
+    training(runs),
+    configs(runs),
+    checks(runs),
+    provenance(runs),
   ]
-  count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
-  return Document(f"Robustness of {count}", tuple(_lead(runs)), tuple(filter(None, made)))
+  return [section for section in made if section.blocks]
 
 
-def _lead(runs):
-  """Cautions, then how the checks went, then what nobody measured."""
-  lead = [Caution(text) for text in tables.cautions([run.results for run in runs])]
-  lead += [
-    Caution(f"{run.name}: {text}") for run in runs if (text := tables.incomplete(run.results))
-  ]
-  without = [run.name for run in runs if not run.results["checks"]]
-  bad = [
-    f"{run.name} ({len(findings.failed(run.results))} of {len(run.results['checks'])})"
-    for run in runs
-    if findings.failed(run.results)
-  ]
-  if bad:
-    lead.append(Caution(f"Checks failed: {'; '.join(bad)}. Marks beside the numbers name them."))
-  if without:
-    lead.append(
-      Caution(
-        f"Nothing was checked for {', '.join(without)}: take the robust accuracies as upper bounds."
-      )
-    )
-  nobody = [
-    text for name, text in NAMES.items() if not any(name in run.evaluations for run in runs)
-  ]
-  if nobody:
-    lead.append(Paragraph(f"Not measured for any run: {', '.join(nobody)}."))
-  return lead
+def nowhere(runs: list[Run]) -> str:
+  """Which of the evaluations that the report knows no run has."""
+  there = {name for run in runs for name in (*run.results.stored, *run.results.failed)}
+  names = [wording.name(name) for name in KNOWN if name not in there]
+  return f"Not measured for any run: {', '.join(names)}." if names else ""
 
 
-def attacks(runs):
-  """Clean accuracy, the PGD curve, AutoAttack; and every check that has no number elsewhere."""
-
-  def placed(results):
-    return [
-      finding for finding in findings.failed(results) if finding["evaluation"] not in WITH_A_TABLE
-    ]
-
-  def remarks(results):
-    return [note for entry in results["attacks"] for note in tables.notes(entry)]
-
-  blocks = [
-    grid.numbers(
-      f"{INTERVALS} Each group of rows is one attack, with all that defines it.",
-      runs,
-      lambda results: measures.clean(results) + measures.attacks(results),
-      placed,
-      remarks,
-    )
-  ]
-  attacked = [run for run in runs if run.results["attacks"]]
-  if attacked:
-    blocks.append(
-      figure(
-        "attacks",
-        curves.robustness(attacked),
-        "Accuracy under attack against epsilon, a curve for each run",
-        "Accuracy under attack against the radius epsilon; shaded: "
-        "95 % intervals. Letters at the ends of the curves are the runs.",
-      )
-    )
-  blocks.append(lacking("attacks", runs, attacked))
-  without = [run.name for run in attacked if not tables.has_auto_attack(run.results["attacks"])]
-  if without:
-    blocks.append(
-      Paragraph(
-        f"PGD gives an upper bound on robust accuracy: stronger attacks may lower it "
-        f"(no AutoAttack: {', '.join(without)})."
-      )
-    )
-  return section("Accuracy under attack", blocks)
+def _section(title, state, *parts):
+  return blocks.Section(title, state, tuple(part for part in parts if part is not None))
 
 
-def strength(runs):
-  measured = having(runs, "strength")
-  blocks = [
-    grid.numbers(
-      f"{INTERVALS} The same attack with more steps, more random starts and other "
-      "losses. These are often fewer images than above: compare within this table.",
-      runs,
-      measures.strength,
-      remarks=lambda results: (
-        results["evaluations"]["strength"]["notes"] if "strength" in results["evaluations"] else ()
-      ),
-    )
-  ]
-  with_loss = [run for run in measured if curves.losses_over_steps(run)]
-  if with_loss:
-    blocks.append(
-      figure(
-        "best_loss",
-        curves.best_loss(with_loss),
-        "Running best loss against the steps of PGD, a curve for each run",
-        "Whether the attack had settled: the running best loss "
-        "of the first start. A curve that still rises at its end stopped too early. With the "
-        "cross-entropy, PGD climbs the log odds against the label, log((1 - p) / p), which rise "
-        "with it and never saturate: above 0 the label has less than half the probability.",
-      )
-    )
-  return section("Stronger attacks", [*blocks, lacking("attacks of more strength", runs, measured)])
+def _evaluations(runs, title, names, draw):
+  """The numbers of some evaluations, their figures, and what an unknown one has left besides."""
+  count = sum(any(run.has(name) for name in names) for run in runs)
+  state = "" if count == len(runs) else f"{count} of {wording.plural(len(runs), 'run')}"
+  drawn = [_guarded(one, runs) for one in draw]
+  if names[0] not in KNOWN:
+    stored = (run.results.stored.get(names[0]) for run in runs)
+    others = ", ".join(sorted({str(key) for one in stored if one for key in one.details}))
+    drawn += [blocks.Text((f"Left in results.json besides: {others}.",))] if others else []
+  return _section(title, state, tables.grid(runs, names), *drawn)
 
 
-def others(runs):
-  """What does not use the model's gradients, and what the checks compare."""
-  return section(
-    "Noise, transfer and sanity",
-    [
-      grid.numbers(f"{INTERVALS} Under the worst of several draws of noise.", runs, measures.noise),
-      lacking("random noise", runs, having(runs, "noise")),
-      grid.numbers(
-        f"{INTERVALS} Under adversarial images of other models.", runs, measures.transfer
-      ),
-      lacking("transferred attacks", runs, having(runs, "transfer")),
-      grid.numbers(f"{INTERVALS} What the checks compare.", runs, measures.sanity),
-      lacking("sanity checks", runs, having(runs, "sanity", "binarization")),
-    ],
+def _guarded(draw, runs):
+  """What `draw` returns, or a sentence where stored details have not the form that it needs."""
+  try:
+    return draw(runs)
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
+    name = wording.name(draw.__name__.strip("_"))
+    return blocks.Text((f"{name} cannot be shown: details have another form ({error!r}).",))
+
+
+def comparisons(runs: list[Run], measures: list[Measure]) -> blocks.Section:
+  """Paired comparisons in sentences: of each two runs, or of many runs each with the best."""
+  parts = []
+  for measure in sorted(measures, key=lambda measure: measure.evaluation != "auto_attack"):
+    having = [run for run in runs if run.place in measure.numbers]
+    having.sort(key=lambda run: measure.numbers[run.place].value or 0.0, reverse=True)
+    pairs = list(itertools.combinations(having, 2))
+    pairs = pairs if len(runs) <= ALL_PAIRS else pairs[: len(having) - 1]
+    texts = tuple(filter(None, (_sentence(*pair, measure) for pair in pairs)))
+    parts += [blocks.Text(texts, measure.title)] if texts else []
+  count = wording.plural(sum(len(part.sentences) for part in parts), "comparison")
+  return _section("Paired comparisons", count, *parts)
+
+
+def _sentence(first, second, measure):
+  """How two runs compare; None where no outcomes are kept or no image is shared."""
+  numbers = (measure.numbers[run.place] for run in (first, second))
+  found = results_lib.compare(*numbers) if first.data == second.data else None
+  if found is None:
+    return None
+  points, limits = 100 * found.difference, [100 * limit for limit in found.interval]
+  if points < 0:
+    first, second, points, limits = second, first, -points, [-limits[1], -limits[0]]
+  low, high = (f"{round(limit, 1) + 0.0:.1f}" for limit in limits)
+  basis = f"95 % interval {low} to {high}, same {wording.plural(found.count, 'image')}"
+  if found.differs == (limits[0] <= 0 <= limits[1]):  # the test and the interval, near their limits
+    basis += f", McNemar's p = {found.p_value:.2g}"
+  if not found.differs:
+    pair = f"{first.name} and {second.name}"
+    return f"No difference can be seen between {pair} ({points:.1f} points, {basis})."
+  more = f"{points:.1f} points more {measure.better}"
+  return f"{first.name} is {more} than {second.name} ({basis})."
+
+
+def examples(runs: list[Run]) -> blocks.Section:
+  """Attacked images, the same for all runs, broken and unbroken."""
+  count = sum(run.has("examples") for run in runs)
+  state = "" if count == len(runs) else f"{count} of {wording.plural(len(runs), 'run')}"
+  return _section("Examples", state, _guarded(_examples, runs) if count else None)
+
+
+def _examples(runs):
+  found, owners, rows, notes, size = {}, {}, [], [], 0
+  for run in runs:
+    mine = run.detail("examples", "examples") or ()
+    found |= {(run, run.data, one["index"]): one for one in mine}
+    owners |= {(run.data, one["index"]): run for one in mine}
+    if run.has("examples"):
+      attack, norm, epsilon = (run.detail("examples", key) for key in ("attack", "norm", "epsilon"))
+      count = f"{sum(bool(one['broken']) for one in mine)} of {len(mine)}"
+      notes.append(f"{run.key}: {count} broken by {attack} at {wording.threat(norm, epsilon)}.")
+  for image, owner in owners.items():
+    one = found[owner, *image]
+    head = f"image {image[1]}: {figures.class_name(owner, one['label'])}"
+    cells = (_example(run, found.get((run, *image))) for run in runs)
+    row = (blocks.Cell(head, "", (), _pictures(one, "image")), *cells)
+    size += sum(len(png) for cell in row for png in cell.pictures)
+    if rows and size > GALLERY_BYTES:
+      notes.append(f"{wording.plural(len(owners) - len(rows), 'more image')} in results.json.")
+      break
+    rows.append(row)
+  return blocks.Table(("unchanged", *(run.name for run in runs)), tuple(rows), tuple(notes))
+
+
+def _example(run, one):
+  if one is None:
+    return blocks.missing(run.missing("examples"))
+  said = []
+  for when in ("", "adversarial_"):
+    share = one[f"{when}confidence"]
+    name = figures.class_name(run, one[f"{when}predicted"])
+    said.append(f"{name} ({'-' if share is None else f'{100 * share:.0f} %'})")
+  state = "broken" if one["broken"] else "not broken"
+  state = state if one["predicted"] == one["label"] else "wrong without an attack"
+  kinds = (blocks.FAILED,) if one["broken"] else ()
+  pictures = _pictures(one, "adversarial", "perturbation")
+  return blocks.Cell(f"{state}: {said[1]}", f"before: {said[0]}", kinds, pictures)
+
+
+def _pictures(one, *names):
+  return tuple(figures.picture(base64.b64decode(one[name], validate=True)) for name in names)
+
+
+def training(runs: list[Run]) -> blocks.Section:
+  """What the training took, curves, and beta."""
+  drawn = (_guarded(draw, runs) for draw in (figures.training, figures.beta))
+  return _section("Training", "", _by_run(runs, map(_training, runs)), *drawn)
+
+
+def _training(run):
+  """{what: text} of all that is told of a training."""
+  rows = {}
+  for key, entry in run.about("training").items():
+    name, is_number = wording.name(key), isinstance(entry, (int, float))
+    if is_number and key.endswith("_bytes"):
+      rows[name.removesuffix(" bytes")] = f"{entry / 2**30:.2f} GiB"
+    elif is_number and key.startswith("seconds"):
+      rows[name.replace("seconds", "time")] = wording.seconds(entry)
+    elif entry is not None:
+      rows[name] = entry
+  return rows
+
+
+def _by_run(runs, columns):
+  """A table of {name: text} of each run; None of nothing."""
+  columns = list(columns)
+  cell = lambda text: blocks.missing() if text is None else blocks.Cell(wording.clean(text, 300))
+  rows = tuple(
+    (blocks.Cell(name), *(cell(column.get(name)) for column in columns))
+    for name in dict.fromkeys(name for column in columns for name in column)
   )
+  return blocks.Table(("", *(run.name for run in runs)), rows) if rows else None
 
 
-def invariance(runs):
-  measured = having(runs, "invariance")
-  blocks = [
-    grid.numbers(f"{INTERVALS} The points that the paper names.", runs, measures.invariance)
-  ]
-  if measured:
-    blocks += [
-      figure(
-        "invariance",
-        curves.invariance(measured),
-        "Accuracy against the strength of each transformation, a panel for each",
-        "Accuracy against strength; the dotted line is the unchanged image.",
-      ),
-      figure(
-        "invariance_map",
-        maps.invariance(measured),
-        "Accuracy at the named transformations, runs by transformations",
-        "The named points as a map.",
-      ),
-    ]
-  return section("Transformations", [*blocks, lacking("transformations", runs, measured)])
+def configs(runs: list[Run]) -> blocks.Section:
+  """The keys in which the configs differ; of a single run all."""
+  found = [{k: json.dumps(v) for k, v in flat(run.about("config")).items() if k} for run in runs]
+  names = sorted({name for config in found for name in config})
+  kept = [n for n in names if len(runs) == 1 or len({config.get(n) for config in found}) > 1]
+  table = _by_run(runs, [{name: config.get(name) for name in kept} for config in found])
+  state = f"{len(kept)} of {wording.plural(len(names), 'key')} differ" if len(runs) > 1 else ""
+  return _section("Configs", state, table)
 
 
-def corruptions(runs):
-  measured = having(runs, "corruptions")
-  blocks = [
-    grid.numbers(
-      "Mean accuracy under common corruptions. Computed ones follow the published definitions, with "
-      "draws of their own: they are not the images of CIFAR-10-C.",
-      runs,
-      measures.corruptions,
-    )
-  ]
-  if measured:
-    blocks.append(
-      figure(
-        "corruptions",
-        maps.corruptions(measured),
-        "Accuracy under each corruption",
-        "Accuracy under each corruption (letters: the runs)."
-        if len(measured) > 1
-        else "Accuracy under each corruption and severity.",
-      )
-    )
-  return section("Corruptions", [*blocks, lacking("corruptions", runs, measured)])
-
-
-def smoothing(runs):
-  measured = having(runs, "smoothing")
-  blocks = [
-    grid.numbers(
-      "Of the smoothed classifier, with 95 % intervals in square brackets. The certificate "
-      "is about that classifier, not about the network itself.",
-      runs,
-      measures.smoothing,
-    )
-  ]
-  if measured:
-    blocks.append(
-      figure(
-        "certified",
-        curves.certified(measured),
-        "Certified accuracy against the L2 radius, a curve for each run",
-        "Certified accuracy against the L2 radius; shaded: 95 % intervals.",
-      )
-    )
-    ceilings = {
-      run.name: f"{measures.largest_radius(run.evaluations['smoothing']):.3f}" for run in measured
-    }
-    same = len(set(ceilings.values())) == 1
-    blocks.append(
-      Paragraph(
-        "No larger radius can be certified with these draws, whatever the model: "
-        + (
-          ceilings[measured[0].name]
-          if same
-          else ", ".join(f"{ceiling} ({name})" for name, ceiling in ceilings.items())
-        )
-        + "."
-      )
-    )
-  return section("Certified accuracy", [*blocks, lacking("certified accuracy", runs, measured)])
-
-
-def calibration(runs):
-  measured = having(runs, "calibration")
-  blocks = [
-    grid.numbers(
-      "Whether the model is right as often as it says, on clean images.", runs, measures.calibration
-    )
-  ]
-  if measured:
-    blocks.append(
-      figure(
-        "reliability",
-        maps.reliability(measured),
-        "Reliability diagrams, a panel for each run",
-        "Accuracy of the images of each bin of confidence; on the dashed line "
-        "confidence and accuracy agree. ECE: expected calibration error.",
-      )
-    )
-  return section("Calibration", [*blocks, lacking("calibration", runs, measured)])
-
-
-def inside(runs):
-  """The loss around images and the gradients of SPROUT's modules."""
-  measured, all_gradients = having(runs, "landscape"), having(runs, "gradients")
-  around = [run for run in measured if np.isfinite(maps.surface(run)).any()]
-  gradients = [run for run in all_gradients if run.evaluations["gradients"]["cosine"]]
-  blocks = []
-  if around:
-    counts = {run.key: run.evaluations["landscape"]["count"] for run in around}
-    if len(set(counts.values())) == 1:
-      images = f"{counts[around[0].key]} images"
-    else:
-      images = f"images ({', '.join(f'{key} {count}' for key, count in counts.items())})"
-    blocks += [
-      figure(
-        "landscapes",
-        maps.landscapes(around),
-        "Cross-entropy on a plane around images, a panel for each run",
-        "Cross-entropy on the plane of the input gradient's sign and random "
-        f"signs, mean over {images}; one scale of colours for all runs. A surface "
-        "that is flat in the middle and jumps elsewhere hides its gradients.",
-      )
-    ]
-  blocks.append(lacking("loss around images", runs, measured))
-  overflowing = [run.name for run in measured if run not in around]
-  if overflowing:
-    blocks.append(Paragraph(f"The loss around images is nowhere finite: {', '.join(overflowing)}."))
-  if gradients:
-    blocks.append(
-      figure(
-        "cosines",
-        maps.cosines(gradients),
-        "Cosine similarity of the input gradients of the modules, a matrix for each run",
-        "Cosine similarity of the input gradients of "
-        "SPROUT's three modules; low values: they push in different directions.",
-      )
-    )
-  undefined = [run.name for run in all_gradients if run not in gradients]
-  if undefined:
-    blocks.append(Paragraph(f"No gradient was defined to compare: {', '.join(undefined)}."))
-  if all_gradients:
-    blocks.append(lacking("gradients of the modules", runs, all_gradients))
-  return section("Loss and gradients", blocks)
-
-
-def having(runs, *names):
-  """The runs with any of the evaluations."""
-  return [run for run in runs if any(name in run.evaluations for name in names)]
-
-
-def lacking(what, runs, measured):
-  """Names the runs without, if others have it; else None."""
-  without = [run.name for run in runs if run not in measured]
-  return (
-    Paragraph(f"Not measured ({what}): {', '.join(without)}.") if measured and without else None
+def checks(runs: list[Run]) -> blocks.Section:
+  """Every check by run: passed, failed or not made; then what they say, the failed ones first."""
+  states = [run.checks() for run in runs]
+  kinds = {"failed": (blocks.FAILED,), "not made": (blocks.MISSING,)}
+  cell = lambda state: blocks.Cell(state, "", kinds.get(state, ()))
+  rows = tuple(
+    (blocks.Cell(check.question, name), *(cell(state[name]) for state in states))
+    for name, check in CHECKS.items()
   )
+  found = [(run, finding) for run in runs for finding in run.results.findings]
+  found.sort(key=lambda pair: pair[1].passed)
+  word = ("FAILED", "passed")
+  said = tuple(f"{run.key}, {one.check}, {word[one.passed]}: {one.text}" for run, one in found)
+  table = blocks.Table(("check", *(run.name for run in runs)), rows)
+  state = "; ".join(f"{run.key} {run.passed()}" for run in runs[:6])
+  return _section("Checks", state, table, blocks.Text(said, "What they found") if said else None)
 
 
-def section(title, blocks):
-  """A section of those blocks that are there; None if none is."""
-  blocks = tuple(block for block in blocks if block is not None)
-  return Section(title, blocks) if blocks else None
-
-
-def figure(name, drawn, alt, caption):
-  return Figure(Picture(name, figures.png(drawn), alt), caption)
+def provenance(runs: list[Run]) -> blocks.Section:
+  """Hashes, versions, options and seconds: where each number comes from."""
+  columns = []
+  for run in runs:
+    about = {key: found for key, found in run.results.about.items() if key not in ELSEWHERE}
+    data = {key: found for key, found in run.about("data").items() if key != "class_names"}
+    column = flat({"workdir": run.results.workdir, **about, "data": data})
+    for name, one in run.results.stored.items():
+      made = {k: v for k, v in one.provenance.items() if run.about("versions").get(k) != v}
+      said = f"version {one.version}; {wording.seconds(one.seconds)}; {json.dumps(one.options)}"
+      column[f"evaluation.{name}"] = f"{said}; with {json.dumps(made)}" if made else said
+    columns.append(column)
+  return _section("Where the numbers come from", "", _by_run(runs, columns))

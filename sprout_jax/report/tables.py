@@ -1,165 +1,141 @@
-"""Tables as plain text, from result files."""
+"""Numbers of several runs as one table, whatever evaluation they are from.
 
-from sprout_jax.report import findings
-from sprout_jax.report import measures
-from sprout_jax.report.wording import attack_spec
-from sprout_jax.report.wording import families
-from sprout_jax.report.wording import has_auto_attack
-from sprout_jax.report.wording import label
-from sprout_jax.report.wording import notes
-from sprout_jax.report.wording import percent
-from sprout_jax.report.wording import title
+A row is what a number is a number of (`runs.identity`), a column is a run. Keys that all rows of an
+evaluation share stand in its heading, the others in the heads of the rows.
+"""
 
+import collections
+from collections.abc import Iterable
 
-def _peak_memory(training):
-  peak = training.get("peak_memory_bytes")  # runs of earlier versions have none
-  return f" and {peak / 2**30:.1f} GiB at its peak" if peak else ""
+from sprout_jax.report import blocks
+from sprout_jax.report import headline
+from sprout_jax.report import wording
+from sprout_jax.report.runs import Run
+from sprout_jax.report.runs import are_same
+from sprout_jax.report.runs import identity
+from sprout_jax.report.runs import images
+from sprout_jax.results import KEYS
+from sprout_jax.results import Number
+from sprout_jax.results import Numbers
 
-
-def weights(results):
-  """Which weights were evaluated, in words."""
-  checkpoint = results["checkpoint"]
-  return (
-    f"{checkpoint['which']} checkpoint (step {checkpoint['step']}"
-    f"{(checkpoint['which'] == 'best' and ', by ' + checkpoint['selected_by']) or ''}), "
-    f"{checkpoint['weights']}"
-  )
+MOST_ROWS, MOST_RADII = 40, 6  # of one evaluation in a table; report.csv has all numbers
+MOST_LINES = 6  # of one metric of an evaluation in the terminal
+WORDS = [key for key, (kind, _) in KEYS.items() if kind is str and key != "stage"]
+SIZES = [key for key, (kind, _) in KEYS.items() if kind is not str]
 
 
-def incomplete(results):
-  """Says so if the training was not finished; "" if it was."""
-  training = results["training"]
-  if training["steps"] >= training["planned_steps"]:
-    return ""
-  return f"TRAINING IS INCOMPLETE: step {training['steps']} of {training['planned_steps']}"
+def transformation(run: Run, number: Number) -> str:
+  """The name that the evaluation of transformations gives to a strength; "" where it gives none."""
+  rows = run.detail("invariance", "transformations") or {}
+  named = rows.get(number["transformation"], {}).get("named", {})
+  return next((label for label, at in named.items() if at == number["strength"]), "")
 
 
-def run(results):
-  """The table of one run."""
-  attacks = results["attacks"]
-  lines = [
-    label(results),
-    f"data: {results['dataset']['provenance']}",
-    f"weights: {weights(results)}; "
-    f"training took {results['training']['seconds']:.0f} s{_peak_memory(results['training'])}; evaluated on "
-    f"{results['versions']['devices']}, computing in {results['config']['model']['dtype']}",
-    *filter(None, [incomplete(results)]),
-  ]
-  lines += [f"attack: {attack_spec(entries[0])}" for entries in families(attacks).values()]
-  lines += [f"note: {note}" for entry in attacks for note in notes(entry)]
-  lines += ["", *_numbers(results), "", checked(results)]
-  if attacks and not has_auto_attack(attacks):
-    lines += ["PGD gives an upper bound on robust accuracy: stronger attacks may lower it."]
-  return "\n".join(lines)
+def shown(run: Run, evaluation: str) -> Numbers:
+  """The numbers of an evaluation that tables show; figures and report.csv have the rest."""
+  numbers = run.of(evaluation)
+  radii = sorted({n["radius"] for n in numbers if n.metric == "certified_accuracy"})
+  few = {*radii[:: -(-len(radii) // MOST_RADII) or 1], headline.certified_radius([run]), None}
+  keep = {
+    "invariance": lambda n: transformation(run, n),
+    "corruptions": lambda n: n.metric == "mean_accuracy",
+    "smoothing": lambda n: n["radius"] in few,
+    "sanity": lambda n: n.value or not n.metric.endswith("_gradients"),  # a check has the faultless
+  }.get(evaluation)
+  return Numbers(filter(keep, numbers)) if keep and any(map(keep, numbers)) else numbers
 
 
-def checked(results):
-  """How many checks passed, in words."""
-  checks = results["checks"]
-  if not checks:
-    return "No checks were made of these numbers."
-  return f"{len(checks) - len(findings.failed(results))} of {len(checks)} checks passed."
+def main(run: Run, evaluation: str) -> Numbers:
+  """The numbers of an evaluation that the terminal shows.
 
-
-def _numbers(results):
-  """The numbers, each with the failed checks that concern it on the lines below."""
-  rows = [
-    (f"{title(entry)}, epsilon {entry['epsilon']:g}", measure)
-    for entry, measure in zip(
-      results["attacks"], [m for m in measures.attacks(results) if m.detail]
-    )
-  ]
-  rows = [("clean", *measures.clean(results)), *rows] + [
-    (m.row, m) for m in measures.compact(results)
-  ]
-  below, after, numbers = {}, [], [measure for _, measure in rows]
-  for finding in findings.failed(results):
-    places = findings.beside(finding, numbers)
-    (below.setdefault(id(places[-1]), []) if places else after).append(f"  ! {finding['text']}")
-  header, rule, *lines = _align(
-    [("", "accuracy [95 % interval]", "images")]
-    + [
-      (name, f"{m.text:>7} {m.detail}".rstrip(), "" if m.count is None else str(m.count))
-      for name, m in rows
-    ]
-  )
-  return [
-    header,
-    rule,
-    *(line for text, (_, m) in zip(lines, rows) for line in (text, *below.get(id(m), []))),
-    *after,
-  ]
-
-
-def cautions(results):
-  """What forbids to compare the runs, a sentence each.
-
-  Args:
-    results: contents of results.json files.
+  All of PGD, AutoAttack's worst cases, the certified accuracy of the headline. Of another metric
+  all numbers if they are few, else the lowest and the highest.
   """
-  specs = _specs(results)
-  found = []
-  if len({one["dataset"]["fingerprint"] for one in results}) > 1:
-    found.append("CAUTION: the runs have different data; the rows do not compare.")
-  if len(specs) > len({name for name, _ in specs}):
-    found.append("CAUTION: the runs were attacked differently; the columns do not compare.")
-  return found
+  numbers, found = shown(run, evaluation), []
+  radius = headline.certified_radius([run])
+  for metric in numbers.values("metric"):
+    alike = [n for n in numbers.where(metric=metric, stage=None) if n["radius"] in (None, radius)]
+    defined = sorted((n for n in alike if n.value is not None), key=lambda n: n.value)
+    is_long = len(alike) > MOST_LINES and defined and evaluation not in ("pgd", "auto_attack")
+    found += [defined[0], defined[-1]] if is_long else alike
+  return Numbers(found)
 
 
-def _specs(results):
-  return {
-    (title(entry), f"{attack_spec(entry)}, {entry['count']} images")
-    for one in results
-    for entry in one["attacks"]
-  }
+def grid(runs: list[Run], evaluations: Iterable[str]) -> blocks.Table | None:
+  """The numbers of some evaluations as one table; None where no run has any."""
+  rows, said = [], collections.defaultdict(dict)
+  for evaluation in evaluations:
+    made = section(runs, {run.place: shown(run, evaluation) for run in runs}, evaluation)
+    rows += made
+    for row in made:
+      for run, cell in zip(runs, row[1:]):
+        said.update({f"! {note}": {**said[f"! {note}"], run.key: None} for note in cell.notes})
+    for run in runs:
+      for note in run.results.stored[evaluation].notes if evaluation in run.results.stored else ():
+        said[note][run.key] = None
+  notes = tuple(f"{', '.join(keys)}: {note}" for note, keys in said.items())
+  return blocks.Table(("", *(run.name for run in runs)), tuple(rows), notes=notes) if rows else None
 
 
-def comparison(results):
-  """One row per run, one column per attack and radius that all runs have.
-
-  Args:
-    results: {label: content of results.json}.
-  """
-  by_column = [
-    {(title(entry), entry["epsilon"]): entry for entry in found["attacks"]}
-    for found in results.values()
-  ]
-  shared = [column for column in by_column[0] if all(column in other for other in by_column)]
-  rows = [("run", "clean", *(f"{name} {epsilon:g}" for name, epsilon in shared))]
-  for (name, found), entries in zip(results.items(), by_column):
-    rows.append(
-      (
-        name,
-        percent(found["clean"]).split("[")[0],
-        *(percent(entries[column]).split("[")[0] for column in shared),
-      )
+def section(
+  runs: list[Run], chosen: dict[int, Numbers], evaluation: str
+) -> list[tuple[blocks.Cell, ...]]:
+  """The heading and the rows of one evaluation, of the numbers that are chosen of each run."""
+  by_row = collections.defaultdict(dict)  # {(identity, seed or None): {place of a run: number}}
+  for run in runs:
+    for number in chosen[run.place]:
+      row = identity(number), None
+      row = (row[0], number["seed"]) if run.place in by_row[row] else row  # only the seed differs
+      by_row[row][run.place] = number
+  if not by_row:
+    return []
+  firsts = {row: next(iter(numbers.values())) for row, numbers in by_row.items()}
+  pairs = [(run, row[run.place]) for row in by_row.values() for run in runs if run.place in row]
+  shared = {k: v for k, v in pairs[0][1].keys.items() if all(n[k] == v for _, n in pairs)}
+  counted = [images(run, number) for run, number in pairs if number.count is not None]
+  usual = collections.Counter(counted).most_common(1)[0][0] if counted else None
+  seeded = {row[0] for row in by_row if row[1] is not None}
+  has_metrics = len({number.metric for _, number in pairs}) > 1
+  rows = []
+  for row in sorted(by_row, key=_order(firsts))[:MOST_ROWS]:
+    hidden = shared if row[0] in seeded else {**shared, "seed": None}
+    own = {key: entry for key, entry in firsts[row].keys.items() if key not in hidden}
+    labels = (
+      transformation(run, by_row[row][run.place]) for run in runs if run.place in by_row[row]
     )
-  lines = _align(rows)
-  for caution in cautions(results.values()):
-    lines += ["", caution]
-  lines += ["", *(f"attack: {spec}" for _, spec in sorted(_specs(results.values())))]
-  lines += [
-    f"{name}: {found['clean']['count']} clean, "
-    f"{found['attacks'][0]['count'] if found['attacks'] else 0} attacked images; "
-    f"{found['dataset']['provenance']}"
-    for name, found in results.items()
-  ]
-  lines += [
-    f"{name}: {finding['text']}"
-    for name, found in results.items()
-    for finding in findings.failed(found)
-  ]
-  return "\n".join(lines)
+    head = next(filter(None, labels), "") or wording.describe(own)
+    is_said = head and (firsts[row].metric == "accuracy" or not has_metrics)
+    metric = "" if is_said else wording.name(firsts[row].metric)
+    cells = (_cell(run, evaluation, by_row[row].get(run.place), usual) for run in runs)
+    rows.append((blocks.Cell(", ".join(filter(None, [metric, head]))), *cells))
+  more = len(by_row) - MOST_ROWS
+  rows += [(blocks.Cell(f"{wording.plural(more, 'more row')} in report.csv"),)] if more > 0 else []
+  title, said = wording.name(evaluation), wording.describe(shared)
+  title = said if said.lower().startswith(title.lower()) else ": ".join(filter(None, [title, said]))
+  count = wording.plural(usual[1], "image") if usual else ""
+  return [(blocks.Cell(", ".join(filter(None, [title, count]))),), *rows]
 
 
-def _align(rows):
-  """Pads the columns; the first is flush left, the others right; a rule below the header."""
-  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-  lines = [
-    "  ".join(
-      cell.ljust(width) if column == 0 else cell.rjust(width)
-      for column, (cell, width) in enumerate(zip(row, widths))
-    ).rstrip()
-    for row in rows
-  ]
-  return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
+def _order(firsts):
+  """Sorts rows: words in the order in which they came, then numbers by size, then the stages."""
+  text = lambda number: (number.metric, *(number[key] for key in WORDS))
+  words = list(dict.fromkeys(map(text, firsts.values())))
+  stages = [None, *dict.fromkeys(number["stage"] for number in firsts.values())]
+
+  def key(row):
+    number = firsts[row]
+    sizes = tuple(-1.0 if number[key] is None else number[key] for key in SIZES)
+    return words.index(text(number)), sizes, stages.index(number["stage"])
+
+  return key
+
+
+def _cell(run, evaluation, number, usual):
+  if number is None:
+    return blocks.missing(run.missing(evaluation))
+  is_other = number.count is not None and not are_same(images(run, number), usual)
+  failed = tuple(finding.text for finding in run.results.failed_checks(number))
+  kinds = [blocks.FAILED] * bool(failed) + [blocks.OTHER] * is_other
+  count = wording.plural(number.count, "image") if is_other else ""
+  detail = " ".join(filter(None, [wording.interval(number), count]))
+  return blocks.Cell(wording.value(number), detail, tuple(kinds), notes=failed)

@@ -1,114 +1,125 @@
-"""How runs, attacks and accuracies are written for a reader."""
+"""Numbers, keys and foreign text in words."""
 
-NORMS = {"linf": "Linf", "l2": "L2"}
-NOT_MEASURED = "not measured"
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
+from sprout_jax.results import KEYS
+from sprout_jax.results import Number
 
-def label(results):
-  """What was trained: method (with SPROUT's variant) and what is added, model, data set, seed."""
-  config, method = results["config"], results["config"]["method"]
-  variant = [str(method[key]) for key in ("concentration", "draw") if key in method]
-  added = [config["penalty"]["name"]] * (config["penalty"]["name"] != "none")
-  added += [f"AWP {config['awp_gamma']:g}"] * bool(config["awp_gamma"])
-  return (
-    " + ".join([" ".join([method["name"], *variant]), *added]) + f", {config['model']['name']}, "
-    f"{config['dataset']['name']}, seed {config['seed']}"
-  )
-
-
-def letters(number, first="A"):
-  """0, 1, ..., 25, 26, ... -> "A", "B", ..., "Z", "AA", ..."""
-  text = ""
-  while number >= 0:
-    number, place = divmod(number, 26)
-    text, number = chr(ord(first) + place) + text, number - 1
-  return text
-
-
-def share(value):
-  """0.973 -> "97.3 %"; None, of what could not be computed, is a dash."""
-  return "–" if value is None else f"{100 * value:.1f} %"
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+NAMES = {  # where the name in the files, with spaces, would not do
+  "pgd": "PGD",
+  "auto_attack": "AutoAttack",
+  "fgsm": "FGSM",
+  "noise": "random noise",
+  "strength": "stronger attacks",
+  "invariance": "transformations",
+  "certified_accuracy": "certified",
+  "smoothed_accuracy": "accuracy of the smoothed model",
+  "brier_score": "Brier score",
+  "cross_entropy": "cross-entropy",
+  "dlr": "DLR",
+}
+NOT_DEFINED = {"cosine_similarity": "No gradient was defined"}
+LONGEST = 2000  # characters of a text
 
 
-def interval(entry):
-  """{"interval"} -> "[94.8, 98.6]"."""
-  low, high = entry["interval"]
-  return f"[{100 * low:.1f}, {100 * high:.1f}]"
+def clean(text: Any, longest: int = LONGEST) -> str:
+  """Text of a file as a reader may see it: one line, bounded, without invisible characters.
+
+  Control, format and unassigned characters (escape sequences, marks that turn the direction of the
+  text) become their escapes.
+  """
+  text = "".join(map(_visible, str(text)[: longest + 1]))
+  return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def percent(entry):
-  """{"accuracy", "interval"} -> " 97.3 % [94.8, 98.6]"."""
-  return f"{share(entry['accuracy']):>7} {interval(entry)}"
+def _visible(character):
+  if character in "\n\t":
+    return " "
+  is_hidden = unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+  return ascii(character)[1:-1] if is_hidden else character
 
 
-def title(entry):
-  """The attack's name as people write it."""
-  name, _, version = entry["name"].removeprefix("transfer-").partition("-")
-  if name != "autoattack":
-    return entry["name"].removeprefix("transfer-").upper()
-  # One of its attacks alone is not AutoAttack.
-  return f"AutoAttack ({version})" if len(entry["per_attack"]) > 1 else version.upper()
+def name(text: str) -> str:
+  """An evaluation, an attack, a metric or an entry for readers."""
+  return NAMES.get(text) or clean(str(text).replace("_", " "), 60)
 
 
-def attack_spec(entry):
-  """Everything that defines an attack but its radius."""
-  if "per_attack" in entry:
-    return (
-      f"{title(entry)} {NORMS[entry['norm']]}, the worst of {', '.join(entry['per_attack'])}, seed "
-      f"{entry['seed']}"
-    )
-  if "draws" in entry:
-    return (
-      f"random noise {NORMS[entry['norm']]}, the worst of {entry['draws']} draws per image, seed "
-      f"{entry['seed']}"
-    )
-  return (
-    f"{title(entry)} {NORMS[entry['norm']]}, {entry['loss']} loss, {entry['steps']} steps of "
-    f"{entry['step_size']:g}, {entry['restarts']} random start(s), seed {entry['seed']}"
-  )
+def percent(share: float) -> str:
+  """A share as "78.3 %"."""
+  return f"{100 * share:.1f} %"
 
 
-def pgd_options(found):
-  """The PGD that "pgd" stands for in an evaluation's rows; "" where it does not say."""
-  options = found.get("options", {})
-  if "num_steps" not in options:
+def value(number: Number) -> str:
+  """A number with its unit, or that there is none."""
+  if number.value is None:
+    return NOT_DEFINED.get(number.metric, "not defined")
+  if number.unit == "share":
+    return percent(number.value)
+  if number.unit == "images":
+    return plural(round(number.value), "image")
+  return f"{number.value:.4g} {clean(number.unit, 20)}".rstrip()
+
+
+def interval(number: Number) -> str:
+  """The 95 % interval in square brackets, in the unit of the value; "" where there is none."""
+  if number.interval is None:
     return ""
-  return (
-    f"pgd: {options['num_steps']} steps of {options['step_size']:g}, {options['num_restarts']} start(s), "
-    f"{options['loss']} loss, seed {options['seed']}, "
-  )
+  factor, form = (100, ".1f") if number.unit == "share" else (1, ".4g")
+  return f"[{', '.join(f'{factor * limit:{form}}' for limit in number.interval)}]"
 
 
-def trained_on(results):
-  """The devices of the training; in earlier files, those of the evaluation, which one command did."""
-  return results["training"].get("devices", results["versions"]["devices"])
+def plural(count: int, noun: str) -> str:
+  """How many of something, in words."""
+  return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
-def notes(entry):
-  """What a reader of an ensemble's number must know besides."""
-  spec = entry.get("spec", {})
-  found = [f"{title(entry)}: {note}" for note in spec.get("notes", ())]
-  for key, text in (
-    ("not_misclassified_again", "were misclassified in the attack but not when seen again"),
-    ("not_finite", "have outputs that are not finite"),
-  ):
-    if spec.get(key):
-      found.append(f"{title(entry)} at {entry['epsilon']:g}: {spec[key]} adversarial images {text}")
-  return found
+def seconds(spent: float) -> str:
+  """A time in its own unit: "12 s", "3.4 min", "5.1 h"."""
+  for unit, length in (("h", 3600), ("min", 60)):
+    if spent >= 2 * length:
+      return f"{spent / length:.1f} {unit}"
+  return f"{spent:.0f} s" if spent >= 10 else f"{spent:.2g} s"
 
 
-def families(attacks):
-  """{title: entries of one attack, by rising epsilon}, in the order of the file."""
-  found = {}
-  for entry in attacks:
-    found.setdefault(title(entry), []).append(entry)
-  return found
+def radius(epsilon: float) -> str:
+  """A perturbation budget: decimal, or in 255ths where that is shorter."""
+  decimal, whole = f"{epsilon:.6g}", epsilon * 255
+  is_fraction = len(decimal) > 5 and abs(whole - round(whole)) < 1e-4
+  return f"{round(whole)}/255" if is_fraction else decimal
 
 
-def is_ensemble(entry):
-  """Whether an entry is AutoAttack's, or that of an attack that is run like it."""
-  return "per_attack" in entry
+def threat(norm: str, epsilon: float) -> str:
+  """The threat model, in words."""
+  return f"{NORMS.get(norm, clean(norm, 20))} epsilon {radius(epsilon)}"
 
 
-def has_auto_attack(attacks):
-  return any(len(entry["per_attack"]) > 1 for entry in attacks if is_ensemble(entry))
+PHRASES = {
+  "stage": lambda v: f"after {v}",
+  "norm": lambda v: NORMS.get(v, v),
+  "epsilon": lambda v: f"epsilon {radius(v)}",
+  "steps": lambda v: plural(v, "step"),
+  "step_size": lambda v: f"steps of {radius(v)}",
+  "restarts": lambda v: plural(v, "restart"),
+  "loss": lambda v: f"{name(v)} loss",
+  "draws": lambda v: plural(v, "draw"),
+  "bins": lambda v: plural(v, "bin"),
+  "source": lambda v: f"from {v}",
+  "other_module": lambda v: f"with {v}",
+  "radius": lambda v: f"L2 radius {v:g}",
+  "sigma": lambda v: f"noise {v:g}",
+  # These need no key beside them.
+  **dict.fromkeys(("attack", "transformation", "corruption", "module", "origin", "place"), name),
+}
+
+
+def describe(keys: Mapping[str, Any]) -> str:
+  """Keys of a number in words, in the order of `KEYS`: "PGD, Linf, epsilon 0.1, 50 steps"."""
+  return ", ".join(clean(_phrase(key, keys[key]), 120) for key in KEYS if key in keys)
+
+
+def _phrase(key, found):
+  plain = f"{found:g}" if isinstance(found, float) else found
+  return PHRASES[key](found) if key in PHRASES else f"{name(key)} {plain}"

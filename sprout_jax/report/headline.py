@@ -1,0 +1,231 @@
+"""The headline numbers of each run: which is the best, and whether the others differ from it."""
+
+import collections
+import dataclasses
+import statistics
+from collections.abc import Mapping
+
+from sprout_jax import results as results_lib
+from sprout_jax.report import blocks
+from sprout_jax.report import wording
+from sprout_jax.report.runs import Run
+from sprout_jax.report.runs import identity
+from sprout_jax.report.runs import images
+from sprout_jax.results import Number
+
+ENSEMBLES = ("standard", "plus", "rand")  # versions of AutoAttack that are more than one attack
+LEVEL = 0.05  # of the tests
+LAST = ("cost of training", "checks passed")  # columns of the headline
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """One headline number of all runs.
+
+  Attributes:
+    title, short: what it is, in words; for a narrow column.
+    evaluation, better: which evaluation finds it; what a run with more of it is: "robust", ...
+    numbers: {place of a run: its number}; runs without one are missing.
+    verdicts: {place of a run: `BEST`, `SIMILAR` (on the same images no difference from the best can
+      be seen), `OTHER` (another attack, other images or other data than most runs) or ""}.
+  """
+
+  title: str
+  short: str
+  evaluation: str
+  better: str
+  numbers: Mapping[int, Number]
+  verdicts: Mapping[int, str]
+
+  @property
+  def counts(self) -> list[int]:
+    """The different numbers of images."""
+    return sorted({n.count for n in self.numbers.values() if n.count is not None})
+
+
+def threat(runs: list[Run]) -> tuple[str | None, float | None]:
+  """The threat model (norm, epsilon) of most evaluations; of several, the middle one.
+
+  (None, None) without any attack.
+  """
+  attacked = {
+    (run.place, number.evaluation, number["norm"], number["epsilon"])
+    for run in runs
+    for number in run.results.numbers
+    if number["norm"] and number["epsilon"] and number.metric == "accuracy"
+  }
+  totals = collections.Counter((norm, epsilon) for *_, norm, epsilon in attacked)
+  most = max(totals.values(), default=0)
+  candidates = sorted(threat for threat, count in totals.items() if count == most)
+  return candidates[(len(candidates) - 1) // 2] if candidates else (None, None)
+
+
+def certified_radius(runs: list[Run]) -> float | None:
+  """The radius whose certified accuracy is shown: the middle one of those that were measured."""
+  radii = {n["radius"] for run in runs for n in run.of("smoothing", metric="certified_accuracy")}
+  return statistics.median_low(sorted(radii)) if radii else None
+
+
+def auto_attack(run: Run, norm: str | None, epsilon: float | None) -> Number | None:
+  """The accuracy under AutoAttack; None where it was not run, or a single attack of it alone."""
+  found = run.of("auto_attack", metric="accuracy", stage=None, norm=norm, epsilon=epsilon)
+  return next((number for number in found if number["version"] in ENSEMBLES), None)
+
+
+def measures(runs: list[Run]) -> list[Measure]:
+  """The headline numbers, measured or not: clean, PGD, AutoAttack, certified, corrupted."""
+  norm, epsilon = threat(runs)
+  radius = certified_radius(runs)
+  at = f" at {wording.threat(norm, epsilon)}" if norm else ""
+  within = "" if radius is None else f" at L2 radius {radius:g}"
+  pgd = lambda run: run.of("pgd", metric="accuracy").first(norm=norm, epsilon=epsilon)
+  strong = lambda run: auto_attack(run, norm, epsilon)
+  certified = lambda run: run.of("smoothing", metric="certified_accuracy").first(radius=radius)
+  corrupted = lambda run: run.of("corruptions", metric="mean_accuracy").first(severity=None)
+  rows = (
+    ("clean", "clean", "clean", "accurate", lambda run: run.results.clean),
+    (f"PGD{at}", "PGD", "pgd", "robust to PGD", pgd),
+    (f"AutoAttack{at}", "AutoAttack", "auto_attack", "robust", strong),
+    (f"certified{within}", "certified", "smoothing", "often certified", certified),
+    ("corruptions, mean", "corrupted", "corruptions", "accurate", corrupted),
+  )
+  made = []
+  for *words, find in rows:
+    numbers = {run.place: number for run in runs if (number := find(run)) is not None}
+    made.append(Measure(*words, numbers, _verdicts(runs, numbers)))
+  return made
+
+
+def _verdicts(runs, numbers):
+  kinds = {
+    run.place: (identity(numbers[run.place]), images(run, numbers[run.place]))
+    for run in runs
+    if run.place in numbers and numbers[run.place].value is not None
+  }
+  usual = collections.Counter(kinds.values()).most_common(1)
+  alike = {place: numbers[place] for place, kind in kinds.items() if kind == usual[0][0]}
+  found = {place: "" if place in alike else blocks.OTHER for place in kinds}
+  best = max(alike.values(), key=lambda number: number.value, default=None)
+  for place, number in alike.items() if len(alike) > 1 else ():
+    compared = results_lib.compare(best, number)
+    if number.value == best.value:
+      found[place] = blocks.BEST
+    elif compared is not None and not compared.differs:
+      found[place] = blocks.SIMILAR
+  return found
+
+
+def table(runs: list[Run], found: list[Measure]) -> blocks.Table:
+  """The headline: a row for each run."""
+  counted = [(run, m.numbers[run.place]) for m in found for run in runs if run.place in m.numbers]
+  is_same = len({images(run, number) for run, number in counted if number.count is not None}) < 2
+  rows = []
+  for run in runs:
+    failed = [name for name, state in run.checks().items() if state == "failed"]
+    cells = [_cell(run, measure, is_same) for measure in found]
+    checks = blocks.Cell(run.passed(), ", ".join(failed), (blocks.FAILED,) if failed else ())
+    rows.append((blocks.Cell(run.name), *cells, _cost([run]), checks))
+  titles = (measure.title for measure in found)
+  best = [measure for measure in found if blocks.BEST in measure.verdicts.values()]
+  means = [m.title for m in best if all(n.outcomes is None for n in m.numbers.values())]
+  note = f"No test of differences, as no outcomes of images are kept: {', '.join(means)}."
+  return blocks.Table(("run", *titles, *LAST), tuple(rows), (note,) if means else ())
+
+
+def _cost(runs):
+  spent = [run.about("training").get("seconds") for run in runs]
+  if None in spent:
+    return blocks.missing("not trained here")
+  devices = dict.fromkeys(str(run.about("training").get("devices") or "") for run in runs)
+  return blocks.Cell(wording.seconds(statistics.fmean(spent)), ", ".join(devices)[:60])
+
+
+def _cell(run, measure, is_same):
+  number = measure.numbers.get(run.place)
+  if number is None:
+    return blocks.missing(run.missing(measure.evaluation))
+  count = "" if number.count is None or is_same else f"n = {number.count:,}"
+  failed = blocks.FAILED if run.results.failed_checks(number) else ""
+  detail = " ".join(filter(None, [wording.interval(number), count]))
+  kinds = tuple(filter(None, [measure.verdicts.get(run.place), failed]))
+  return blocks.Cell(wording.value(number), detail, kinds)
+
+
+def group_table(groups: Mapping[str, list[Run]], found: list[Measure]) -> blocks.Table:
+  """The headline over seeds: a row for each group of runs, mean and standard deviation."""
+  columns, rows = (_over_seeds(groups.values(), measure) for measure in found), []
+  for (name, runs), *cells in zip(groups.items(), *columns):
+    checks = blocks.Cell(", ".join(dict.fromkeys(run.passed() for run in runs)))
+    rows.append((blocks.Cell(name, f"n = {len(runs)}"), *cells, _cost(runs), checks))
+  return blocks.Table(("runs", *(measure.title for measure in found), *LAST), tuple(rows))
+
+
+def _over_seeds(groups, measure):
+  """The cells of a measure, one for each group; the best mean is among groups measured alike."""
+  values, cells = [], []
+  for runs in groups:
+    numbers = [measure.numbers.get(run.place) for run in runs]
+    is_there = all(number is not None and number.value is not None for number in numbers)
+    values.append([number.value for number in numbers] if is_there else [])
+  others = [any(measure.verdicts.get(r.place) == blocks.OTHER for r in runs) for runs in groups]
+  alike = [one for one, is_other in zip(values, others) if one and not is_other]
+  best = max(alike, key=statistics.fmean, default=None)
+  for one, is_other in zip(values, others):
+    if one:
+      kind = blocks.OTHER if is_other else _against(best, one) if len(alike) > 1 else None
+      spread = f" ± {100 * statistics.stdev(one):.1f}" if len(one) > 1 else ""
+      text = f"{100 * statistics.fmean(one):.1f}{spread} %"
+      cells.append(blocks.Cell(text, "", (kind,) if kind else ()))
+    else:
+      cells.append(blocks.missing("not in all"))
+  return cells
+
+
+def _against(best, one):
+  """Whether one group is the best, or Welch's t-test over the seeds sees no difference from it."""
+  import scipy.stats  # slow to import
+
+  if statistics.fmean(one) == statistics.fmean(best):
+    return blocks.BEST
+  if min(len(set(one)), len(set(best))) < 2:
+    return None  # a test needs a spread
+  p_value = scipy.stats.ttest_ind(best, one, equal_var=False).pvalue
+  return blocks.SIMILAR if p_value >= LEVEL else None
+
+
+def summary(run: Run) -> str:
+  """The accuracy under AutoAttack where there is one, else PGD's as an upper bound."""
+  (norm, epsilon), clean = threat([run]), run.results.clean
+  strong = auto_attack(run, norm, epsilon)
+  number = strong or run.of("pgd", metric="accuracy").first(norm=norm, epsilon=epsilon)
+  share = lambda n: f"{wording.percent(n.value)} of {wording.plural(n.count, 'image')}"
+  if number is None:
+    return f"{share(clean)} are classified correctly. Neither AutoAttack nor PGD was run."
+  name = f"AutoAttack ({strong['version']})" if strong else "PGD"
+  bound = (
+    "" if strong else " This is an upper bound: AutoAttack, which may lower it, was not run here."
+  )
+  under = f"under {name} at {wording.threat(norm, epsilon)}"
+  limits = f"95 % interval {wording.interval(number)}"
+  without = f"Without an attack: {share(clean)}."
+  return f"{share(number)} are classified correctly {under} ({limits}).{bound} {without}"
+
+
+def warnings(runs: list[Run], found: list[Measure]) -> list[str]:
+  """What a reader must know of the headline numbers, a sentence each."""
+  said = ["The runs have different data: their numbers do not compare."]
+  said = said if len({run.data for run in runs}) > 1 else []
+  for run in runs:
+    said += [f"{run.name}: {run.incomplete()}"] if run.incomplete() else []
+    for name, reason in run.results.failed.items():
+      said.append(f"{run.name}: {wording.name(name)} failed: {wording.clean(reason, 300)}")
+    shown = [measure.numbers[run.place] for measure in found if run.place in measure.numbers]
+    for finding in run.results.findings:
+      is_elsewhere = any(map(finding.is_about, run.results.numbers)) and not any(
+        map(finding.is_about, shown)
+      )
+      if not finding.passed and not is_elsewhere:
+        said.append(f"{run.name}, check {finding.check}: {finding.text}")
+    if not run.results.findings:
+      said.append(f"{run.name}: nothing was checked; accuracies under attack are upper bounds.")
+  return said

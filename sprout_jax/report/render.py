@@ -1,0 +1,139 @@
+"""Everything that is written, by the templates: the page, LaTeX, the tables of the terminal.
+
+Every text that a template shows is cleaned (`wording.clean`) and escaped for its format, whatever
+the template does with it.
+"""
+
+import base64
+import pathlib
+import textwrap
+from typing import Any
+
+from sprout_jax.report import headline
+from sprout_jax.report import sections
+from sprout_jax.report import tables
+from sprout_jax.report import wording
+from sprout_jax.report.headline import Measure
+from sprout_jax.report.runs import Run
+
+TEMPLATES = pathlib.Path(__file__).with_name("templates")
+COLUMNS, NAMES = 80, 44  # of a terminal; of the names of numbers in it
+FIRST = ("clean", "pgd", "auto_attack")  # what the table of a run begins with
+Groups = dict[str, list[Run]]
+MARKS = {"best": "*", "similar": "~", "other": "+", "failed": "!"}
+LATEX = {
+  "\\": r"\textbackslash{}",
+  "~": r"\textasciitilde{}",
+  "^": r"\textasciicircum{}",
+  "<": r"\textless{}",
+  ">": r"\textgreater{}",
+  "±": r"$\pm$",
+  **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def page(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
+  """The page: HTML that opens offline and needs no script."""
+  return _render(
+    "page.html",
+    title=f"Robustness of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}",
+    summary=headline.summary(runs[0]) if len(runs) == 1 else "",
+    headline=headline.group_table(groups, measures) if groups else headline.table(runs, measures),
+    each_run=headline.table(runs, measures) if groups else None,
+    warnings=headline.warnings(runs, measures),
+    nowhere=sections.nowhere(runs),
+    sections=sections.build(runs, measures),
+  )
+
+
+def latex(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
+  """The headline as a LaTeX tabular that needs no package; over seeds where there are several."""
+  shown = [measure for measure in measures if measure.numbers]
+  table = headline.group_table(groups, shown) if groups else headline.table(runs, shown)
+  return _render("report.tex", table=table, is_grouped=bool(groups))
+
+
+def run_table(run: Run) -> str:
+  """The table of one run for the terminal: the main numbers and the failed checks below them."""
+  measured = run.results.numbers.values("evaluation")
+  names = [name for name in dict.fromkeys((*FIRST, *measured)) if name in measured]
+  chosen = {name: tables.main(run, name) for name in names}
+  shown = [number for numbers in chosen.values() for number in numbers]
+  failed = [finding for finding in run.results.findings if not finding.passed]
+  return _render(
+    "run.txt",
+    run=run,
+    summary=headline.summary(run),
+    states=list(run.checks().values()),
+    sections={name: tables.section([run], {0: chosen[name]}, name) for name in names},
+    elsewhere=[finding.text for finding in failed if not any(map(finding.is_about, shown))],
+  )
+
+
+def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
+  """The headline for the terminal."""
+  made = [headline.table(runs, measures)]
+  made += [headline.group_table(groups, measures)] if groups else []
+  header = ["", *(measure.short for measure in measures)]  # of groups, whose rows have long names
+  return _render(
+    "runs.txt",
+    tables=list(map(_aligned, made, ([*header, "training", "checks"], header))),
+    kinds={kind for table in made for kind in table.kinds},
+    notes=made[0].notes,
+    runs=runs,
+    measures=measures,
+    warnings=headline.warnings(runs, measures),
+  )
+
+
+def _aligned(table, header):
+  """Columns side by side; a row begins with the keys of its runs."""
+  rows = [header]
+  for head, *cells in (row[: len(header)] for row in table.rows):
+    texts = [cell.text.removesuffix(" %").replace(" ± ", "±") for cell in cells]
+    marks = ("".join(MARKS.get(kind, "") for kind in cell.kinds) for cell in cells)
+    shown = (
+      f"{'-' if text.startswith('not ') else text}{mark}" for text, mark in zip(texts, marks)
+    )
+    rows.append([wording.clean(head.text, 24), *shown])
+  first, *others = (max(map(len, column)) for column in zip(*rows))
+  first = max(min(first, COLUMNS - sum(others) - 2 * len(others)), 4)
+  lines = [
+    "  ".join([name[:first].ljust(first), *map(str.rjust, cells, others)]) for name, *cells in rows
+  ]
+  return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _line(row):
+  """A row of the table of one run."""
+  name, cell = row
+  *above, last = textwrap.wrap(wording.clean(name.text, 200), NAMES - 2)
+  value = f"  {last:{NAMES - 2}}{cell.text:>14}  {cell.detail}".rstrip()
+  return "\n".join([*(f"  {line}" for line in above), value])
+
+
+def _wrapped(text, indent=""):
+  """Lines that fit the terminal, the later ones indented as far as the first begins."""
+  later, text = " " * len(indent), wording.clean(text, 1000)
+  return textwrap.fill(text, COLUMNS, initial_indent=indent, subsequent_indent=later)
+
+
+def _tex(text):
+  return "".join(LATEX.get(character, character) for character in wording.clean(text, 200))
+
+
+def _render(template: str, **values: Any) -> str:
+  import jinja2  # slow to import
+
+  escape = {"page.html": wording.clean, "report.tex": _tex}.get(template, str)
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    autoescape=template == "page.html",
+    undefined=jinja2.StrictUndefined,
+    finalize=lambda value: escape(value) if type(value) is str else value,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {"base64": lambda png: base64.b64encode(png).decode("ascii")}
+  environment.filters |= {"wrapped": _wrapped, "line": _line}
+  return environment.get_template(template).render(values, wording=wording)
