@@ -1,98 +1,96 @@
-"""Reads a written report back: sections, tables, images and links of the page and of the Markdown."""
+"""Reads a written page back: sections, tables, images and texts."""
 
 import dataclasses
-import html
 import html.parser
-import re
+
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 @dataclasses.dataclass
-class Report:
+class Page:
+  """Sections are the titles of the page's foldable parts; what is above the first is in "" ."""
+
   titles: list = dataclasses.field(default_factory=list)
-  tables: list = dataclasses.field(default_factory=list)  # of rows of texts
-  images: list = dataclasses.field(default_factory=list)  # (source, alternative text)
-  links: list = dataclasses.field(default_factory=list)
-  ids: list = dataclasses.field(default_factory=list)
+  opened: list = dataclasses.field(default_factory=list)  # titles of the sections that are open
+  tables: list = dataclasses.field(default_factory=list)  # (section, rows of texts)
+  classes: list = dataclasses.field(default_factory=list)  # as `tables`, of CSS classes
+  images: list = dataclasses.field(default_factory=list)  # (section, source, alternative text)
+  items: list = dataclasses.field(
+    default_factory=list
+  )  # (section, text of a list item or paragraph)
   tags: set = dataclasses.field(default_factory=set)
+  attributes: set = dataclasses.field(default_factory=set)
   text: str = ""
 
-  def table(self, title, number=0):
+  def table(self, section, number=0, cells="tables"):
     """{head of a row: cells} of a section's table, the header as the row "header"."""
-    rows = [table for section, table in self.tables if section == title][number]
-    return {"header": rows[0][1:]} | {row[0]: row[1:] for row in rows[1:]}
+    rows = [rows for title, rows in getattr(self, cells) if title == section][number]
+    heads = [rows for title, rows in self.tables if title == section][number]
+    return {("header" if k == 0 else heads[k][0]): row[1:] for k, row in enumerate(rows)}
+
+  def said(self, section):
+    """The texts of a section's list items and paragraphs."""
+    return [text for title, text in self.items if title == section]
 
 
 class _Parser(html.parser.HTMLParser):
   def __init__(self):
     super().__init__()
-    self.report, self._title, self._cell = Report(), None, None
+    self.page, self.stack, self.section, self.is_open = Page(), [], "", False
+    self.sinks = []  # lists whose last text grows
 
   def handle_starttag(self, tag, attributes):
-    found, attributes = self.report, dict(attributes)
-    found.tags.add(tag)
-    if "id" in attributes:
-      found.ids.append(attributes["id"])
-    if tag == "h2":
-      found.titles.append("")
+    page, attributes = self.page, dict(attributes)
+    page.tags.add(tag)
+    page.attributes |= set(attributes)
+    if tag not in VOID:
+      self.stack.append(tag)
+    if tag == "details":
+      self.is_open = "open" in attributes
+    elif tag == "h2":
+      page.titles.append("")
+      self.section = None
     elif tag == "img":
-      found.images.append((attributes["src"], attributes["alt"]))
-    elif tag == "a":
-      found.links.append(attributes["href"])
+      page.images.append((self.section, attributes["src"], attributes["alt"]))
     elif tag == "table":
-      found.tables.append((found.titles[-1], []))
+      page.tables.append((self.section, []))
+      page.classes.append((self.section, []))
     elif tag == "tr":
-      found.tables[-1][1].append([])
+      page.tables[-1][1].append([])
+      page.classes[-1][1].append([])
     elif tag in ("td", "th"):
-      found.tables[-1][1][-1].append("")
-      self._cell = True
-    elif tag == "small":
+      page.tables[-1][1][-1].append("")
+      page.classes[-1][1][-1].append(attributes.get("class", ""))
+    elif tag in ("p", "li"):
+      page.items.append((self.section, ""))
+    elif tag in ("small", "sup"):
       self.handle_data(" ")
-    self._title = tag == "h2"
 
   def handle_endtag(self, tag):
-    if tag in ("td", "th"):
-      self._cell = None
+    assert self.stack.pop() == tag, f"{tag} closes another tag"
     if tag == "h2":
-      self._title = False
+      self.section = self.page.titles[-1]
+      self.page.opened += [self.section] if self.is_open else []
 
   def handle_data(self, data):
-    found = self.report
-    found.text += data
-    if self._title:
-      found.titles[-1] += data
-    if self._cell:
-      found.tables[-1][1][-1][-1] += data
+    page = self.page
+    page.text += data
+    if "h2" in self.stack:
+      page.titles[-1] += data
+    elif self.stack and {"td", "th"} & set(self.stack):
+      row = page.tables[-1][1][-1]
+      row[-1] = " ".join((row[-1] + data).split()) + " " * data.endswith(" ")
+    elif {"p", "li"} & set(self.stack):
+      section, text = page.items[-1]
+      page.items[-1] = (section, text + data)
 
 
-def page(text):
+def read(text: str) -> Page:
+  """Parses a page; an assertion fails where tags are not closed in their order."""
   parser = _Parser()
   parser.feed(text)
-  return parser.report
-
-
-def markdown(text):
-  found = Report()
-  in_table = False
-  for line in text.splitlines():
-    if line.startswith("## "):
-      found.titles.append(_plain(line[3:]))
-    found.images += re.findall(r"!\[.*?\]\((\S+?)\)", line)
-    if line.startswith("|"):
-      if not in_table:
-        found.tables.append((found.titles[-1], []))
-      if not line.startswith("| --- "):
-        found.tables[-1][1].append(
-          [_plain(cell) for cell in re.split(r" (?<!\\)\| ", f" {line[2:-2]} ")]
-        )
-    in_table = line.startswith("|")
-  for _, rows in found.tables:
-    for row in rows[1:]:
-      if not any(row[1:]):  # a group: one cell over all columns
-        del row[1:]
-  found.text = _plain(text)
-  return found
-
-
-def _plain(text):
-  text = html.unescape(re.sub(r"</?sup>", "", text)).replace("**", "")
-  return re.sub(r"\\(.)", r"\1", text).strip()
+  parser.close()
+  assert not parser.stack
+  strip = lambda rows: [[cell.strip() for cell in row] for row in rows]
+  parser.page.tables = [(title, strip(rows)) for title, rows in parser.page.tables]
+  return parser.page

@@ -1,363 +1,564 @@
-"""The page about several runs: what it says, beside which number, and that nothing is missing."""
+"""The page about several runs: what stands where, what is marked, what is missing."""
 
 import base64
-import json
-import pathlib
-import re
-import shutil
-import subprocess
-import sys
+import dataclasses
+import io
+import itertools
+import statistics
 
+import numpy as np
+import pandas
 import pytest
+import scipy.stats
+from PIL import Image
 
 from sprout_jax import report
+from sprout_jax import results
+from sprout_jax.report import figures
+from sprout_jax.results import numbers as numbers_lib
+from sprout_jax.results.checks import CHECKS
+from sprout_jax.results.numbers import Number
 from tests.report import reading
-from tests.report import synthetic
+from tests.report import runs
 
-ROOT = pathlib.Path(__file__).parents[2]
-ATTACKS = "Accuracy under attack"
+ATTACKS, PAIRED, ORIGINS = (
+  "Accuracy under attack",
+  "Paired comparisons",
+  "Where the numbers come from",
+)
+LIGHT = ("pgd", "auto_attack")  # evaluations that need no slow figures
 
 
 def make(*workdirs):
-  """Writes the report of runs; returns (page, Markdown, folder, page as text)."""
-  text = report.compare(workdirs)
-  folder = pathlib.Path(workdirs[0]) / "report"
-  assert text.splitlines()[-2:] == [
-    f"wrote {folder / 'report.html'}",
-    f"wrote {folder / 'report.md'}",
-  ]
-  source = (folder / "report.html").read_text(encoding="utf-8")
-  return (
-    reading.page(source),
-    reading.markdown((folder / "report.md").read_text(encoding="utf-8")),
-    folder,
-    source,
-  )
+  """Writes the page about runs; returns it as it was read back."""
+  report.compare(workdirs)
+  return reading.read((workdirs[0] / "report" / "report.html").read_text(encoding="utf-8"))
 
 
-def changed(folder, change, **options):
-  """A complete workdir whose results were changed in place by a function."""
-  content = synthetic.results(**options)
-  change(content)
-  return synthetic.write(folder, content, synthetic.metrics("sprout", 0.4))
+def with_outcomes(name, outcomes, indices=None, **keys):
+  """A change that puts these outcomes at epsilon 0.1 in the place of those of PGD or AutoAttack."""
+  keys = {
+    **runs.PGD,
+    **runs.LINF,
+    **({"version": "standard"} if name == "auto_attack" else {}),
+    **keys,
+  }
+
+  def change(evaluations, about):
+    where = np.arange(len(outcomes)) if indices is None else indices
+    evaluations.add(name, [numbers_lib.accuracy(outcomes, where, **keys)])
+
+  return change
 
 
-def light(content):
-  """Leaves what needs no plots, which are slow."""
-  content["evaluations"] = {name: content["evaluations"][name] for name in ("transfer", "sanity")}
+def first(count, right):
+  """Outcomes of which the first ones are right."""
+  return np.arange(count) < right
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """A complete run, one without some evaluations, and one of an earlier version."""
-  folder = tmp_path_factory.mktemp("report")
+  """(page, source) of three runs: a complete one, one without some evaluations, a failed one."""
+  folder = tmp_path_factory.mktemp("made")
 
-  def fewer(content):
-    for name in ("smoothing", "examples", "transfer"):
-      del content["evaluations"][name]
-    content["evaluations"]["strength"]["best_loss"]["dlr"] = None
-    content["checks"] = [synthetic.finding("monotone", evaluation="pgd")]
+  def fewer(evaluations, about):
+    for name in ("smoothing", "examples", "auto_attack", "corruptions"):
+      del evaluations[name]
+    cosines = [n for n in evaluations["gradients"].numbers if n.unit == ""]
+    evaluations.add(
+      "gradients", [dataclasses.replace(n, value=None, interval=None) for n in cosines]
+    )
 
-  old = shutil.copytree(
-    ROOT / "benchmarks" / "results" / "methods" / "cifar10_pgd_0", folder / "old"
+  failed = {"corruptions": "no images of them", "auto_attack": "out of memory"}
+  workdirs = [
+    runs.workdir(folder / "a"),
+    runs.workdir(folder / "b", "natural", 0.2, change=fewer, failed=failed),
+    runs.workdir(folder / "c", "pgd", 0.7, seed=1, optimizer={"learning_rate": 0.2}),
+  ]
+  report.compare(workdirs)
+  source = (folder / "a" / "report" / "report.html").read_text(encoding="utf-8")
+  return reading.read(source), source
+
+
+def test_the_first_table_has_a_row_for_each_run(made):
+  page, _ = made
+  table = page.table("")
+  assert table["header"] == [
+    "clean",
+    "PGD at Linf epsilon 0.1",
+    "AutoAttack at Linf epsilon 0.1",
+    "certified at L2 radius 0.25",
+    "corruptions, mean",
+    "cost of training",
+    "checks passed",
+  ]
+  assert table["A sprout, seed 0"] == [
+    "95.0 % [91.0, 97.3] n = 200",
+    "50.0 % [43.1, 56.9] n = 200",
+    "45.0 % [38.3, 51.9] n = 200",
+    "64.0 % [50.1, 75.9] n = 50",
+    "75.0 %",
+    "61 s 1 x cpu",
+    "10 of 10",
+  ]
+  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 of 10"]
+  assert table["B natural, seed 0"][2:] == others
+  kinds = page.table("", cells="classes")
+  assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
+  assert kinds["B natural, seed 0"][2:5] == ["missing"] * 3
+  assert kinds["C pgd, seed 1"][:5] == ["best"] * 5
+  note = "No test of differences, as no outcomes of images are kept: corruptions, mean."
+  assert note in page.said("")
+
+
+def test_sections_and_which_of_them_are_open(made):
+  page, _ = made
+  assert page.titles[:2] == [ATTACKS, PAIRED] == page.opened
+  assert page.titles[2:] == [
+    "Stronger attacks",
+    "Noise, transfer and sanity",
+    "Transformations",
+    "Corruptions",
+    "Certified accuracy",
+    "Calibration",
+    "Landscape and gradients",
+    "Examples",
+    "Training",
+    "Configs",
+    "Checks",
+    ORIGINS,
+  ]
+  drawn = [title for title, source, _ in page.images if len(source) > 10_000]
+  assert sorted(set(drawn)) == sorted(
+    {ATTACKS, "Stronger attacks", "Landscape and gradients", "Training", *page.titles[4:8]}
   )
-  return make(
-    synthetic.workdir(folder / "a"),
-    changed(folder / "b", fewer, method="natural", level=0.3, optimizer={"learning_rate": 0.2}),
-    old,
+  assert "cannot be shown" not in page.text
+
+
+def test_the_table_of_attacks_begins_with_auto_attack(made):
+  table = made[0].table(ATTACKS)
+  assert list(table)[:3] == [
+    "header",
+    "AutoAttack, version standard, Linf, epsilon 0.1, 100 steps, 1 restart, seed 0, 200 images",
+    "accuracy",
+  ]
+  assert table["accuracy"] == ["45.0 % [38.3, 51.9]", "failed", "65.0 % [58.2, 71.3]"]
+  pgd = "PGD, Linf, 20 steps, steps of 0.01, 5 restarts, margin loss, seed 0, 200 images"
+  assert list(table)[7] == pgd and table["epsilon 0.2"][0] == "5.0 % [2.7, 9.0]"
+
+
+def test_what_is_missing_and_what_failed_is_seen(made):
+  page, _ = made
+  assert "B natural, seed 0: corruptions failed: no images of them" in page.said("")
+  assert page.table("Corruptions")["mean accuracy"][1] == "failed"
+  assert page.table("Certified accuracy")["abstained"] == ["3 images", "not measured", "3 images"]
+  assert page.table("Examples")["image 3: digit 3"][1] == "not measured"
+  assert page.table("Landscape and gradients")["cosine similarity, gaussian, with mixup"] == [
+    "0.5",
+    "No gradient was defined",
+    "0.5",
+  ]
+
+
+def test_what_nobody_measured_is_listed(tmp_path):
+  page = make(runs.workdir(tmp_path / "a", only=LIGHT))
+  (nowhere,) = [text for text in page.said("") if text.startswith("Not measured for any run")]
+  assert "smoothing" in nowhere and "transformations" in nowhere and "PGD" not in nowhere
+
+
+def test_every_check_by_run(made):
+  page, _ = made
+  table = page.table("Checks")
+  assert len(table) == len(CHECKS) + 1
+  assert table["Is PGD near AutoAttack? gap"] == ["passed", "not made", "passed"]
+  said = page.said("Checks")
+  assert any(
+    text.startswith("A, gap, passed: At Linf epsilon 0.1: PGD leaves 5.0") for text in said
   )
+
+
+def test_where_the_numbers_come_from(made):
+  table = made[0].table(ORIGINS)
+  assert table["parameters_sha256"][0] == f"0{'c0ffee' * 10}"
+  assert table["data.provenance"] == ["the official set"] * 3
+  assert table["versions.jax"] == ["0.10.2"] * 3
+  assert table["evaluation.smoothing"][1] == "-"
+  options = '{"num_steps": 20, "num_restarts": 5}'
+  assert table["evaluation.smoothing"][0] == f"version 1; 2.5 s; {options}"
+
+
+def test_provenance_that_differs_is_said(tmp_path):
+  def newer(evaluations, about):
+    about["versions"] = {"jax": "0.11", "devices": "1 x cpu"}
+
+  page = make(runs.workdir(tmp_path / "a", only=LIGHT, change=newer))
+  assert page.table(ORIGINS)["evaluation.pgd"][0].endswith('; with {"jax": "0.10.2"}')
+
+
+def test_configs_show_what_differs_and_nothing_else(made):
+  page, _ = made
+  assert page.table("Configs") == {
+    "header": ["A sprout, seed 0", "B natural, seed 0", "C pgd, seed 1"],
+    "dataset.data_dir": ['"/data/0"', '"/data/0"', '"/data/1"'],
+    "method.name": ['"sprout"', '"natural"', '"pgd"'],
+    "optimizer.learning_rate": ["0.1", "0.1", "0.2"],
+    "seed": ["0", "0", "1"],
+  }
+
+
+def test_training(made):
+  table = made[0].table("Training")
+  assert table["time"] == ["61 s"] * 3 and table["peak memory"] == ["1.00 GiB"] * 3
+  assert table["planned steps"] == ["900"] * 3
+  assert "do not compare" in made[0].said("Training")[0]
+
+
+def test_nothing_is_loaded(made):
+  page, source = made
+  assert not page.tags & {"script", "link", "iframe", "object", "form", "a"}
+  assert not {name for name in page.attributes if name.startswith("on")}
+  assert "url(" not in source and "@import" not in source
+  for _, data, text in page.images:
+    prefix, encoded = data.split(",")
+    assert prefix == "data:image/png;base64" and text
+    assert base64.b64decode(encoded, validate=True).startswith(b"\x89PNG")
+  assert '<meta name="viewport" content="width=device-width' in source
+  assert len(source) < 3e6
+
+
+# Marks: the best, what does not differ from it, what does not compare.
+
+
+@pytest.mark.parametrize("name", ["pgd", "auto_attack"])
+def test_the_best_is_marked_and_what_does_not_differ_from_it(tmp_path, name):
+  """100 right; 95 of the same right: p = 2 / 2^5; 94: p = 2 / 2^6 = 0.03."""
+  found = {"best": first(200, 100), "near": first(200, 95), "far": first(200, 94)}
+  assert scipy.stats.binomtest(0, 5).pvalue > 0.05 > scipy.stats.binomtest(0, 6).pvalue
+  folders = [
+    runs.workdir(tmp_path / key, key, only=(), change=with_outcomes(name, outcomes))
+    for key, outcomes in found.items()
+  ]
+  page = make(*folders)
+  column = {"pgd": 1, "auto_attack": 2}[name]
+  kinds = [row[column] for row in page.table("", cells="classes").values()]
+  assert kinds[1:] == ["best", "similar", ""]
+  assert page.table("")["B near"][column].startswith("47.5 % ≈")
+  better = {"pgd": "robust to PGD", "auto_attack": "robust"}[name]
+  said = [text for text in page.said(PAIRED)[1:] if "(0.0 points" not in text]  # clean: the same
+  assert said == [
+    "No difference can be seen between A best and B near (2.5 points, 95 % interval 0.1 to 4.8, "
+    "same 200 images, McNemar's p = 0.062).",
+    f"A best is 3.0 points more {better} than C far (95 % interval 0.5 to 5.5, same 200 images).",
+    "No difference can be seen between B near and C far (0.5 points, 95 % interval -0.9 to 1.9, "
+    "same 200 images).",
+  ]
+
+
+def test_equal_values_are_all_the_best(tmp_path):
+  folders = [
+    runs.workdir(tmp_path / key, key, only=(), change=with_outcomes("pgd", first(200, 50)))
+    for key in "ab"
+  ]
+  kinds = make(*folders).table("", cells="classes")
+  assert [row[1] for row in kinds.values()][1:] == ["best", "best"]
+
+
+def test_a_single_run_is_not_the_best(tmp_path):
+  page = make(runs.workdir(tmp_path / "a", only=LIGHT))
+  assert set(page.table("", cells="classes")["A sprout"]) <= {"", "missing"}
+  assert "45.0 % of 200 images are classified correctly under AutoAttack" in page.said("")[0]
+
+
+@pytest.mark.parametrize(
+  "odd",
+  [
+    with_outcomes("pgd", first(200, 190), steps=7),  # another attack
+    with_outcomes("pgd", first(100, 95)),  # other images
+    with_outcomes("pgd", first(200, 190), indices=np.arange(1, 201)),  # as many others
+    lambda evaluations, about: (
+      with_outcomes("pgd", first(200, 190))(evaluations, about),
+      about["data"].update(fingerprint="e" * 64),  # other data
+    ),
+  ],
+)
+def test_what_was_measured_in_another_way_is_no_best(tmp_path, odd):
+  usual = with_outcomes("pgd", first(200, 100))
+  folders = [
+    runs.workdir(tmp_path / key, key, only=(), change=change)
+    for key, change in (("one", usual), ("odd", odd), ("two", usual))
+  ]
+  page = make(*folders)
+  table, kinds = page.table(""), page.table("", cells="classes")
+  assert [row[1] for row in kinds.values()][1:] == ["best", "other", "best"]
+  assert table["B odd"][1].startswith("95.0 % †")
+  assert any(text.startswith("† Measured with another attack") for text in page.said(""))
+  has_other_data = any("different data" in text for text in page.said(""))
+  pairs = [text for text in page.said(PAIRED) if "B odd" in text]
+  assert len(pairs) == (
+    0 if has_other_data else 4
+  )  # PGD and clean; other data are not the same images
+
+
+def test_subsets_of_different_size_are_marked_and_counted(tmp_path):
+  one = runs.workdir(tmp_path / "a", "one", only=(), change=with_outcomes("pgd", first(200, 90)))
+  two = runs.workdir(tmp_path / "b", "two", only=(), change=with_outcomes("pgd", first(100, 60)))
+  page = make(one, two)
+  row = page.table(ATTACKS)["accuracy"]
+  assert row == ["45.0 % [38.3, 51.9]", "60.0 % † [50.2, 69.1] 100 images"]
+  assert page.table("")["A one"][1].endswith("n = 200")
+  assert page.table("")["B two"][1].endswith("n = 100")
+
+
+def test_a_number_that_failed_a_check_is_marked_where_it_stands(tmp_path):
+  """PGD 20 points above AutoAttack."""
+
+  def change(evaluations, about):
+    with_outcomes("pgd", first(200, 140))(evaluations, about)
+    with_outcomes("auto_attack", first(200, 100))(evaluations, about)
+
+  page = make(runs.workdir(tmp_path / "a", "one", only=(), change=change))
+  text = "PGD leaves 20.0 points more than AutoAttack"
+  assert page.table("")["A one"][1] == "70.0 % ! [63.3, 75.9]"
+  assert page.table("")["A one"][-1] == "0 of 10 ! gap"
+  assert any(text in said and "check gap" in said for said in page.said(""))
+  notes = [said for said in page.said(ATTACKS) if said.startswith("A: !")]
+  assert len(notes) == 1 and text in notes[0]
+
+
+def test_many_runs_are_compared_with_the_best(tmp_path):
+  folders = [
+    runs.workdir(
+      tmp_path / f"{k}", f"m{k}", only=(), change=with_outcomes("pgd", first(200, 20 * k))
+    )
+    for k in range(7)
+  ]
+  page = make(*folders)
+  pairs = [text for text in page.said(PAIRED) if "robust to PGD" in text]
+  assert len(pairs) == 6 and all(text.startswith("G m6 is ") for text in pairs)
+
+
+# Seeds.
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-  return make(synthetic.workdir(tmp_path_factory.mktemp("alone") / "a"))
+def seeds(tmp_path_factory):
+  """(page, folder, numbers of right images): three methods with three seeds, one with one."""
+  folder = tmp_path_factory.mktemp("seeds")
+  right = {"near": (100, 110, 120), "best": (112, 118, 124), "far": (60, 61, 63), "lone": (50,)}
+  workdirs = [
+    runs.workdir(
+      folder / f"{method}_{seed}",
+      method,
+      seed=seed,
+      only=(),
+      change=with_outcomes("pgd", first(200, count)),
+    )
+    for method, counts in right.items()
+    for seed, count in enumerate(counts)
+  ]
+  return make(*workdirs), workdirs[0] / "report", right
 
 
-def test_page_and_markdown_say_the_same(made):
-  page, markdown, _, _ = made
-  assert page.titles == markdown.titles
-  assert "Radar chart" in page.titles and "Attacked images" in page.titles
-  assert len(page.tables) == len(markdown.tables) > 10
-  for (title, rows), other in zip(page.tables, markdown.tables):
-    assert (title, [[cell.strip() for cell in row] for row in rows]) == other
-  assert len(page.images) == len(markdown.images)
+def test_runs_that_differ_in_the_seed_only_are_grouped(seeds):
+  page, _, right = seeds
+  table = page.table("")
+  names = ["A B C near n = 3", "D E F best n = 3", "G H I far n = 3", "J lone n = 1"]
+  assert list(table)[1:] == names
+  for name, counts in zip(names, right.values()):
+    shares = [100 * count / 200 for count in counts]
+    spread = f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    assert table[name][1].startswith(f"{np.mean(shares):.1f}{spread} %")
+  kinds = [row[1] for row in page.table("", cells="classes").values()][1:]
+  p_values = [
+    scipy.stats.ttest_ind(right["best"], right[other], equal_var=False).pvalue
+    for other in ("near", "far")
+  ]
+  assert p_values[0] > 0.05 > p_values[1]
+  assert kinds == ["similar", "best", "", ""]
 
 
-def test_every_image_is_inside_the_page_and_beside_the_markdown(made):
-  page, markdown, folder, _ = made
-  assert len(page.images) > 10
-  for source, alternative in page.images:
-    prefix, data = source.split(",")
-    assert prefix == "data:image/png;base64" and alternative
-    assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
-  assert {path.name for path in (folder / "plots").iterdir()} == {
-    path.removeprefix("plots/") for path in markdown.images
-  }
+def test_each_run_of_a_group_has_its_row_as_well(seeds):
+  page, _, right = seeds
+  assert page.titles[0] == "Each run"
+  rows = page.table("Each run")
+  assert len(rows) == 11 and rows["C near, seed 2"][1].startswith("60.0 % ≈")  # 4 images of 200
 
 
-def test_nothing_is_loaded_and_links_lead_somewhere(made):
-  page, _, _, source = made
-  assert not page.tags & {"script", "link", "iframe", "object"} and "url(" not in source
-  assert all(link.startswith("#") for link in page.links)
-  assert {link[1:] for link in page.links} <= set(page.ids) and len(set(page.ids)) == len(page.ids)
-  assert '<meta name="viewport"' in source
+def test_the_csv_has_every_number_of_every_run(seeds):
+  _, folder, right = seeds
+  found = pandas.read_csv(folder / "report.csv")
+  pgd = found.query("evaluation == 'pgd' and epsilon == 0.1")
+  assert (pgd["value"] * 200).round().tolist() == list(itertools.chain(*right.values()))
+  whole = results.frame(pgd["workdir"])
+  assert list(found.columns) == list(whole.columns) and len(found) == len(whole)
 
 
-def test_pictures_of_an_earlier_report_go(tmp_path):
-  workdir = shutil.copytree(
-    ROOT / "benchmarks" / "results" / "methods" / "cifar10_pgd_0", tmp_path / "a"
-  )
-  stale = workdir / "report" / "plots" / "radar.png"
-  stale.parent.mkdir(parents=True)
-  stale.write_bytes(b"")
-  make(workdir)
-  assert not stale.exists() and (stale.parent / "attacks.png").exists()
+def test_the_latex_table_has_the_groups(seeds):
+  _, folder, _ = seeds
+  lines = (folder / "report.tex").read_text(encoding="utf-8").splitlines()
+  rows = [line.removesuffix(" \\\\").split(" & ") for line in lines if line.endswith("\\\\")]
+  assert {len(row) for row in rows} == {5} and "\\begin{tabular}{lrrrr}" in lines
+  pgd = {row[0]: row[2] for row in rows}
+  assert pgd["D E F best (n = 3)"] == r"\textbf{59.0 $\pm$ 3.0 \%}"
+  assert pgd["A B C near (n = 3)"] == r"55.0 $\pm$ 5.0 \%$^\approx$"
+  assert lines[-1] == r"\end{tabular}" and "booktabs" not in "".join(lines)
 
 
-def test_configs_show_what_differs_and_nothing_else(tmp_path):
-  one = changed(tmp_path / "a", light)
-  two = changed(
-    tmp_path / "b",
-    light,
-    method="natural",
-    optimizer={"learning_rate": 0.2},
-    evaluation={"num_steps": 50, "new": 1},
-    dataset={"name": "cifar10", "data_dir": "/elsewhere", "cache_dir": ""},
-  )
-  page, *_ = make(one, two)
-  assert page.table("Configs") == {
-    "header": ["A sprout paper sample", "B natural"],
-    "method.concentration": ["paper", "–"],
-    "method.draw": ["sample", "–"],
-    "method.name": ["sprout", "natural"],
-    "optimizer.learning_rate": ["0.1", "0.2"],
-  }
-  assert page.table("Where the numbers come from", 1) == {
-    "header": ["A sprout paper sample", "B natural"],
-    "evaluation.num_steps": ["20", "50"],
-  }
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda about: about["config"].update(batch_size=1),
+    lambda about: about["data"].update(fingerprint="0"),
+  ],
+)
+def test_what_differs_in_more_than_the_seed_is_no_group(tmp_path, change):
+  one = runs.workdir(tmp_path / "a", only=LIGHT)
+  two = runs.workdir(tmp_path / "b", seed=1, only=LIGHT, change=lambda e, about: change(about))
+  page = make(one, two)
+  assert list(page.table(""))[1:] == ["A seed 0", "B seed 1"]
 
 
-def test_numbers_stand_with_intervals_and_all_that_defines_the_attack(made):
-  page, *_ = made
-  table = page.table(ATTACKS)
-  assert table["clean"] == ["70.0 % [69.5, 70.5]", "65.0 % [64.5, 65.5]", "45.2 % [44.2, 46.2]"]
-  assert table["epsilon 0.03 after apgd-ce"] == ["39.0 %", "29.0 %", "not measured"]
-  for group in (
-    "PGD-20 Linf, cross_entropy loss, 20 steps of 0.007, 1 random start(s), seed 0, 1000 images",
-    "PGD-50 Linf, cross_entropy loss, 50 steps of 0.003, 5 random start(s), seed 0, 1000 images",
-    "AutoAttack (standard) Linf, the worst of apgd-ce, apgd-t, fab-t, square, seed 0, 1000 images",
-  ):
-    assert table[group] == []
-  assert (
-    page.table("Noise, transfer and sanity", 2)[
-      "Linf, epsilon 0.03, pgd: 20 steps of 0.007, 1 start(s), margin loss, seed 4, 500 images"
-    ]
-    == []
-  )
-  strength = page.table("Stronger attacks")  # of the last loss, dlr
-  assert strength["200 steps, 10 starts"][0] == "34.0 % [33.5, 34.5]"
-  assert page.table("Corruptions")["mean over all"] == ["72.0 %", "69.0 %", "not measured"]
-  assert page.table("Calibration")["expected calibration error"] == [
-    "4.3 %",
-    "4.3 %",
+def test_the_same_seed_counts_once(tmp_path):
+  """Two runs of one seed are no two seeds; runs of one name are told apart by their folders."""
+  folders = [runs.workdir(tmp_path / key / "run", only=LIGHT) for key in "ab"]
+  page = make(*folders)
+  assert [name[:10] for name in page.table("")][1:] == ["A sprout, ", "B sprout, "]
+  assert all(str(folder)[-12:] in name for folder, name in zip(folders, list(page.table(""))[1:]))
+
+
+def test_a_workdir_that_is_named_twice_is_there_once(tmp_path):
+  folder = runs.workdir(tmp_path / "a", only=LIGHT)
+  assert len(make(folder, folder).table("")) == 2
+
+
+# What the report does not know, and what is damaged.
+
+
+def test_an_evaluation_that_someone_added_has_a_section(tmp_path):
+  def added(evaluations, about):
+    numbers = [evaluations.accuracy(0.5, runs.FEW, radius=k / 100) for k in range(50)]
+    numbers.append(Number("sharpness", 1.5, {}, "nats", 7))
+    evaluations.add("ink_blots", numbers, {"blots": [1], "sizes": []}, ["Blots are not cats."])
+
+  one = runs.workdir(tmp_path / "a", "one", only=LIGHT, change=added)
+  two = runs.workdir(tmp_path / "b", "two", only=LIGHT, failed={"ink_blots": "no ink"})
+  page = make(one, two)
+  table = page.table("ink blots")
+  assert table["L2 radius 0.01"] == ["50.0 % [36.6, 63.4]", "failed"]
+  assert list(table)[-1] == "11 more rows in report.csv"
+  assert page.said("ink blots") == [
+    "A: Blots are not cats.",
+    "Left in results.json besides: blots, sizes.",
+  ]
+  assert "B two: ink blots failed: no ink" in page.said("")
+
+
+@pytest.mark.parametrize("name", ["strength", "invariance", "calibration", "landscape", "examples"])
+def test_details_of_another_form_are_said(tmp_path, name):
+  def change(evaluations, about):
+    numbers, details = getattr(evaluations, name)()
+    evaluations.add(name, numbers, {key: {"x": {"y": "z"}} for key in details})
+
+  page = make(runs.workdir(tmp_path / "a", only=(*LIGHT, name), change=change))
+  texts = [text for text in page.text.splitlines() if "cannot be shown" in text]
+  assert len(texts) == 1 and "details have another form" in texts[0]
+
+
+def test_examples_are_the_same_images_broken_or_not(made):
+  page, _ = made
+  table = page.table("Examples")
+  assert list(table)[1:] == ["image 0: digit 3", "image 3: digit 3", "image 7: digit 3"]
+  assert table["image 3: digit 3"] == [
+    "broken: digit 5 (71 %) before: digit 3 (93 %)",
     "not measured",
+    "not broken: digit 3 (71 %) before: digit 3 (93 %)",
   ]
-  assert page.table("Training")["time per epoch"] == ["2.00 s", "2.00 s", "not measured"]
+  notes = page.said("Examples")[1:]
+  assert notes[0] == "A: 2 of 3 broken by PGD-20, one random start at Linf epsilon 0.1."
+  assert notes[1].startswith("C: 1 of 3 broken")
+  assert len([1 for title, *_ in page.images if title == "Examples"]) == 3 * (1 + 2 * 2)
 
 
-def test_what_was_not_measured_is_named(made):
-  page, *_ = made
-  b, c = "B natural, vgg16", "C pgd, small_cnn"
-  for sentence in (
-    f"Not measured (certified accuracy): {b}, {c}.",
-    f"Not measured (corruptions): {c}.",
-    f"Not measured (adversarial examples): {b}, {c}.",
-    f"Not measured (random noise): {c}.",
-    f"Not measured (axes of the chart): {c}.",
-    f"Without a learned beta: {c}.",
-    f"No records of the training (metrics.jsonl): {c}.",
-    f"Nothing was checked for {c}: take the robust accuracies as upper bounds.",
-  ):
-    assert sentence in page.text, sentence
-  assert "one random start, epsilon 0.03; broken: 2 of 2." in page.text
-  assert page.table("Certified accuracy")["smoothed accuracy"] == ["80.0 % [79.5, 80.5]"] + 2 * [
-    "not measured"
-  ]
+def test_the_gallery_is_bounded(tmp_path):
+  """Five runs with pictures as of ImageNet: the page stays small, and says what it leaves out."""
+  pictures = {side: runs.png(side, side) for side in (224, 225, 226)}
 
-
-def test_what_nobody_measured_has_no_section(tmp_path):
-  methods = ROOT / "benchmarks" / "results" / "methods"
-  page, *_ = make(
-    *(
-      shutil.copytree(methods / name, tmp_path / name)
-      for name in ("cifar10_pgd_0", "cifar10_cure_0")
-    )
-  )
-  assert page.titles == [
-    "Runs",
-    "Configs",
-    ATTACKS,
-    "Training",
-    "Checks",
-    "Where the numbers come from",
-  ]
-  assert "Not measured for any run: attacks of more strength, random noise" in page.text
-  assert page.table(ATTACKS)["epsilon 0.03"] == ["27.3 % [24.6, 30.1]", "18.1 % [15.8, 20.6]"]
-  assert "stronger attacks may lower it (no AutoAttack: A pgd, B natural + cure)" in page.text
-
-
-def test_a_failed_check_stands_beside_its_number(tmp_path):
-  def fails(content):
-    light(content)
-    content["checks"] = [
-      synthetic.finding("monotone", False, "pgd", "Accuracy rises.", concerns=["epsilon 0.01"]),
-      synthetic.finding(
-        "square", False, "auto_attack", "Square broke more.", 3.14, 0.2, ["square"]
-      ),
-      synthetic.finding(
-        "effort", False, text="Ten restarts lowered it.", concerns=["twice the steps"]
-      ),
-      synthetic.finding("order", False, text="PGD missed one.", concerns=["fgsm over pgd"]),
-      synthetic.finding("black_box", False, "transfer", "A transfer broke more."),
-      synthetic.finding("gap", evaluation="pgd", value=1.0, threshold=10.0, text="Never shown."),
+  def large(evaluations, about):
+    _, details = evaluations.examples()
+    rows = [
+      {
+        **details["examples"][0],
+        "index": k,
+        **dict(zip(("image", "adversarial", "perturbation"), pictures.values())),
+      }
+      for k in range(12)
     ]
+    evaluations.add("examples", [], {**details, "examples": rows})
 
-  page, markdown, *_ = make(
-    changed(tmp_path / "a", fails), changed(tmp_path / "b", light, method="natural")
-  )
-  for found in (page, markdown):
-    table = found.table(ATTACKS)
-    assert table["epsilon 0.01"][0].startswith("46.0 %a [") and table["epsilon 0.07"][0].startswith(
-      "22.0 % ["
-    )
-    assert (
-      table["epsilon 0.03"][0] == "35.0 %b [34.5, 35.5]"
-    )  # AutoAttack's, the later row of that name
-    assert table["epsilon 0.03 after square"][0] == "35.0 %b"
-    assert table["epsilon 0.03 after fab-t"][0] == "37.0 %"
-    assert table["header"][0] == "Acd sprout paper sample" and table["header"][1] == "B natural"
-    sanity = found.table("Noise, transfer and sanity", 1)
-    assert sanity["twice the steps"][0].startswith("40.0 %a") and sanity["apgd"][0].startswith(
-      "39.0 % ["
-    )
-    assert sanity["fgsm"][0].startswith("45.0 %b") and sanity["pgd"][0].startswith("40.0 %b")
-    assert found.table("Noise, transfer and sanity", 0)["epsilon 0.03"][0].startswith("60.0 %a")
-    assert found.table("Checks")[
-      "Square finds nothing that the white-box attacks missed (in points)"
-    ] == ["FAILEDa 3.14 (0.2)", "FAILEDb 3.1 (0.2)"]
-    assert found.table("Checks")["PGD is near AutoAttack (in points)"] == [
-      "passed 1 (10)",
-      "passed 5 (10)",
-    ]
-    assert "Never shown" not in found.text
-  between = page.text.split("Each group of rows is one attack")[1].split("Stronger attacks")[0]
-  for note in (
-    "a A sprout paper sample: Accuracy rises.",
-    "b A sprout paper sample: Square broke more.",
-    "c A sprout paper sample: Ten restarts lowered it.",
-  ):
-    assert note in between
-  assert "Checks failed: A sprout paper sample (5 of 6)" in page.text
-
-
-def test_other_attacks_and_data_are_a_caution_at_the_top(tmp_path):
-  def other(content):
-    light(content)
-    content["dataset"]["fingerprint"] = "0"
-    content["training"]["steps"] = 4
-    for entry in content["attacks"][:4]:
-      entry["restarts"] = 5
-
-  page, markdown, *_ = make(
-    changed(tmp_path / "a", light), changed(tmp_path / "b", other, method="natural")
-  )
-  for found in (page, markdown):
-    top = found.text.split("Learned labels")[0]
-    assert (
-      "CAUTION: the runs have different data" in top and "CAUTION: the runs were attacked" in top
-    )
-    assert "B natural: TRAINING IS INCOMPLETE: step 4 of 900" in top
-  assert page.table(ATTACKS)["epsilon 0.01"] == [
-    "not measured",
-    "46.0 % [45.5, 46.5]",
-  ]  # the later group
-
-
-def test_text_of_files_is_escaped(tmp_path):
-  evil = '$x_{$<script>alert("x")</script> & | `*_[a](b)'
-
-  def names(content):
-    content["dataset"]["provenance"] = evil
-    content["dataset"]["class_names"] = [evil] * 10
-    content["checks"] = [synthetic.finding("square", False, "auto_attack", evil)]
-
-  page, markdown, folder, source = make(
-    changed(tmp_path / "a", names, model={"name": evil, "dtype": "x"})
-  )
-  assert "<script" not in source and not page.tags & {"script"}
-  assert not re.search(r"<script|(?<!\\)[$`]", (folder / "report.md").read_text(encoding="utf-8"))
-  for found in (page, markdown):
-    assert found.text.count(evil) >= 5
-    assert found.table("Where the numbers come from")["data"] == [evil]
-
-
-def test_a_single_run_has_its_config_and_no_radar_chart(alone):
-  page, *_ = alone
-  assert "Radar chart" not in page.titles and "Corruptions" in page.titles
-  table = page.table("Configs")
-  assert table["optimizer.learning_rate"] == ["0.1"] and "dataset.data_dir" not in table
-  assert page.table(ATTACKS)["clean"] == ["70.0 % [69.5, 70.5]"]
-
-
-def test_labels_that_are_the_same_are_told_apart_by_the_folder(tmp_path):
   folders = [
-    shutil.copytree(ROOT / "benchmarks" / "results" / "methods" / "cifar10_pgd_0", tmp_path / name)
-    for name in ("a", "b")
+    runs.workdir(tmp_path / f"{k}", f"m{k}", only=("pgd", "examples"), change=large)
+    for k in range(5)
   ]
-  page, *_ = make(*folders)
-  assert (
-    page.table("Runs")["A"][0] == f"pgd, small_cnn, cifar10, seed 0 ({folders[0]}) {folders[0]}"
-  )
-  assert page.table(ATTACKS)["header"] == [
-    f"{key} pgd ({folder})" for key, folder in zip("AB", folders)
+  page = make(*folders)
+  shown = len(page.table("Examples")) - 1
+  assert 1 <= shown < 12
+  assert page.said("Examples")[-1] == f"{12 - shown} more images in results.json."
+  assert (folders[0] / "report" / "report.html").stat().st_size < 3e6
+
+
+def test_a_picture_is_decoded_and_made_small():
+  pixels = np.random.RandomState(0).randint(0, 256, (200, 100)).astype(np.uint8)
+  stream = io.BytesIO()
+  Image.fromarray(pixels).save(stream, "PNG")
+  shown = Image.open(io.BytesIO(figures.picture(stream.getvalue())))
+  assert shown.size == (48, 96) and shown.mode == "RGB"
+  small = base64.b64decode(runs.png(3))
+  same = np.asarray(Image.open(io.BytesIO(figures.picture(small))))
+  np.testing.assert_array_equal(same, np.asarray(Image.open(io.BytesIO(small))))
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    b"",
+    b"<svg onload='alert(1)'/>",
+    b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+    base64.b64decode(runs.png(0))[:60],
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+    + (100_000).to_bytes(4)
+    + (100_000).to_bytes(4)
+    + b"\x08\2\0\0\0",
+  ],
+)
+def test_what_is_no_picture_is_refused(data):
+  with pytest.raises(ValueError, match="PNG"):
+    figures.picture(data)
+
+
+def test_another_folder(tmp_path):
+  folder = runs.workdir(tmp_path / "a", only=LIGHT)
+  text = report.compare([folder], tmp_path / "there" / "it")
+  names = sorted(path.name for path in (tmp_path / "there" / "it").iterdir())
+  assert names == ["report.csv", "report.html", "report.tex"]
+  assert text.splitlines()[-3] == f"wrote {tmp_path / 'there' / 'it' / 'report.html'}"
+  assert not (folder / "report").exists()
+
+
+def test_the_terminal_fits_and_marks_the_best(tmp_path):
+  found = {"best": 100, "near": 95, "a_method_of_a_long_name_that_goes_on": 94}
+  folders = [
+    runs.workdir(tmp_path / key[:4], key, only=(), change=with_outcomes("pgd", first(200, count)))
+    for key, count in found.items()
   ]
+  text = report.compare(folders)
+  lines = text.splitlines()
+  assert max(len(line) for line in lines[:5]) <= 80
+  assert [line.split()[-9] for line in lines[2:5]] == ["50.0*", "47.5~", "47.0"]
+  assert "* the best" in lines and "~ no difference from the best can be seen" in text
+  assert "PGD: PGD at Linf epsilon 0.1, 200 images" in lines
 
 
-def test_twelve_runs_and_examples_of_none(tmp_path):
-  surfaces = iter([[[1.0, float("inf")]] + [[None, None]] * 6, *(11 * [[[None] * 2] * 7])])
-
-  def bare(content):
-    content["evaluations"] = {
-      "examples": {**content["evaluations"]["examples"], "examples": []},
-      "gradients": {**content["evaluations"]["gradients"], "cosine": None},
-      "landscape": {
-        **content["evaluations"]["landscape"],
-        "rademacher": [0, 1],
-        "loss": next(surfaces),
-      },
-    }
-
-  page, *_ = make(*(changed(tmp_path / str(seed), bare, seed=seed) for seed in range(12)))
-  assert page.table(ATTACKS)["header"][11] == "L seed 11"
-  assert "no image is classified correctly" in page.text
-  assert "No gradient was defined to compare: A seed 0" in page.text
-  assert "The loss around images is nowhere finite: B seed 1" in page.text
-
-
-def test_a_report_needs_no_jax(tmp_path):
-  synthetic.write(
-    tmp_path / "a",
-    json.loads(
-      (ROOT / "benchmarks" / "results" / "methods" / "cifar10_pgd_0" / "results.json").read_text()
-    ),
-  )
-  code = (
-    f"import sys; from sprout_jax import report; report.compare([{str(tmp_path / 'a')!r}])\n"
-    "print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.strip() == "[]"
+def test_more_runs_than_letters():
+  places = (0, 25, 26, 53)
+  keys = [report.runs_lib.Run(None, place, "", "").key for place in places]
+  assert keys == ["A", "Z", "A1", "B2"]
