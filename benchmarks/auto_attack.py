@@ -107,7 +107,7 @@ def speed(args):
   images, labels, key = images[correct], labels[correct], jax.random.key(args.seed)
   programs = []
   for name in attacks.VERSIONS["standard"]:
-    attack = attacks.ATTACKS[name]("linf", 10, images.shape[1:], 1, 1)
+    attack = attacks.ATTACKS[name].build("linf", 10, images.shape[1:], 1, 1)
     programs.append(
       jax.jit(lambda key, x, y, attack=attack: run_alone(attack, key, predict, x, y, epsilon))
       .lower(key, images, labels)

@@ -2,14 +2,18 @@
 
     from sprout_jax import attacks
     result = attacks.auto_attack(key, predict, images, labels, epsilon=8/255)   # the ensemble
-    adversarial = attacks.pgd(key, predict, images, labels, epsilon=8/255, step_size=2/255, num_steps=20)
+    adversarial = attacks.pgd(
+      key, predict, images, labels, epsilon=8/255, step_size=2/255, num_steps=20
+    )
 
 An attack is an initialisation, a step, a projection and a loss: `norms` has what depends on Linf or
-L2, `sprout_jax.losses` the losses. `pgd`, `fgsm`, `apgd`, `fab`, `square` and `carlini_wagner` can be
-jitted; `auto_attack` drives compiled programs of its own. Nothing else of the package is imported.
+L2, `sprout_jax.losses` the losses, `inputs` the checks of what an attack is given. `auto_attack`
+drives compiled programs of its own; all other attacks can be jitted. Of the package, only `losses`
+and `intervals` are imported.
 """
 
 from sprout_jax.attacks.apgd import apgd
+from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.auto_attack import ATTACKS
 from sprout_jax.attacks.auto_attack import RESTARTS
 from sprout_jax.attacks.auto_attack import VERSIONS
@@ -20,8 +24,10 @@ from sprout_jax.attacks.fab import fab
 from sprout_jax.attacks.norms import NORMS
 from sprout_jax.attacks.pgd import LOSSES
 from sprout_jax.attacks.pgd import STARTS
+from sprout_jax.attacks.pgd import PgdTrace
 from sprout_jax.attacks.pgd import fgsm
 from sprout_jax.attacks.pgd import pgd
+from sprout_jax.attacks.pgd import pgd_trace
 from sprout_jax.attacks.square import square
 
 __all__ = [
@@ -32,11 +38,14 @@ __all__ = [
   "STARTS",
   "VERSIONS",
   "AttackResult",
+  "PgdTrace",
   "apgd",
   "auto_attack",
   "carlini_wagner",
   "fab",
   "fgsm",
+  "is_wrong",
   "pgd",
+  "pgd_trace",
   "square",
 ]

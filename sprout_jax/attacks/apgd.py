@@ -6,14 +6,16 @@ Parameter-free Attacks", ICML 2020.)
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sprout_jax import losses
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
-from sprout_jax.attacks.attack import check_name
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import project
+from sprout_jax.attacks.attack import ranked_targets
 from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
@@ -23,8 +25,9 @@ RAISED_SHARE = 0.75  # halve where at most this share of a window's steps raised
 
 
 def checkpoints(num_steps):
-  """After how many steps the step size is reviewed: windows of 0.22 n, shrinking by 0.03 n to 0.06 n.
+  """After how many of n steps the step size is reviewed.
 
+  The first window has 0.22 n steps; each is 0.03 n shorter than the one before, down to 0.06 n.
   Lengths are rounded down, and at least 1: 100 steps give 22, 41, 57, 70, 80, 87, 93, 99.
   """
   window = max(int(0.22 * num_steps), 1)
@@ -50,29 +53,27 @@ TARGETED_LOSSES = {
 }
 
 
-def attack(
-  *, norm="linf", loss="cross_entropy", targeted=False, num_steps=100, num_runs=1, num_samples=1
-):
-  """The attack as `auto_attack` runs it; a targeted run r aims at the (r + 2)nd clean class.
+def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
+  """The `Attack` behind `apgd`, whose arguments it has.
 
-  Args:
-    norm: a key of `NORMS`.
-    loss: a key of `LOSSES`, or of `TARGETED_LOSSES`.
-    targeted: whether each run has a target.
-    num_steps: steps of a run.
-    num_runs: restarts, or targets.
-    num_samples: gradients averaged at every step (expectation over transformation); with more than
-      one, `predict` takes (images, keys [batch]), no run stops early, and at its end the mean logits of
-      as many fresh draws decide: a model that is wrong in one of a hundred draws is not broken.
+  With more than one sample, no run stops early. At its end the mean logits of as many fresh draws
+  decide: a model that is wrong in one of a hundred draws is not broken.
   """
   table = TARGETED_LOSSES if targeted else LOSSES
-  check_name("apgd", "norm", norm, norms.NORMS)
-  check_name("apgd", "targeted loss" if targeted else "loss", loss, table)
+  inputs.check_choice("apgd", "norm", norm, norms.NORMS)
+  inputs.check_choice("apgd", "targeted loss" if targeted else "loss", loss, table)
+  for what, value in (
+    ("num_steps", num_steps),
+    ("num_runs", num_runs),
+    ("num_samples", num_samples),
+  ):
+    inputs.check_count("apgd", what, value, 1)
   geometry, loss_fn, is_random = norms.NORMS[norm], table[loss], num_samples > 1
   if is_random and loss == "cross_entropy":
     loss_fn = losses.cross_entropy  # means of gradients of log odds are not those of the loss
-  review_at = jnp.asarray(checkpoints(num_steps))
-  windows = jnp.diff(review_at, prepend=0)
+  # NumPy: JAX arrays would belong to the mesh that is set where the attack is built.
+  review_at = np.array(checkpoints(num_steps), np.int32)
+  windows = np.diff(review_at, prepend=np.int32(0))
 
   def evaluate(predict, batch, x, targets, number):
     """Mean of losses and gradients over samples; misclassified by the mean logits."""
@@ -112,7 +113,7 @@ def attack(
     if targeted:
       extra = (run_keys(batch, DECISION),) if is_random else ()
       targets = ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
-    gradient, loss, broken = evaluate(predict, batch, x, targets, 1)
+    gradient, values, broken = evaluate(predict, batch, x, targets, 1)
     broken &= not is_random
     return {
       "x": x,
@@ -123,12 +124,12 @@ def attack(
       "broken": broken,
       "best": x,
       "best_gradient": gradient,
-      "best_loss": loss,
-      "loss": loss,
-      "step_size": jnp.full(loss.shape, 2.0) * batch.epsilon,
-      "raised": jnp.zeros(loss.shape, jnp.int32),  # steps of this window that raised the loss
-      "halved": jnp.ones(loss.shape, bool),
-      "loss_at_review": loss,
+      "best_loss": values,
+      "loss": values,
+      "step_size": jnp.full(values.shape, 2.0) * batch.epsilon,
+      "raised": jnp.zeros(values.shape, jnp.int32),  # steps of this window that raised the loss
+      "halved": jnp.ones(values.shape, bool),
+      "loss_at_review": values,
     }
 
   def step(predict, batch, state, number):
@@ -136,12 +137,12 @@ def attack(
     share = norms.per_example(jnp.where(number == 0, 1.0, MOMENTUM), x)
     z = project(x + size * geometry.direction(state["gradient"]), batch, norm)
     x_new = project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm)
-    gradient, loss, wrong = evaluate(predict, batch, x_new, state["targets"], number + 2)
-    better = loss > state["best_loss"]
+    gradient, values, wrong = evaluate(predict, batch, x_new, state["targets"], number + 2)
+    better = values > state["best_loss"]
     best = select(
-      better, (x_new, gradient, loss), (state["best"], state["best_gradient"], state["best_loss"])
+      better, (x_new, gradient, values), (state["best"], state["best_gradient"], state["best_loss"])
     )
-    raised = state["raised"] + (loss > state["loss"])
+    raised = state["raised"] + (values > state["loss"]).astype(jnp.int32)
 
     window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
     is_review = window > 0
@@ -153,9 +154,8 @@ def attack(
         lambda: is_last & decide(predict, batch, adversarial),
         lambda: jnp.zeros_like(is_last),
       )
-    halve = is_review & (
-      (raised <= RAISED_SHARE * window) | (~state["halved"] & (state["loss_at_review"] >= best[2]))
-    )
+    too_few = raised.astype(x.dtype) <= RAISED_SHARE * window.astype(x.dtype)
+    halve = is_review & (too_few | (~state["halved"] & (state["loss_at_review"] >= best[2])))
     return {
       "x": select(halve, best[0], x_new),
       "previous": x,
@@ -166,7 +166,7 @@ def attack(
       "best": best[0],
       "best_gradient": best[1],
       "best_loss": best[2],
-      "loss": loss,
+      "loss": values,
       "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
       "raised": jnp.where(is_review, 0, raised),
       "halved": jnp.where(is_review, halve, state["halved"]),
@@ -184,14 +184,17 @@ def attack(
     "first_step": "2 epsilon",
     "checkpoints": checkpoints(num_steps),
   }
-  return Attack(start, step, num_steps, num_runs, spec)
-
-
-def ranked_targets(logits, labels, run):
-  """The (run + 1)st most likely of the wrong classes, by the clean logits."""
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1)
-  return jnp.take_along_axis(order, run[:, None], axis=-1)[:, 0]
+  return Attack(
+    "apgd",
+    norm,
+    start,
+    step,
+    num_steps,
+    num_runs,
+    spec,
+    targeted=targeted,
+    num_samples=num_samples,
+  )
 
 
 def apgd(
@@ -212,8 +215,8 @@ def apgd(
   """Auto-PGD by itself, as one compiled loop; jittable.
 
   z = P(x + eta d(grad));  x' = P(x + a (z - x) + (1 - a) (x - x_before)), a = 0.75, 1 in the first
-  step; eta starts at 2 epsilon and is halved at checkpoints where the loss did not rise often enough
-  or did not improve; the run then goes on from its best point. (Croce, Hein, ICML 2020.)
+  step; eta starts at 2 epsilon and is halved at checkpoints where the loss did not rise often
+  enough or did not improve; the run then goes on from its best point. (Croce, Hein, ICML 2020.)
 
   Args:
     key: a PRNG key.
@@ -223,9 +226,10 @@ def apgd(
     epsilon: radius of the ball in pixel units.
     norm: a key of `NORMS`.
     loss: "cross_entropy", "dlr" or "margin"; targeted: "dlr" or "margin".
-    targeted: whether run r maximises the loss towards the wrong class ranked r by the clean logits.
+    targeted: whether a run maximises the loss towards a target: the wrong class ranked by the
+      number of the run, see `ranked_targets`.
     num_steps: steps of a run.
-    num_runs: restarts, or targets (at most classes - 1).
+    num_runs: restarts; or targets, of which there are at most classes - 1.
     num_samples: gradients averaged at every step, for models that draw random numbers.
     indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
 
@@ -233,11 +237,10 @@ def apgd(
     Adversarial images like `images`: misclassified where the attack succeeded.
 
   Raises:
-    ValueError: unknown norm or loss (the choices are listed).
-    AssertionError: wrong ranks or dtypes.
+    ValueError: a wrong argument, see `inputs`.
   """
   return run_alone(
-    attack(
+    apgd_attack(
       norm=norm,
       loss=loss,
       targeted=targeted,

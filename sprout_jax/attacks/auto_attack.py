@@ -7,74 +7,98 @@ Parameter-free Attacks", ICML 2020.)
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from sprout_jax import statistics
+from sprout_jax import intervals
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import inspection
 from sprout_jax.attacks import resume
 from sprout_jax.attacks import slots
-from sprout_jax.attacks.apgd import attack as apgd
-from sprout_jax.attacks.fab import attack as fab
-from sprout_jax.attacks.square import attack as square
+from sprout_jax.attacks.apgd import apgd_attack
+from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import is_wrong
+from sprout_jax.attacks.fab import fab_attack
+from sprout_jax.attacks.square import square_attack
 
 VERSIONS = {
   "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
   "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
   "rand": ("apgd-ce", "apgd-dlr"),
 }
-TARGETS = 9  # most targets of a targeted attack
 RESTARTS = {"plus": 5}  # of the untargeted attacks; 1 otherwise
 SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
+STEPS = 100  # of the attacks with gradients
+QUERIES = 5000  # of Square, after the start's
+TARGETS = 9  # most targets of a targeted attack
 TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon, per unit of size above 1
-CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; the attacks' are their numbers in ATTACKS
+CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; the attacks' are their ids in ATTACKS
 
 
-def _untargeted_apgd(loss, classes_needed):
+def _apgd(loss, classes_needed, targeted):
+  """How APGD on a loss is built; with fewer classes than that needs, on the margin."""
+
   def build(norm, classes, image_shape, restarts, samples):
     del image_shape
     enough = classes >= classes_needed
-    attack = apgd(
-      norm=norm, loss=loss if enough else "margin", num_runs=restarts, num_samples=samples
+    attack = apgd_attack(
+      norm=norm,
+      loss=loss if enough else "margin",
+      targeted=targeted,
+      num_steps=STEPS,
+      num_runs=min(TARGETS, classes - 1) if targeted else restarts,
+      num_samples=samples,
     )
-    note = f"{loss} needs {classes_needed} classes; the margin is maximised instead"
+    note = (
+      "the targeted DLR loss needs 4 classes; the targeted margin is maximised instead"
+      if targeted
+      else f"{loss} needs {classes_needed} classes; the margin is maximised instead"
+    )
     return attack if enough else dataclasses.replace(attack, note=note)
 
   return build
 
 
-def _targeted_apgd(norm, classes, image_shape, restarts, samples):
-  del image_shape, restarts
-  enough = classes >= 4
-  attack = apgd(
-    norm=norm,
-    loss="dlr" if enough else "margin",
-    targeted=True,
-    num_runs=min(TARGETS, classes - 1),
-    num_samples=samples,
-  )
-  note = "the targeted DLR loss needs 4 classes; the targeted margin is maximised instead"
-  return attack if enough else dataclasses.replace(attack, note=note)
+def _fab(targeted):
+  def build(norm, classes, image_shape, restarts, samples):
+    del image_shape, samples
+    runs = min(TARGETS, classes - 1) if targeted else restarts
+    return fab_attack(norm=norm, targeted=targeted, num_steps=STEPS, num_runs=runs)
+
+  return build
 
 
-# Name -> (norm, number of classes, image shape, restarts, gradient samples) -> Attack. The order is
-# part of the random numbers: append only.
+def _square(norm, classes, image_shape, restarts, samples):
+  del classes, restarts, samples
+  return square_attack(norm=norm, image_shape=image_shape, num_steps=QUERIES, num_runs=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """An attack of the ensemble.
+
+  Attributes:
+    id: what makes its random numbers. Never changed, and never given to another attack.
+    build: (norm, number of classes, image shape, restarts, gradient samples) -> `Attack`.
+    chunk: steps between two looks for broken examples.
+  """
+
+  id: int
+  build: Callable[..., Attack]
+  chunk: int = 10
+
+
 ATTACKS = {
-  "apgd-ce": _untargeted_apgd("cross_entropy", 2),
-  "apgd-dlr": _untargeted_apgd("dlr", 3),
-  "apgd-t": _targeted_apgd,
-  "fab": lambda norm, classes, image_shape, restarts, samples: fab(norm=norm, num_runs=restarts),
-  "fab-t": lambda norm, classes, image_shape, restarts, samples: fab(
-    norm=norm, targeted=True, num_runs=min(TARGETS, classes - 1)
-  ),
-  "square": lambda norm, classes, image_shape, restarts, samples: square(
-    norm=norm, image_shape=image_shape
-  ),
+  "apgd-ce": Row(0, _apgd("cross_entropy", 2, targeted=False)),
+  "apgd-dlr": Row(1, _apgd("dlr", 3, targeted=False)),
+  "apgd-t": Row(2, _apgd("dlr", 4, targeted=True)),
+  "fab": Row(3, _fab(targeted=False)),
+  "fab-t": Row(4, _fab(targeted=True)),
+  "square": Row(5, _square, chunk=50),
 }
-CHUNKS = {"square": 50}  # steps between two looks for broken examples
-CHUNK = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,24 +175,26 @@ def auto_attack(
 
   "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
   Square (5,000 queries), 100 iterations each of the first three. "plus" has 5 restarts of APGD on
-  cross-entropy and DLR and of untargeted FAB as well; "rand" is for models that draw random numbers:
-  APGD on cross-entropy and DLR with gradients averaged over 20 draws, where the mean logits of 20
-  fresh draws decide what is right, before and after. Every attack starts from the
+  cross-entropy and DLR and of untargeted FAB as well. "rand" is for models that draw random
+  numbers: APGD on cross-entropy and DLR with gradients averaged over 20 draws, where the mean
+  logits of 20 fresh draws decide what is right, before and after. Every attack starts from the
   original images, on those that all attacks before it left robust; a misclassified image is never
   attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants and what they come from.
 
-  This drives compiled programs and is not itself jittable: every 10 steps (Square: 50) broken images
-  leave their batch and others take their place, over all devices (see `slots`). An image's outcome
-  depends on the key, its own index and itself: not on the batch size, the order of work, the number
-  of devices, or on having been interrupted, but for rounding, which follows the shapes of programs.
+  This drives compiled programs and is not itself jittable: every 10 steps (Square: 50) broken
+  images leave their batch and others take their place, over all devices (see `slots`). An image's
+  outcome depends on the key, its own index and itself: not on the batch size, the order of work,
+  the number of devices, or on having been interrupted, but for rounding, which follows the shapes
+  of programs.
   On GPUs and TPUs set `jax.default_matmul_precision("highest")` inside `predict`: rounded products
   hide gradients.
 
   Args:
     key: a PRNG key.
     predict: function images [batch, height, width, channels] in [0, 1] -> logits [batch, classes],
-      deterministic, with normalisation inside. (A `jax.tree_util.Partial` of a function and its weights
-      keeps large weights out of the compiled programs.) For "rand": (images, keys [batch]) -> logits.
+      deterministic, with normalisation inside. For "rand": (images, keys [batch]) -> logits. Give
+      large weights in a `jax.tree_util.Partial` of the function: so they are arguments of the
+      compiled programs, not constants in them. Arrays on a mesh with explicit axes must be there.
     images: float array [n, height, width, channels] in [0, 1].
     labels: int array [n].
     epsilon: radius of the ball in pixel units.
@@ -187,25 +213,65 @@ def auto_attack(
     An `AttackResult`.
 
   Raises:
-    ValueError: inputs outside [0, 1] or not finite, labels out of range, unknown names (the choices
-      are listed), outputs that are probabilities, random or not finite, or a state file that belongs
-      to another call.
+    ValueError: a wrong argument, see `inputs`; outputs that are no logits, probabilities, random or
+      not finite; a state file that is damaged or belongs to another call.
+    OSError: the state cannot be written; what was saved before is still there.
     RuntimeError: a perturbation over epsilon, or outside the box: a defect of the attack.
   """
   ensemble = version if isinstance(version, str) else None
+  if ensemble is not None:
+    inputs.check_choice("auto_attack", "version", version, (*ATTACKS, *VERSIONS))
   names = tuple(version) if ensemble is None else VERSIONS.get(ensemble, (ensemble,))
-  inspection.check_arguments(
-    names, ATTACKS, (*ATTACKS, *VERSIONS), norm, epsilon, images, labels, batch_size
+  for name in names:
+    inputs.check_choice("auto_attack", "an attack of version", name, ATTACKS)
+  if not names or len(set(names)) < len(names):
+    raise ValueError(f"auto_attack: version is {names!r}; give at least one attack, each once")
+  inputs.check_count("auto_attack", "batch_size", batch_size, 1)
+  inputs.check_radius("auto_attack", epsilon, norm)
+  inputs.check_predict("auto_attack", predict)
+  images, labels, indices = map(
+    np.asarray, inputs.check_examples("auto_attack", images, labels, indices)
   )
-  images, labels = np.asarray(images, np.float32), np.asarray(labels).astype(np.int32)
-  indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
-  devices = jax.devices() if devices is None else devices
+  with jax.set_mesh(None):  # the programs have a mesh of their own
+    return _run(
+      jax.random.wrap_key_data(np.asarray(jax.random.key_data(key)), impl=jax.random.key_impl(key)),
+      predict,
+      (images.astype(np.float32), labels.astype(np.int32), indices),
+      epsilon=float(epsilon),
+      norm=norm,
+      ensemble=ensemble,
+      names=names,
+      batch_size=batch_size,
+      devices=jax.devices() if devices is None else devices,
+      on_progress=on_progress,
+      state_file=state_file,
+      save_seconds=save_seconds,
+    )
+
+
+def _run(
+  key,
+  predict,
+  examples,
+  *,
+  epsilon,
+  norm,
+  ensemble,
+  names,
+  batch_size,
+  devices,
+  on_progress,
+  state_file,
+  save_seconds,
+):
+  """`auto_attack` with checked arguments; `ensemble` is None for a list of attacks."""
+  images, labels, indices = examples
   mesh = jax.make_mesh(
     (len(devices),), ("examples",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
   )
   batch_size = -(-batch_size // mesh.size) * mesh.size
   samples, restarts = SAMPLES.get(ensemble, 1), RESTARTS.get(ensemble, 1)
-  predict = jax.device_put(jax.tree_util.Partial(predict), slots.shardings(mesh)[1])
+  predict = inspection.on_devices(predict, slots.shardings(mesh)[1])
 
   def look(images, purpose):
     keys = None if samples == 1 else inspection.draw_keys(key, purpose, indices, samples)
@@ -217,11 +283,11 @@ def auto_attack(
     name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
     for name in names
   }
-  clean = logits.argmax(-1) == labels
+  clean = ~is_wrong(logits, labels)
   spec = {
     "version": ensemble or list(names),
     "norm": norm,
-    "epsilon": float(epsilon),
+    "epsilon": epsilon,
     "seed": np.asarray(jax.random.key_data(key)).tolist(),
     "examples": len(labels),
     "classes": logits.shape[-1],
@@ -241,7 +307,7 @@ def auto_attack(
         attack,
         key,
         predict,
-        (images, labels, indices),
+        examples,
         epsilon,
         batch_size,
         mesh,
@@ -255,7 +321,7 @@ def auto_attack(
 @functools.lru_cache(maxsize=64)
 def _build(name, *options):
   """The same object for the same options: its compiled programs are found again."""
-  return ATTACKS[name](*options)
+  return ATTACKS[name].build(*options)
 
 
 def _run_attack(
@@ -265,7 +331,7 @@ def _run_attack(
   waiting = np.flatnonzero(state.robust & ~state.done)
   start, already = time.monotonic(), int(state.done.sum())
   total = int((state.robust | state.done).sum())
-  attack_key = jax.random.fold_in(key, list(ATTACKS).index(name))
+  attack_key = jax.random.fold_in(key, ATTACKS[name].id)
   for outcomes, runs, behind in slots.run(
     attack,
     predict,
@@ -275,7 +341,7 @@ def _run_attack(
     epsilon,
     batch_size,
     mesh,
-    CHUNKS.get(name, CHUNK),
+    ATTACKS[name].chunk,
   ):
     for outcome in outcomes:
       state.done[outcome.index] = True
@@ -321,15 +387,15 @@ def _result(state, spec, images, labels, clean, look):
   again = look(state.images)
   attacked = clean & ~state.robust
   spec = spec | {
-    "clean": statistics.proportion(clean.sum(), len(clean)),
+    "clean": intervals.proportion(clean.sum(), len(clean)),
     "per_attack": {
-      name: statistics.proportion(robust.sum(), len(robust))
+      name: intervals.proportion(robust.sum(), len(robust))
       for name, robust in state.per_attack.items()
     },
-    "robust": statistics.proportion(state.robust.sum(), len(state.robust)),
+    "robust": intervals.proportion(state.robust.sum(), len(state.robust)),
     "largest_perturbation": float(size.max(initial=0)),
     # Misclassified in the attack, but not when seen again: rounding, or a model's other draws.
-    "not_misclassified_again": int((attacked & (again.argmax(-1) == labels)).sum()),
+    "not_misclassified_again": int((attacked & ~is_wrong(again, labels)).sum()),
     "not_finite": int((~np.isfinite(again).all(-1)).sum()),
     "seconds": state.seconds(),
   }

@@ -1,11 +1,15 @@
 """The L2 attack of Carlini and Wagner: the least distortion that changes the class."""
 
-import chex
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from sprout_jax import losses
+from sprout_jax.attacks import inputs
+from sprout_jax.attacks.attack import select
+from sprout_jax.attacks.attack import under_any_mesh
 
 
 def carlini_wagner(
@@ -39,14 +43,35 @@ def carlini_wagner(
     The nearest misclassified images found, like `images`; the image itself where none was.
 
   Raises:
-    AssertionError: wrong ranks or dtypes.
+    ValueError: a wrong argument, see `inputs`.
   """
-  chex.assert_rank([images, labels], [4, 1])
-  chex.assert_type([images, labels], [float, int])
-  images, labels = jnp.asarray(images), jnp.asarray(labels)
+  for what, value in (
+    ("confidence", confidence),
+    ("learning_rate", learning_rate),
+    ("first_constant", first_constant),
+  ):
+    inputs.check_number("carlini_wagner", what, value)
+  inputs.check_count("carlini_wagner", "num_steps", num_steps, 1)
+  inputs.check_count("carlini_wagner", "num_searches", num_searches, 1)
+  predict, images, labels, _ = inputs.prepare("carlini_wagner", predict, images, labels)
+  search = functools.partial(
+    _search,
+    confidence=confidence,
+    num_steps=num_steps,
+    num_searches=num_searches,
+    learning_rate=learning_rate,
+    first_constant=first_constant,
+  )
+  return under_any_mesh(search, predict, images, labels)
+
+
+def _search(
+  predict, images, labels, *, confidence, num_steps, num_searches, learning_rate, first_constant
+):
+  """What `carlini_wagner` does with its checked arguments."""
   optimizer = optax.adam(learning_rate)
   # tanh reaches the box's faces only at infinity.
-  origin = jnp.arctanh((2 * images - 1) * (1 - 1e-6))
+  origin = jnp.arctanh(jnp.clip(2 * images - 1, -1, 1) * (1 - 1e-6))
 
   def distance(x):
     return jnp.sum((x - images) ** 2, axis=(1, 2, 3))
@@ -62,9 +87,10 @@ def carlini_wagner(
       w, opt_state, best, nearest, found = carry
       gradient, (x, lead) = jax.grad(objective, has_aux=True)(w, constant)
       better = (lead > confidence) & (distance(x) < nearest)
-      best = jnp.where(better[:, None, None, None], x, best)
+      best = select(better, x, best)
       nearest, found = jnp.where(better, distance(x), nearest), found | (lead > confidence)
-      updates, opt_state = optimizer.update(gradient, opt_state)
+      with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to the power of an int
+        updates, opt_state = optimizer.update(gradient, opt_state)
       return optax.apply_updates(w, updates), opt_state, best, nearest, found
 
     start = (
@@ -80,7 +106,7 @@ def carlini_wagner(
     constant, low, high, best, nearest = carry
     x, size, found = descend(constant)
     better = size < nearest
-    best = jnp.where(better[:, None, None, None], x, best)
+    best = select(better, x, best)
     low, high = jnp.where(found, low, constant), jnp.where(found, constant, high)
     constant = jnp.where(jnp.isinf(high), constant * 10, (low + high) / 2)
     return constant, low, high, best, jnp.minimum(size, nearest)

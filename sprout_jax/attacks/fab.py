@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from sprout_jax import losses
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
-from sprout_jax.attacks.apgd import ranked_targets
 from sprout_jax.attacks.attack import Attack
-from sprout_jax.attacks.attack import check_name
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
+from sprout_jax.attacks.attack import ranked_targets
 from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
@@ -45,7 +45,7 @@ def project_on_hyperplane(points, normal, offset, norm):
   direction = jnp.sign(normal) * jnp.where(gap < 0, -1.0, 1.0)[:, None, None, None]
   room = jnp.where(direction > 0, 1 - points, points)
   weight = jnp.abs(normal)
-  slope = norms.NORMS[norm].slope(normal) * (weight > 0)
+  slope = jnp.where(weight > 0, norms.NORMS[norm].slope(normal), 0)
   gap = jnp.abs(gap)
 
   def improve(carry):
@@ -63,20 +63,14 @@ def project_on_hyperplane(points, normal, offset, norm):
   reach = norms.per_example(t, points) * slope
   # Where the box ends before the hyperplane is met, everything saturates.
   unreachable = total(weight * room) <= gap
-  return direction * select(unreachable, room * (weight > 0), jnp.minimum(reach, room))
+  return direction * select(unreachable, jnp.where(weight > 0, room, 0), jnp.minimum(reach, room))
 
 
-def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
-  """The attack as `auto_attack` runs it; a targeted run r aims at the (r + 2)nd clean class.
-
-  Args:
-    norm: a key of `NORMS`.
-    targeted: True: one boundary, that between the label and the run's target; False: at every step
-      the nearest boundary of all classes, and runs after the first start at random.
-    num_steps: steps of a run.
-    num_runs: restarts, or targets.
-  """
-  check_name("fab", "norm", norm, norms.NORMS)
+def fab_attack(*, norm, targeted, num_steps, num_runs):
+  """The `Attack` behind `fab`, whose arguments it has."""
+  inputs.check_choice("fab", "norm", norm, norms.NORMS)
+  inputs.check_count("fab", "num_steps", num_steps, 0)
+  inputs.check_count("fab", "num_runs", num_runs, 1)
   geometry = norms.NORMS[norm]
   dual = norms.NORMS["l2"].size if norm == "l2" else lambda v: jnp.sum(jnp.abs(v), axis=(1, 2, 3))
 
@@ -155,7 +149,7 @@ def attack(*, norm="linf", targeted=False, num_steps=100, num_runs=1):
     "eta": OVERSHOOT,
     "beta": BACKWARD,
   }
-  return Attack(start, step, num_steps, num_runs, spec)
+  return Attack("fab", norm, start, step, num_steps, num_runs, spec, targeted=targeted)
 
 
 def fab(
@@ -184,18 +178,22 @@ def fab(
     labels: int array [batch].
     epsilon: radius within which a misclassified image is a success, in pixel units.
     norm: a key of `NORMS`.
-    targeted: True: run r takes the boundary to the wrong class ranked r by the clean logits; False:
-      the nearest boundary at every step, with gradients of all classes.
+    targeted: True: a run has one boundary, between the label and a target: the wrong class ranked
+      by the number of the run, see `ranked_targets`. False: at every step the nearest boundary of
+      all classes, from the gradients of all; runs after the first start at random.
     num_steps: steps of a run.
-    num_runs: targets (at most classes - 1), or restarts.
+    num_runs: targets, of which there are at most classes - 1; or restarts.
     indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
 
   Returns:
     Adversarial images like `images`: within epsilon and misclassified where it succeeded, else the
     images as given.
+
+  Raises:
+    ValueError: a wrong argument, see `inputs`.
   """
   return run_alone(
-    attack(norm=norm, targeted=targeted, num_steps=num_steps, num_runs=num_runs),
+    fab_attack(norm=norm, targeted=targeted, num_steps=num_steps, num_runs=num_runs),
     key,
     predict,
     images,

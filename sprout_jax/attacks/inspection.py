@@ -1,18 +1,53 @@
-"""Whether what an ensemble of attacks is given, and what the model answers, make sense."""
+"""What a model answers on all images, and whether the answers make sense."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
 
-from sprout_jax.attacks import norms
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import slots
 from sprout_jax.attacks.attack import example_keys
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rebuilt:
+  """A `jax.tree_util.Partial` without its arrays, which are the first argument of a call."""
+
+  treedef: Any
+  others: tuple  # the leaves that are no arrays; None in the place of an array
+
+  def __call__(self, arrays, *args):
+    arrays = iter(arrays)
+    leaves = [next(arrays) if leaf is None else leaf for leaf in self.others]
+    return jax.tree.unflatten(self.treedef, leaves)(*args)
+
+
+def on_devices(predict, sharding):
+  """`predict` as a `jax.tree_util.Partial` whose leaves are arrays on the devices.
+
+  So the arrays of a Partial are arguments of the compiled programs, not constants in them. Its
+  other leaves, such as train=False, stay what they are.
+  """
+  if not isinstance(predict, jax.tree_util.Partial):
+    return jax.tree_util.Partial(predict)
+  leaves, treedef = jax.tree.flatten(predict)
+  is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+  arrays = [leaf for leaf, known in zip(leaves, is_array) if known]
+  others = tuple(None if known else leaf for leaf, known in zip(leaves, is_array))
+  return jax.tree_util.Partial(_Rebuilt(treedef, others), jax.device_put(arrays, sharding))
+
+
 @functools.lru_cache(maxsize=8)
 def _forward(mesh):
-  return jax.jit(lambda predict, *args: predict(*args), out_shardings=slots.shardings(mesh)[1])
+  def forward(predict, images, *keys):
+    logits = predict(images, *keys)
+    inputs.check_logits("auto_attack", logits, len(images))
+    return logits
+
+  return jax.jit(forward, out_shardings=slots.shardings(mesh)[1])
 
 
 def all_logits(predict, images, batch_size, mesh, keys=None):
@@ -23,13 +58,13 @@ def all_logits(predict, images, batch_size, mesh, keys=None):
     images: host array [n, height, width, channels].
     batch_size: images of a pass, a multiple of the number of devices.
     mesh: the mesh of devices.
-    keys: None, or for a random model host data of PRNG keys [draws, n, ...], and their implementation.
+    keys: None, or for a random model the host data of PRNG keys [draws, n, ...] and their kind.
 
   Returns:
     Host array [n, classes], float32.
 
   Raises:
-    ValueError: two passes over the same images differ (without `keys`).
+    ValueError: the outputs are no logits; without `keys`, two passes over the same images differ.
   """
   split, found = slots.shardings(mesh)[0], []
   for start in range(0, len(images), batch_size):
@@ -66,57 +101,17 @@ def draw_keys(key, purpose, indices, samples):
   """Keys of a random model's passes outside the attacks: per draw and example, by its index."""
   root = jax.random.fold_in(key, purpose)
   keys = [example_keys(jax.random.fold_in(root, sample), indices) for sample in range(samples)]
-  return [np.asarray(jax.random.key_data(k)) for k in keys], str(jax.random.key_impl(key))
-
-
-def check_arguments(names, known, choices, norm, epsilon, images, labels, batch_size):
-  """Raises ValueError for wrong arguments of `auto_attack`, naming what is expected."""
-  for what, values, table, listed in (
-    ("version or attack", names, known, choices),
-    ("norm", [norm], norms.NORMS, norms.NORMS),
-  ):
-    for value in values:
-      if value not in table:
-        raise ValueError(f"auto_attack: {what} {value!r}; choose from: {', '.join(sorted(listed))}")
-  if not names or len(set(names)) < len(names):
-    raise ValueError(f"auto_attack: version is {names!r}; give at least one attack, each once")
-  if batch_size < 1:
-    raise ValueError(f"auto_attack: batch_size is {batch_size}; it must be at least 1")
-  images, labels = np.asarray(images), np.asarray(labels)
-  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-    raise ValueError(
-      f"auto_attack: images have shape {images.shape} and labels {labels.shape}; "
-      "expected [n, height, width, channels] and [n], n at least 1"
-    )
-  if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4):
-    raise ValueError(
-      f"auto_attack: images have shape {images.shape}, channels first; give channels last "
-      "(and transpose inside `predict`)"
-    )
-  if not np.issubdtype(images.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(
-      f"auto_attack: images are {images.dtype} and labels {labels.dtype}; expected "
-      "floats in [0, 1] (bytes: divide by 255) and integers"
-    )
-  if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-    raise ValueError(
-      f"auto_attack: pixels range from {images.min():g} to {images.max():g}; they must be "
-      "finite and in [0, 1], with normalisation inside `predict`"
-    )
-  if not (np.isfinite(epsilon) and epsilon >= 0):
-    raise ValueError(f"auto_attack: epsilon is {epsilon!r}; it must be finite and at least 0")
+  return [np.asarray(jax.random.key_data(k)) for k in keys], str(jax.random.key_impl(keys[0]))
 
 
 def check_outputs(logits, labels, who="auto_attack"):
-  """Raises ValueError where the clean outputs cannot be logits of these labels."""
+  """Raises ValueError where the clean outputs, host arrays, cannot be logits of these labels."""
+  inputs.check_logits(who, logits, len(labels))
+  inputs.check_classes(who, labels, logits.shape[-1])
   if not np.isfinite(logits).all():
-    raise ValueError(f"{who}: `predict` gives outputs that are not finite on the clean images")
-  if logits.shape[-1] < 2:
-    raise ValueError(f"{who}: `predict` gives one output per image; it needs at least 2 classes")
-  if labels.min() < 0 or labels.max() >= logits.shape[-1]:
     raise ValueError(
-      f"{who}: labels range from {labels.min()} to {labels.max()}, but "
-      f"`predict` has {logits.shape[-1]} classes"
+      f"{who}: `predict` gives outputs that are not finite on the clean images; expected finite "
+      "logits (look for a division by zero or a logarithm of zero in the model)"
     )
   if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 0.01:
     raise ValueError(

@@ -69,9 +69,17 @@ def _l2_project(perturbation, epsilon):
   return perturbation * jnp.minimum(1, per_example(epsilon, perturbation) / size)
 
 
+def clip_to_box(candidates, images):
+  """The nearest points in the box [0, 1], stretched to hold an image that lies outside of it.
+
+  So clipping never leads away from the image: what is within epsilon of it stays there.
+  """
+  return jnp.clip(candidates, jnp.minimum(images, 0), jnp.maximum(images, 1))
+
+
 def project(candidates, images, epsilon, norm):
-  """The nearest points in the ball around the images, then in the box [0, 1]."""
-  return jnp.clip(images + NORMS[norm].project(candidates - images, epsilon), 0, 1)
+  """The nearest points in the ball around the images, then in the box."""
+  return clip_to_box(images + NORMS[norm].project(candidates - images, epsilon), images)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,20 @@
 """Projected gradient descent, the standard first-order attack, in Linf and L2."""
 
-import chex
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from sprout_jax import losses
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
-from sprout_jax.attacks.attack import check_name
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import finite
+from sprout_jax.attacks.attack import is_wrong
+from sprout_jax.attacks.attack import select
+from sprout_jax.attacks.attack import under_any_mesh
 
 # The log odds are a monotone function of the cross-entropy: the same steps and the same best
 # iterate, but a gradient that does not vanish on confident models.
@@ -30,6 +36,24 @@ STARTS = {
 }
 
 KEEP = ("best", "last")
+
+
+class PgdTrace(NamedTuple):
+  """How a run of PGD went: what was found after 0, 1, ..., num_steps steps.
+
+  Attributes:
+    images: the adversarial images, as `pgd` returns them with keep="best".
+    best_loss: float [batch, num_steps + 1], the highest loss of all points so far, the random start
+      among them, the image itself not.
+    broken: bool [batch, num_steps + 1], whether some point so far was misclassified. So an image is
+      robust against k steps where column k is False.
+    size: float [batch, num_steps + 1], the norm of the perturbation at each point.
+  """
+
+  images: jax.Array
+  best_loss: jax.Array
+  broken: jax.Array
+  size: jax.Array
 
 
 def pgd(
@@ -86,108 +110,247 @@ def pgd(
     The adversarial images, like `images`.
 
   Raises:
-    ValueError: unknown norm, loss, start or keep (the choices are listed), or senseless counts.
-    AssertionError: wrong ranks or dtypes.
+    ValueError: a wrong argument, see `inputs`; or more than one restart where they would coincide.
   """
-  for what, name, table in (
-    ("norm", norm, norms.NORMS),
-    ("start", start, STARTS),
-    ("keep", keep, KEEP),
-    *([] if callable(loss) else [("loss", loss, LOSSES)]),
-  ):
-    check_name("pgd", what, name, table)
-  if num_steps < 0 or num_restarts < 1:
-    raise ValueError(
-      f"pgd: num_steps is {num_steps} and num_restarts {num_restarts}; they must "
-      "be at least 0 and 1"
-    )
-  if not momentum >= 0:
-    raise ValueError(f"pgd: momentum is {momentum!r}; it must be a number of at least 0")
+  inputs.check_choice("pgd", "keep", keep, KEEP)
+  inputs.check_count("pgd", "num_restarts", num_restarts, 1)
   if num_restarts > 1 and (start == "clean" or keep == "last"):
     raise ValueError(
-      "pgd: num_restarts > 1 needs a random start and keep='best': the restarts would "
-      "coincide, or all but the last be lost"
+      f"pgd: num_restarts is {num_restarts}; more than 1 needs a random start and keep='best': the "
+      "restarts would coincide, or all but the last be lost"
     )
-  chex.assert_rank(images, 4)
-  chex.assert_type(images, float)
-  chex.assert_equal_shape_prefix([images, labels], 1)
-  geometry, loss_fn = norms.NORMS[norm], loss if callable(loss) else LOSSES[loss]
-  indices = jnp.arange(images.shape[0]) if indices is None else jnp.asarray(indices)
 
-  def project(candidates):
-    return norms.project(candidates, images, epsilon, norm)
+  def run(ascent):
+    if keep == "last":
+      return ascent.last()
+    visit = lambda number, carry: ascent.visit(carry, number)[0]
+    return jax.lax.fori_loop(0, num_restarts * (num_steps + 1), visit, ascent.clean())[2].points
 
-  def begin(restart):
-    keys = example_keys(jax.random.fold_in(key, restart), indices)
-    return project(images + STARTS[start](keys, images, epsilon, geometry))
+  return _ascend(
+    run,
+    "pgd",
+    key,
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    step_size=step_size,
+    num_steps=num_steps,
+    norm=norm,
+    loss=loss,
+    start=start,
+    momentum=momentum,
+    indices=indices,
+    any_labels=callable(loss) and keep == "last",
+  )
 
-  def ascend(candidates, velocity, gradient):
-    gradient = finite(gradient)
-    if momentum:
-      size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
-      gradient = velocity = momentum * velocity + gradient / jnp.maximum(size, 1e-30)
-    step = norms.per_example(step_size, images) * geometry.direction(gradient)
-    return project(candidates + step), velocity
 
-  def total_loss(candidates):
-    logits = predict(candidates)
-    values = loss_fn(logits, labels)
+def pgd_trace(
+  key,
+  predict,
+  images,
+  labels,
+  *,
+  epsilon,
+  step_size,
+  num_steps,
+  norm="linf",
+  loss="cross_entropy",
+  indices=None,
+):
+  """`pgd` with one random start, and how it went: one run of many steps tells what fewer find.
+
+  Args and Raises: as in `pgd`.
+
+  Returns:
+    A `PgdTrace`.
+  """
+
+  def run(ascent):
+    def visit(carry, number):
+      carry, (points, values, wrong) = ascent.visit(carry, number)
+      return carry, (values, wrong, norms.NORMS[norm].size(points - ascent.images))
+
+    carry, found = jax.lax.scan(visit, ascent.clean(), jnp.arange(num_steps + 1))
+    values, wrong, size = (column.T for column in found)
+    return PgdTrace(
+      carry[2].points, jax.lax.cummax(values, axis=1), jnp.cumsum(wrong, axis=1) > 0, size
+    )
+
+  return _ascend(
+    run,
+    "pgd_trace",
+    key,
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    step_size=step_size,
+    num_steps=num_steps,
+    norm=norm,
+    loss=loss,
+    start="uniform",
+    momentum=0.0,
+    indices=indices,
+  )
+
+
+def _ascend(
+  run,
+  who,
+  key,
+  predict,
+  images,
+  labels,
+  *,
+  epsilon,
+  step_size,
+  num_steps,
+  norm,
+  loss,
+  start,
+  momentum,
+  indices,
+  any_labels=False,
+):
+  """run(`_Ascent`) on checked arguments, those of `pgd`; `who` is for errors."""
+  inputs.check_choice(who, "start", start, STARTS)
+  if not callable(loss):
+    inputs.check_choice(who, "loss", loss, LOSSES)
+  inputs.check_count(who, "num_steps", num_steps, 0)
+  inputs.check_number(who, "momentum", momentum)
+  predict, images, labels, indices = inputs.prepare(
+    who,
+    predict,
+    images,
+    labels,
+    indices,
+    any_labels=any_labels,
+    num_classes=1 if callable(loss) else 2,
+  )
+  inputs.check_radius(who, epsilon, norm, len(images))
+  inputs.check_number(who, "step_size", step_size, len(images))
+  constants = dict(
+    num_steps=num_steps,
+    norm=norm,
+    loss=loss if callable(loss) else LOSSES[loss],
+    start=STARTS[start],
+    momentum=momentum,
+  )
+  return under_any_mesh(
+    lambda *arrays: run(_Ascent(*arrays, **constants)),
+    predict,
+    images,
+    labels,
+    indices,
+    key,
+    epsilon,
+    step_size,
+  )
+
+
+class _Visited(NamedTuple):
+  """Points, the loss there [batch], and whether they are misclassified [batch]."""
+
+  points: jax.Array
+  values: jax.Array
+  wrong: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ascent:
+  """Projected gradient ascent on given examples; the arguments are those of `pgd`.
+
+  A carry of `visit` is (points, velocity, the best `_Visited` so far).
+  """
+
+  predict: Callable
+  images: jax.Array
+  labels: jax.Array
+  indices: jax.Array
+  key: jax.Array
+  epsilon: jax.Array | float
+  step_size: jax.Array | float
+  num_steps: int
+  norm: str
+  loss: Callable
+  start: Callable
+  momentum: float
+
+  def last(self):
+    """The last iterate of one run."""
+    step = lambda _, carry: self._step(*carry, self._look(carry[0])[0])
+    return jax.lax.fori_loop(0, self.num_steps, step, (self._begin(0), self._rest()))[0]
+
+  def clean(self):
+    """The carry before the first visit: the best so far are the images."""
+    _, (values, logits) = self._total_loss(self.images)
+    return self.images, self._rest(), self._visited(self.images, values, logits)
+
+  def visit(self, carry, number):
+    """Looks at the current points and goes a step on; every num_steps + 1 visits a new run starts.
+
+    Returns:
+      The next carry, and the `_Visited`.
+    """
+    points, velocity, best = carry
+    run, step = number // (self.num_steps + 1), number % (self.num_steps + 1)
+    points, velocity = jax.lax.cond(
+      step == 0, lambda: (self._begin(run), self._rest()), lambda: (points, velocity)
+    )
+    gradient, (values, logits) = self._look(points)
+    here = self._visited(points, values, logits)
+    # Of two equals the earlier one is kept.
+    better = (here.wrong & ~best.wrong) | ((here.wrong == best.wrong) & (here.values > best.values))
+    return (*self._step(points, velocity, gradient), select(better, here, best)), here
+
+  def _begin(self, run):
+    keys = example_keys(jax.random.fold_in(self.key, run), self.indices)
+    away = self.start(keys, self.images, self.epsilon, norms.NORMS[self.norm])
+    return norms.project(self.images + away, self.images, self.epsilon, self.norm)
+
+  def _rest(self):
+    """The velocity at the start of a run."""
+    return jnp.zeros_like(self.images) if self.momentum else jnp.zeros(())
+
+  def _total_loss(self, points):
+    logits = self.predict(points)
+    values = self.loss(logits, self.labels)
     return jnp.sum(values), (values, logits)
 
-  rest = jnp.zeros_like(images) if momentum else jnp.zeros(())  # of the velocity
+  def _look(self, points):
+    """The gradient, and (loss [batch], logits)."""
+    return jax.grad(self._total_loss, has_aux=True)(points)
 
-  if keep == "last":
-    return jax.lax.fori_loop(
-      0,
-      num_steps,
-      lambda _, carry: ascend(*carry, jax.grad(total_loss, has_aux=True)(carry[0])[0]),
-      (begin(0), rest),
-    )[0]
+  def _visited(self, points, values, logits):
+    # A loss that is NaN is below every other.
+    values = jnp.where(jnp.isnan(values), -jnp.inf, values)
+    return _Visited(points, values, is_wrong(logits, self.labels))
 
-  chex.assert_rank(labels, 1)
-  chex.assert_type(labels, int)
-
-  def keep_better(best, candidates, values, logits):
-    best_images, best_values, best_wrong = best
-    wrong = jnp.argmax(logits, axis=-1) != labels
-    # Comparing with ">" keeps the earlier of two equals and never takes a NaN.
-    better = (wrong & ~best_wrong) | ((wrong == best_wrong) & (values > best_values))
-    return (
-      jnp.where(better[:, None, None, None], candidates, best_images),
-      jnp.where(better, values, best_values),
-      best_wrong | (better & wrong),
-    )
-
-  def body(iteration, carry):
-    candidates, velocity, best = carry
-    restart, step = iteration // (num_steps + 1), iteration % (num_steps + 1)
-    candidates, velocity = jax.lax.cond(
-      step == 0, lambda: (begin(restart), rest), lambda: (candidates, velocity)
-    )
-    gradient, (values, logits) = jax.grad(total_loss, has_aux=True)(candidates)
-    best = keep_better(best, candidates, values, logits)
-    return *ascend(candidates, velocity, gradient), best
-
-  _, (values, logits) = total_loss(images)
-  clean = images, values, jnp.argmax(logits, axis=-1) != labels
-  _, _, (adversarial, _, _) = jax.lax.fori_loop(
-    0, num_restarts * (num_steps + 1), body, (images, rest, clean)
-  )
-  return adversarial
+  def _step(self, points, velocity, gradient):
+    gradient = finite(gradient)
+    if self.momentum:
+      size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
+      gradient = velocity = self.momentum * velocity + gradient / jnp.maximum(size, 1e-30)
+    direction = norms.NORMS[self.norm].direction(gradient)
+    step = norms.per_example(self.step_size, self.images) * direction
+    return norms.project(points + step, self.images, self.epsilon, self.norm), velocity
 
 
 def fgsm(predict, images, labels, *, epsilon, norm="linf", loss="cross_entropy"):
   """Fast gradient sign method: x + epsilon * d(grad L(x)), clipped to [0, 1].
 
-  One step of `pgd` of full length from the clean image. (Goodfellow, Shlens, Szegedy, "Explaining and
-  Harnessing Adversarial Examples", ICLR 2015.)
+  One step of `pgd` of full length from the clean image. (Goodfellow, Shlens, Szegedy, "Explaining
+  and Harnessing Adversarial Examples", ICLR 2015.)
 
   Args and Raises: as in `pgd`.
 
   Returns:
     The image after the step, like `images`.
   """
-  return pgd(
+  return _ascend(
+    _Ascent.last,
+    "fgsm",
     jax.random.key(0),
     predict,
     images,
@@ -198,5 +361,7 @@ def fgsm(predict, images, labels, *, epsilon, norm="linf", loss="cross_entropy")
     norm=norm,
     loss=loss,
     start="clean",
-    keep="last",
+    momentum=0.0,
+    indices=None,
+    any_labels=callable(loss),
   )

@@ -1,12 +1,12 @@
 """Running an attack over many images with batches that stay full.
 
-A batch is a fixed number of slots on the devices. Each slot holds one example with its own state and
-step number; after every call of `chunk` steps, what is broken or finished leaves, and its slot takes
-the next run (restart, target) of the same example or the next example. When nothing waits any more,
-the rest moves into a smaller batch, of few sizes, so that few programs are compiled.
+A batch is a fixed number of slots on the devices. Each slot holds one example with its own state
+and step number. After every call of `chunk` steps, what is broken or finished leaves, and its slot
+takes the next run (restart, target) of the same example or the next example. When nothing waits any
+more, the rest moves into a smaller batch, of few sizes, so that few programs are compiled.
 
 What happens to an example depends on its own key, image and label only: the outcome is the same for
-any batch size, order and number of devices, and a run that was killed repeats what was in the slots.
+any batch size, order and number of devices. A run that was killed repeats what was in the slots.
 """
 
 import functools
@@ -42,7 +42,7 @@ class Slots(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """An example that has left: its position, whether it is broken, and its adversarial image or None."""
+  """An example that has left: its position, whether it is broken, its adversarial image or None."""
 
   index: int
   broken: bool
@@ -63,8 +63,8 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
 
   Args:
     attack: an `Attack`.
-    predict: a `jax.tree_util.Partial`, images -> logits (or of images and keys, as the attack wants
-      it), whose arrays are on the devices: arguments of the compiled programs, not constants in them.
+    predict: a `jax.tree_util.Partial` from `inspection.on_devices`, images -> logits, or of images
+      and keys, as the attack wants it.
     key: PRNG key of the attack.
     examples: host arrays (images, labels, indices that make the keys) of all examples.
     waiting: positions of the examples to attack.
@@ -154,7 +154,7 @@ def _programs(attack, mesh, chunk, key_impl):
       state = select(
         active, attack.step(predict, slots.batch, slots.state, slots.step), slots.state
       )
-      return done + 1, Slots(slots.batch, state, slots.step + active)
+      return done + 1, Slots(slots.batch, state, slots.step + active.astype(slots.step.dtype))
 
     return jax.lax.while_loop(
       lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots)
@@ -193,7 +193,7 @@ def _fitting(all_sizes, count):
 
 
 def put(tree, sharding):
-  """Host arrays on the devices. Copies: on a CPU the device would share memory that changes here."""
+  """Host arrays on the devices. A copy: a CPU device would share memory that changes here."""
   return jax.tree.map(
     lambda leaf: jax.make_array_from_callback(
       leaf.shape, sharding, lambda index: np.array(leaf[index])

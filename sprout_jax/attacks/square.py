@@ -1,9 +1,10 @@
 """Square Attack: random search with squares of shrinking size; needs no gradient.
 
 (Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a Query-efficient Black-box Adversarial
-Attack via Random Search", ECCV 2020.) Three things differ from the authors' code: positions and signs
-are drawn per example, as in the paper; a square may lie at the last row and column (theirs never
-does); in L2 each channel of a square keeps its own mass, and the start's tiles are not transposed.
+Attack via Random Search", ECCV 2020.) Three things differ from the authors' code: positions and
+signs are drawn per example, as in the paper; a square may lie at the last row and column (theirs
+never does); in L2 each channel of a square keeps its own mass, and the start's tiles are not
+transposed.
 """
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax import losses
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
-from sprout_jax.attacks.attack import check_name
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
@@ -25,7 +26,7 @@ PURPOSES = 6  # independent draws of one step
 
 
 def share(step):
-  """Share of the pixels in the square of a step (from 0): 0.8, halved beyond each of HALVE_AFTER."""
+  """Share of the pixels in the square of a step: 0.8, halved beyond each of HALVE_AFTER."""
   return FIRST_SHARE / 2 ** sum(step > bound for bound in HALVE_AFTER)
 
 
@@ -38,16 +39,11 @@ def side(step, height, width, norm="linf"):
   return min(value, height, width)
 
 
-def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
-  """The attack as `auto_attack` runs it.
-
-  Args:
-    norm: "linf" or "l2".
-    image_shape: (height, width, channels).
-    num_steps: queries after the start's.
-    num_runs: restarts.
-  """
-  check_name("square", "norm", norm, norms.NORMS)
+def square_attack(*, norm, image_shape, num_steps, num_runs):
+  """The `Attack` behind `square`, whose arguments it has, on images [height, width, channels]."""
+  inputs.check_choice("square", "norm", norm, norms.NORMS)
+  inputs.check_count("square", "num_steps", num_steps, 0)
+  inputs.check_count("square", "num_runs", num_runs, 1)
   height, width, channels = image_shape
   # The side as a function of the step has few values: a table for the bounds, then a lookup.
   bounds = [0] + [bound + 1 for bound in HALVE_AFTER if bound + 1 < num_steps]
@@ -60,19 +56,21 @@ def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
     """Keys of the purposes of one step; number 0 is the start, step i is i + 1."""
     return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
 
-  start, step = (_linf if norm == "linf" else _l2)(height, width, channels, sides, phase, draws)
+  propose_first, propose = (_linf if norm == "linf" else _l2)(
+    height, width, channels, sides, phase, draws
+  )
 
   def evaluate(predict, batch, x):
     logits = predict(x)
     return losses.margin(logits, batch.labels), is_wrong(logits, batch.labels)
 
-  def begin(predict, batch):
-    x = start(batch)
+  def start(predict, batch):
+    x = propose_first(batch).astype(batch.images.dtype)
     value, wrong = evaluate(predict, batch, x)
     return {"adversarial": x, "margin": value, "broken": wrong}
 
-  def advance(predict, batch, state, number):
-    x = step(batch, state["adversarial"], number)
+  def step(predict, batch, state, number):
+    x = propose(batch, state["adversarial"], number).astype(batch.images.dtype)
     value, wrong = evaluate(predict, batch, x)
     better = (value > state["margin"]) | wrong
     return select(better, {"adversarial": x, "margin": value, "broken": wrong}, state)
@@ -84,7 +82,7 @@ def attack(*, norm="linf", image_shape, num_steps=5000, num_runs=1):
     "halve_after": HALVE_AFTER,
     "loss": "margin",
   }
-  return Attack(begin, advance, num_steps, num_runs, spec)
+  return Attack("square", norm, start, step, num_steps, num_runs, spec)
 
 
 def _signs(keys, shape):
@@ -109,7 +107,7 @@ def _linf(height, width, channels, sides, phase, draws):
 
   def start(batch):
     stripes = _signs(draws(batch, 0)[0], (1, width, channels))
-    return jnp.clip(batch.images + batch.epsilon * stripes, 0, 1)
+    return norms.clip_to_box(batch.images + batch.epsilon * stripes, batch.images)
 
   def step(batch, x, number):
     keys = draws(batch, number + 1)
@@ -118,7 +116,8 @@ def _linf(height, width, channels, sides, phase, draws):
       _corner(keys[0], size, height), _corner(keys[1], size, width), size, height, width
     )
     signs = _signs(keys[2], (1, 1, channels))
-    return jnp.where(window, jnp.clip(batch.images + batch.epsilon * signs, 0, 1), x)
+    moved = norms.clip_to_box(batch.images + batch.epsilon * signs, batch.images)
+    return jnp.where(window, moved, x)
 
   return start, step
 
@@ -126,11 +125,13 @@ def _linf(height, width, channels, sides, phase, draws):
 def _l2(height, width, channels, sides, phase, draws):
   """Squares of mass, moved from one window to another with a pyramid of both signs in it."""
   tiles = max(min(height, width) // 5, 1)
-  patterns = jnp.asarray(np.stack([_padded(pyramid(size), height, width) for size in sides]))
+  patterns = np.stack([_padded(pyramid(size), height, width) for size in sides])
 
   def normalise(perturbation, batch):
     size = norms.per_example(norms.NORMS["l2"].size(perturbation), perturbation)
-    return jnp.clip(batch.images + batch.epsilon * perturbation / (size + 1e-12), 0, 1)
+    return norms.clip_to_box(
+      batch.images + batch.epsilon * perturbation / (size + 1e-12), batch.images
+    )
 
   def start(batch):
     rows, columns = height // tiles, width // tiles
@@ -151,7 +152,7 @@ def _l2(height, width, channels, sides, phase, draws):
   def step(batch, x, number):
     keys = draws(batch, number + 1)
     index = phase(number)
-    size = jnp.asarray(sides)[index]
+    size, patterns_now = jnp.asarray(sides)[index], jnp.asarray(patterns)[index]
     top, left = _corner(keys[0], size, height), _corner(keys[1], size, width)
     here = _window(top, left, size, height, width)
     there = _window(
@@ -161,15 +162,15 @@ def _l2(height, width, channels, sides, phase, draws):
     delta = x - batch.images
     squares = lambda values, axes: jnp.sum(values**2, axis=axes, keepdims=True)
     budget = jnp.maximum(batch.epsilon**2 - squares(delta, (1, 2, 3)), 0) / channels
-    mass = squares(delta * (here | there), (1, 2))  # per channel
-    old = delta * here
+    mass = squares(jnp.where(here | there, delta, 0), (1, 2))  # per channel
+    old = jnp.where(here, delta, 0)
     old = old / (1e-12 + jnp.sqrt(squares(old, (1, 2))))
 
-    pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns[index], top, left)
+    pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns_now, top, left)
     flip = _signs(keys[4], ())[:, None, None] > 0
     # Transposed within its own square: the padded pattern is transposed before it is moved.
     turned = (
-      jax.vmap(lambda p, r, c: jnp.roll(p.T, (r, c), (0, 1)))(patterns[index], top, left)
+      jax.vmap(lambda p, r, c: jnp.roll(p.T, (r, c), (0, 1)))(patterns_now, top, left)
       if height == width
       else pattern
     )
@@ -228,9 +229,13 @@ def square(
 
   Returns:
     Adversarial images like `images`: misclassified where the attack succeeded.
+
+  Raises:
+    ValueError: a wrong argument, see `inputs`.
   """
+  images, labels, indices = inputs.check_examples("square", images, labels, indices)
   return run_alone(
-    attack(norm=norm, image_shape=jnp.shape(images)[1:], num_steps=num_steps, num_runs=num_runs),
+    square_attack(norm=norm, image_shape=images.shape[1:], num_steps=num_steps, num_runs=num_runs),
     key,
     predict,
     images,

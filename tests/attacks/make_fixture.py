@@ -1,4 +1,4 @@
-"""Makes auto_attack.npz beside this file: a small network, images, and each attack's outcome on each.
+"""Makes auto_attack.npz beside this file: a small network, images, each attack's outcome on each.
 
     python tests/attacks/make_fixture.py
 
@@ -19,7 +19,7 @@ import optax
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sprout_jax import attacks  # noqa: E402: after the path
+from sprout_jax import attacks  # noqa: E402, after the path
 from sprout_jax import data  # noqa: E402
 from sprout_jax import losses  # noqa: E402
 

@@ -193,7 +193,7 @@ def test_killed_and_resumed_is_identical(tmp_path):
 
 @pytest.mark.parametrize("disguise", ["masked", "smoothed"])
 def test_a_disguised_model_is_broken_as_far_as_the_plain_one(disguise):
-  """Logits times 1e4 have no gradient in the cross-entropy; small logits are what smoothing makes."""
+  """Logits times 1e4 have no gradient in the cross-entropy; smoothing makes small logits."""
   predict = network()
   factor = {"masked": 1e4, "smoothed": 1e-2}[disguise]
   images = np.random.default_rng(3).random((30, *SHAPE)).astype(np.float32)
@@ -299,14 +299,13 @@ GOOD = dict(epsilon=0.1, version="apgd-ce")
     (dict(labels=np.array([0, 7])), "labels range from 0 to 7"),
     (dict(labels=np.array([0.0, 1.0])), "integers"),
     (dict(epsilon=-0.1), "epsilon is -0.1"),
-    (dict(norm="l1"), "choose from: l2, linf"),
-    (dict(version="fast"), "choose from: apgd-ce, apgd-dlr"),
+    (dict(norm="l1"), "choose one of: l2, linf"),
+    (dict(version="fast"), "choose one of: apgd-ce, apgd-dlr"),
     (dict(version=[]), "at least one"),
-    (dict(version=["standard"]), "choose from"),
+    (dict(version=["standard"]), "'standard'; choose one of"),
     (dict(version=["square", "square"]), "each once"),
     (dict(batch_size=0), "batch_size is 0"),
     (dict(state_file="/nowhere/state.npz"), "does not exist"),
-    (dict(images=np.zeros((2, 3, 32, 32), np.float32)), "channels first"),
     (dict(predict=lambda x: jax.nn.softmax(linear_model()[1](x))), "are probabilities"),
     (dict(predict=lambda x: linear_model()[1](x) * jnp.nan), "not finite"),
   ],

@@ -8,15 +8,15 @@ import scipy.optimize
 
 from sprout_jax import attacks
 from sprout_jax import losses
-from sprout_jax.attacks.apgd import attack as apgd_attack
+from sprout_jax.attacks.apgd import apgd_attack
 from sprout_jax.attacks.apgd import checkpoints
-from sprout_jax.attacks.apgd import ranked_targets
 from sprout_jax.attacks.attack import Batch
 from sprout_jax.attacks.attack import example_keys
+from sprout_jax.attacks.attack import ranked_targets
 from sprout_jax.attacks.fab import project_on_hyperplane
-from sprout_jax.attacks.square import attack as square_attack
 from sprout_jax.attacks.square import pyramid
 from sprout_jax.attacks.square import side
+from sprout_jax.attacks.square import square_attack
 
 KEY = jax.random.key(8)
 
@@ -75,7 +75,7 @@ def hyperplane(seed, reachable=True):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_on_a_hyperplane_against_scipy(norm, seed, sign):
-  """Smallest change within the box that reaches the plane: linear programme; quadratic programme."""
+  """Smallest change within the box that reaches the plane: linear or quadratic programme."""
   points, normal, offset, _ = hyperplane(seed)
   found = np.asarray(
     project_on_hyperplane(
@@ -161,6 +161,10 @@ def test_targets_are_the_wrong_classes_by_rank():
   assert found == [[2, 0], [3, 3], [0, 1]]
 
 
+def square_of(norm):
+  return square_attack(norm=norm, image_shape=(12, 12, 3), num_steps=5000, num_runs=1)
+
+
 def square_batch(norm_epsilon=0.1, count=6, size=12):
   images = jnp.full((count, size, size, 3), 0.5)
   return Batch(
@@ -173,7 +177,7 @@ def square_batch(norm_epsilon=0.1, count=6, size=12):
 
 
 def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
-  attack, batch = square_attack(norm="linf", image_shape=(12, 12, 3)), square_batch()
+  attack, batch = square_of("linf"), square_batch()
   rising = lambda x: jnp.stack([jnp.zeros(len(x)), x.mean((1, 2, 3)) - 9], -1)  # never broken
   state = attack.start(rising, batch)
   stripes = np.asarray(state["adversarial"])
@@ -194,7 +198,7 @@ def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
 
 
 def test_square_in_l2_uses_the_whole_ball():
-  attack, batch = square_attack(norm="l2", image_shape=(12, 12, 3)), square_batch(0.7)
+  attack, batch = square_of("l2"), square_batch(0.7)
   rising = lambda x: jnp.stack([jnp.zeros(len(x)), x.mean((1, 2, 3)) - 9], -1)
   state = attack.start(rising, batch)
   for step in range(5):
@@ -305,7 +309,9 @@ def test_carlini_wagner_leaves_what_it_cannot_break():
 )
 def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, halves):
   """The 22nd step of 100, which raises the loss: the step size, and from where the run goes on."""
-  attack = apgd_attack(loss="margin", num_steps=100)
+  attack = apgd_attack(
+    norm="linf", loss="margin", targeted=False, num_steps=100, num_runs=1, num_samples=1
+  )
   predict = lambda x: jnp.stack([jnp.full(len(x), 9.0), x.mean((1, 2, 3))], -1)  # never wrong
   batch = square_batch(count=1, size=4)
   state = attack.start(predict, batch)
@@ -323,8 +329,8 @@ def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, h
   after = attack.step(predict, batch, state, jnp.full(1, 21))
   assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
   assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0
-  # From -0.05, z = P(-0.05 + 0.2) = 0.1; three quarters of the way: 0.0625. Where the step is halved,
-  # the run goes on from its best point, which may be this one.
+  # From -0.05, z = P(-0.05 + 0.2) = 0.1; three quarters of the way: 0.0625. Where the step is
+  # halved, the run goes on from its best point, which may be this one.
   moved = np.asarray(after["x"])
   if halves and not improved:
     np.testing.assert_allclose(moved, batch.images - 0.09, atol=1e-6)

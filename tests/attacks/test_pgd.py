@@ -58,7 +58,7 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
 
 @pytest.mark.parametrize("norm, dual", [("linf", 1), ("l2", 2)])
 def test_confident_models_are_not_flattered(norm, dual):
-  """The closed form holds as well when the logits are multiplied by 400 (margins of 100 and more)."""
+  """The closed form holds as well with logits times 400, whose margins are 100 and more."""
   weights, predict = linear_model()
   images = interior_images()
   labels = np.asarray(predict(images)).argmax(-1)

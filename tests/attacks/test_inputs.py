@@ -1,0 +1,327 @@
+"""What every public attack says of wrong inputs, and that it takes all that is right."""
+
+import ast
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sprout_jax import attacks
+from sprout_jax.attacks import inputs
+from sprout_jax.attacks import inspection
+from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import example_keys
+from sprout_jax.attacks.attack import run_alone
+
+KEY = jax.random.key(6)
+WEIGHTS = np.random.RandomState(0).normal(size=(16, 3)).astype(np.float32)
+IMAGES = np.random.RandomState(1).uniform(size=(4, 4, 4, 1)).astype(np.float32)
+
+
+def predict(images):
+  return (images - 0.5).reshape(len(images), -1) @ WEIGHTS
+
+
+LABELS = np.asarray(predict(IMAGES)).argmax(-1)
+
+# Name -> (predict, images, labels, epsilon, norm) -> adversarial images.
+PUBLIC = {
+  "pgd": lambda p, x, y, e, norm: attacks.pgd(
+    KEY, p, x, y, epsilon=e, norm=norm, step_size=0.02, num_steps=2
+  ),
+  "pgd_trace": lambda p, x, y, e, norm: (
+    attacks.pgd_trace(KEY, p, x, y, epsilon=e, norm=norm, step_size=0.02, num_steps=2).images
+  ),
+  "fgsm": lambda p, x, y, e, norm: attacks.fgsm(p, x, y, epsilon=e, norm=norm),
+  "apgd": lambda p, x, y, e, norm: attacks.apgd(KEY, p, x, y, epsilon=e, norm=norm, num_steps=2),
+  "fab": lambda p, x, y, e, norm: attacks.fab(KEY, p, x, y, epsilon=e, norm=norm, num_steps=2),
+  "square": lambda p, x, y, e, norm: attacks.square(
+    KEY, p, x, y, epsilon=e, norm=norm, num_steps=2
+  ),
+  "carlini_wagner": lambda p, x, y, e, norm: attacks.carlini_wagner(
+    p, x, y, num_steps=2, num_searches=2
+  ),
+  "auto_attack": lambda p, x, y, e, norm: (
+    attacks.auto_attack(KEY, p, x, y, epsilon=e, norm=norm, version="apgd-ce", batch_size=8).images
+  ),
+}
+WITH_RADIUS = [name for name in PUBLIC if name != "carlini_wagner"]
+
+
+def refuse(name, message, **changes):
+  """The attack raises a ValueError that begins with its own name."""
+  given = dict(predict=predict, images=IMAGES, labels=LABELS, epsilon=0.1, norm="linf") | changes
+  with pytest.raises(ValueError, match=rf"^{name}: .*{message}"):
+    PUBLIC[name](*given.values())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+  "images, message",
+  [
+    ((IMAGES * 255).astype(np.uint8), "images are uint8.*divide by 255"),
+    (np.round(IMAGES * 255), "pixels range from .*divide bytes by 255"),
+    ((IMAGES - 0.5) / 0.2, "normalise inside `predict`"),
+    (IMAGES - 0.001, "normalise inside `predict`"),
+    (np.where(IMAGES > 0.9, np.nan, IMAGES), "range from nan to nan.*no numbers"),
+    (np.where(IMAGES > 0.9, np.inf, IMAGES), "to inf; .*no numbers"),
+    (IMAGES[0], r"shape \(4, 4, 1\); expected \[n, height, width, channels\]"),
+    (IMAGES[:0], r"shape \(0, 4, 4, 1\).*at least 1"),
+    (IMAGES.reshape(4, -1), r"images.reshape\(n, 1, 1, features\)"),
+  ],
+)
+def test_wrong_images(name, images, message):
+  refuse(name, message, images=images)
+  refuse(name, message, images=jnp.asarray(images))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+  "labels, message",
+  [
+    (np.eye(3)[LABELS], r"labels have shape \(4, 3\).*labels.argmax\(-1\)"),
+    (LABELS[:3], r"labels have shape \(3,\) beside 4 images"),
+    (LABELS * 1.0, "labels are float64; expected integers"),
+    (np.array([0, 1, 2, 3]), "labels range from 0 to 3, but `predict` has 3 classes"),
+    (np.array([0, 1, 2, -1]), "labels range from -1 to 2"),
+  ],
+)
+def test_wrong_labels(name, labels, message):
+  refuse(name, message, labels=labels)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda z: (z, z), r"returns a tuple.*must return logits, one float array of shape .*\[0\]"),
+    (lambda z: [z], "returns a list"),
+    (lambda z: {"logits": z}, "returns a dict.*its entries .'logits'"),
+    (lambda z: None, "returns a NoneType"),
+    (lambda z: z[:, None], r"returns shape \(\d, 1, 3\)"),
+    (lambda z: z[0], r"returns shape \(3,\)"),
+    (lambda z: z[1:], r"returns shape \(\d, 3\)"),
+    (lambda z: z.astype(jnp.int32), "returns int32"),
+    (lambda z: z[:, :1], "1 outputs per image; it needs at least 2 classes"),
+  ],
+)
+def test_outputs_that_are_no_logits(name, change, message):
+  refuse(name, message, predict=lambda images: change(predict(images)))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_cannot_be_called(name):
+  refuse(name, "`predict` is a ndarray; expected a function", predict=WEIGHTS)
+
+
+@pytest.mark.parametrize("name", WITH_RADIUS)
+@pytest.mark.parametrize(
+  "epsilon, message",
+  [
+    (8, r"epsilon is 8; pixels are in \[0, 1\]; did you mean 8/255\?"),
+    (jnp.float32(4), r"did you mean 4/255\?"),
+    (-0.1, "epsilon is -0.1; expected a finite number of at least 0"),
+    (float("nan"), "epsilon is nan"),
+    (float("inf"), "epsilon is inf"),
+    ("8/255", "epsilon is '8/255'; expected a finite number"),
+    (np.array([0.1, 0.1]), "epsilon is array"),
+  ],
+)
+def test_wrong_radii(name, epsilon, message):
+  refuse(name, message, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("name", WITH_RADIUS)
+def test_unknown_norms(name):
+  refuse(name, "norm is 'l1'; choose one of: l2, linf", norm="l1")
+
+
+def test_a_radius_above_1_is_fine_in_l2():
+  inputs.check_radius("pgd", 8.0, "l2")
+  inputs.check_radius("pgd", 1, "linf")
+  inputs.check_radius("pgd", np.array([0.1, 1.0]), "linf", 2)
+  with pytest.raises(ValueError, match="did you mean 2/255"):
+    inputs.check_radius("pgd", np.array([0.1, 2.0]), "linf", 2)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (dict(num_steps=2.0), "num_steps is 2.0; expected an integer of at least 0"),
+    (dict(num_steps=-1), "num_steps is -1"),
+    (dict(num_steps=True), "num_steps is True"),
+    (dict(step_size=-0.1), "step_size is -0.1"),
+    (dict(step_size=np.ones(3)), "or an array of shape .4,."),
+    (dict(momentum=float("nan")), "momentum is nan"),
+    (dict(indices=np.arange(3)), r"indices are int64 of shape \(3,\); expected integers"),
+    (dict(indices=np.arange(4.0)), "indices are float64"),
+  ],
+)
+def test_wrong_options_of_pgd(options, message):
+  with pytest.raises(ValueError, match=f"^pgd: .*{message}"):
+    attacks.pgd(
+      KEY, predict, IMAGES, LABELS, **dict(epsilon=0.1, step_size=0.1, num_steps=1) | options
+    )
+
+
+@pytest.mark.parametrize(
+  "attack, options, message",
+  [
+    ("apgd", dict(num_steps=0), "num_steps is 0; expected an integer of at least 1"),
+    ("apgd", dict(num_runs=0), "num_runs is 0"),
+    ("apgd", dict(loss="hinge"), "loss is 'hinge'; choose one of: cross_entropy, dlr, margin"),
+    ("apgd", dict(targeted=True), "targeted loss is 'cross_entropy'; choose one of: dlr, margin"),
+    ("fab", dict(num_runs=0), "num_runs is 0"),
+    ("square", dict(num_steps=1.5), "num_steps is 1.5"),
+  ],
+)
+def test_wrong_options_of_the_others(attack, options, message):
+  with pytest.raises(ValueError, match=f"^{attack}: .*{message}"):
+    getattr(attacks, attack)(KEY, predict, IMAGES, LABELS, epsilon=0.1, **options)
+
+
+def test_no_check_is_an_assertion():
+  """`python -O` removes them, and nobody expects an AssertionError."""
+  files = list((pathlib.Path(attacks.__file__).parent).glob("*.py"))
+  assert len(files) > 10
+  for path in files:
+    tree = ast.parse(path.read_text())
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), path
+    names = {
+      alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert "chex" not in names, path
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_arrays_as_numpy_makes_them(name):
+  """Float64 images and int64 labels, under strict promotion: float32 comes back, no warning."""
+  with jax.numpy_dtype_promotion("strict"):
+    found = PUBLIC[name](predict, IMAGES.astype(np.float64), LABELS.astype(np.int64), 0.1, "l2")
+  assert found.dtype == np.float32 and found.shape == IMAGES.shape
+  assert name == "carlini_wagner" or not np.array_equal(found, IMAGES)  # its steps do not reach
+
+
+@pytest.mark.parametrize("norm", attacks.NORMS)
+@pytest.mark.parametrize("name", [name for name in WITH_RADIUS if name != "auto_attack"])
+def test_images_that_cannot_be_checked_are_never_moved_beyond_the_radius(name, norm):
+  """Inside jit, images outside of [0, 1] are not found out: the ball still holds."""
+  images = 4 * IMAGES - 2
+  found = jax.jit(lambda images: PUBLIC[name](predict, images, LABELS, 0.1, norm))(images)
+  size = np.asarray(attacks.NORMS[norm].size(found - images))
+  assert np.isfinite(size).all() and size.max() <= 0.1 + 1e-6
+  assert name == "fab" or size.max() > 0.05
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 20), (1, 40, 2), (3, 5, 2), (3, 32, 32)])
+def test_channels_are_last_whatever_the_shape(shape):
+  """Vectors, signals and flat images: nothing tells them from images with channels first."""
+  images = np.full((2, *shape), 0.5, np.float32)
+  inputs.check_examples("auto_attack", images, np.array([0, 1]))
+
+
+def test_vectors_by_the_closed_form():
+  """A linear model on vectors: robust where the margins exceed epsilon |w_y - w_k|_1."""
+  rng = np.random.RandomState(2)
+  weights = rng.normal(size=(20, 3)).astype(np.float32)
+  images = rng.uniform(0.4, 0.6, (12, 1, 1, 20)).astype(np.float32)
+  logits = (images - 0.5).reshape(12, -1) @ weights
+  labels = logits.argmax(-1)
+  margins = np.take_along_axis(logits, labels[:, None], 1) - logits
+  sizes = np.abs(weights.T[labels][:, None] - weights.T[None]).sum(-1)
+  distance = np.where(sizes > 0, margins / np.where(sizes > 0, sizes, 1), np.inf).min(-1)
+  epsilon = float(np.median(distance)) + 1e-4
+  found = attacks.auto_attack(
+    KEY,
+    lambda x: (x - 0.5).reshape(len(x), -1) @ weights,
+    images,
+    labels,
+    epsilon=epsilon,
+    version="apgd-t",
+    batch_size=16,
+  )
+  np.testing.assert_array_equal(found.robust, distance > epsilon)
+
+
+def test_half_precision_comes_back_as_it_was_given():
+  for norm in attacks.NORMS:
+    found = attacks.square(
+      KEY,
+      lambda x: predict(x.astype(jnp.float32)).astype(jnp.bfloat16),
+      jnp.asarray(IMAGES, jnp.bfloat16),
+      LABELS,
+      epsilon=0.1,
+      norm=norm,
+      num_steps=3,
+    )
+    assert found.dtype == jnp.bfloat16
+
+
+def test_a_targeted_attack_has_no_more_runs_than_wrong_classes():
+  """An attack that moves by the number of its run; 3 classes leave the runs 0 and 1."""
+
+  def start(predict, batch):
+    moved = batch.images + 0.01 * batch.run[:, None, None, None]
+    return {"adversarial": moved, "broken": jnp.zeros(len(moved), bool)}
+
+  step = lambda predict, batch, state, number: state
+  for targeted, last in ((True, 1), (False, 8)):
+    attack = Attack("numbered", "linf", start, step, 1, 9, {}, targeted=targeted)
+    found = run_alone(attack, KEY, predict, IMAGES / 2, LABELS, 0.1)
+    np.testing.assert_allclose(found, IMAGES / 2 + 0.01 * last, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_what_is_wrong(kind):
+  logits = kind(
+    np.array([[2, 1], [1, 2], [2, np.nan], [np.inf, 1], [2, -np.inf], [1, 1]], np.float32)
+  )
+  found = attacks.is_wrong(logits, kind(np.zeros(6, np.int32)))
+  assert isinstance(found, type(logits))
+  assert found.tolist() == [False, True, True, True, True, False]
+  stacked = attacks.is_wrong(logits.reshape(2, 3, 2), kind(np.zeros((2, 3), np.int32)))
+  assert stacked.tolist() == found.reshape(2, 3).tolist()
+
+
+def test_the_random_numbers_of_an_attack_hang_on_its_id():
+  """The ids behind all outcomes so far; another order of the table changes none."""
+  assert {name: row.id for name, row in attacks.ATTACKS.items()} == {
+    "apgd-ce": 0,
+    "apgd-dlr": 1,
+    "apgd-t": 2,
+    "fab": 3,
+    "fab-t": 4,
+    "square": 5,
+  }
+
+
+def test_keys_of_the_kind_rbg_belong_to_their_example():
+  """vmap draws all examples' numbers from the first key of that kind."""
+  key = jax.random.key(3, impl="rbg")
+  draw = lambda indices: jax.vmap(jax.random.uniform)(example_keys(key, jnp.asarray(indices)))
+  together = np.asarray(draw([0, 1, 2, 3]))
+  np.testing.assert_array_equal(draw([2, 3]), together[2:])
+  assert len(set(together.tolist())) == 4
+
+
+def test_the_arrays_of_a_partial_are_arguments():
+  """What is no array, as train=False, stays a Python value."""
+
+  def apply(weights, images, *, train, scale):
+    assert train is False
+    return scale * (images @ weights)
+
+  weights = np.eye(2, dtype=np.float32)
+  partial = jax.tree_util.Partial(apply, weights, train=False, scale=jnp.float32(3))
+  mesh = jax.make_mesh((1,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  found = inspection.on_devices(partial, replicated)
+  again = inspection.on_devices(partial, replicated)
+  assert [leaf.shape for leaf in jax.tree.leaves(found)] == [(2, 2), ()]
+  assert jax.tree.structure(found) == jax.tree.structure(again)  # so nothing is compiled anew
+  given = jax.jit(lambda predict, images: predict(images))(found, np.ones((1, 2), np.float32))
+  np.testing.assert_array_equal(given, [[3, 3]])
+  assert functools.reduce(lambda a, b: a and b, map(callable, (found, again)))

@@ -1,0 +1,96 @@
+"""pgd_trace against runs of pgd with fewer steps, and models whose outputs are not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sprout_jax import attacks
+
+KEY = jax.random.key(9)
+STEPS = 4
+RNG = np.random.RandomState(3)
+FIRST = RNG.normal(size=(18, 12)).astype(np.float32)
+SECOND = RNG.normal(size=(12, 4)).astype(np.float32)
+IMAGES = RNG.uniform(size=(16, 3, 3, 2)).astype(np.float32)
+
+
+def predict(images):
+  return jnp.tanh((images - 0.5).reshape(len(images), -1) @ FIRST) @ SECOND
+
+
+LABELS = np.asarray(predict(IMAGES)).argmax(-1)
+
+
+@pytest.mark.parametrize("norm, loss", [("linf", "margin"), ("l2", "cross_entropy")])
+def test_each_column_is_what_a_run_of_so_many_steps_finds(norm, loss):
+  radius = {"linf": 0.05, "l2": 0.2}[norm]
+  options = dict(epsilon=radius, step_size=radius / 3, norm=norm, loss=loss)
+  indices = np.arange(20, 36)
+  trace = attacks.pgd_trace(
+    KEY, predict, IMAGES, LABELS, num_steps=STEPS, indices=indices, **options
+  )
+  given = dict(indices=indices, **options)
+  best = attacks.pgd(KEY, predict, IMAGES, LABELS, num_steps=STEPS, **given)
+  np.testing.assert_allclose(trace.images, best, atol=1e-6)
+
+  highest, broken = np.full(16, -np.inf), np.zeros(16, bool)
+  for steps in range(STEPS + 1):
+    points = np.asarray(
+      attacks.pgd(KEY, predict, IMAGES, LABELS, num_steps=steps, keep="last", **given)
+    )
+    logits = np.asarray(predict(points)).astype(float)
+    others = np.where(np.arange(4) == LABELS[:, None], -np.inf, logits)
+    true = logits[np.arange(16), LABELS]
+    value = {
+      "margin": others.max(-1) - true,
+      "cross_entropy": np.log(np.exp(others).sum(-1)) - true,  # the log odds
+    }[loss]
+    highest, broken = np.maximum(highest, value), broken | (logits.argmax(-1) != LABELS)
+    np.testing.assert_allclose(trace.best_loss[:, steps], highest, atol=1e-4)
+    np.testing.assert_array_equal(trace.broken[:, steps], broken)
+    away = (points - IMAGES).reshape(16, -1)
+    size = np.abs(away).max(-1) if norm == "linf" else np.linalg.norm(away, axis=-1)
+    np.testing.assert_allclose(trace.size[:, steps], size, atol=1e-5)
+  assert 0 < trace.broken[:, -1].sum() < 16
+  assert (trace.broken[:, -1] > trace.broken[:, 0]).any()
+
+
+def fragile(images):
+  """Right at the grey image, and no number as soon as it moves by more than 0.01."""
+  far = jnp.abs(images - 0.5).max((1, 2, 3)) > 0.01
+  clean = jnp.array([[2.0, 0.0]]) + 0 * images.sum((1, 2, 3))[:, None]
+  return jnp.where(far[:, None], jnp.nan, clean)
+
+
+def test_outputs_that_are_no_numbers_are_wrong_and_found():
+  """The first class's label, which the argmax of NaNs would make right."""
+  images, labels = np.full((3, 3, 3, 2), 0.5, np.float32), np.zeros(3, np.int32)
+  options = dict(epsilon=0.1, step_size=0.02, num_steps=2)
+  trace = attacks.pgd_trace(KEY, fragile, images, labels, **options)
+  assert trace.broken.all() and not jnp.isnan(trace.best_loss).any()
+  found = attacks.pgd(KEY, fragile, images, labels, **options)
+  assert attacks.is_wrong(fragile(found), labels).all() and jnp.isfinite(found).all()
+
+
+def test_a_finite_mistake_is_preferred_to_no_number():
+  """Wrong with numbers below 0.5, NaN above 0.6: of both, the point whose loss is a number."""
+
+  def model(images):
+    value = images.mean((1, 2, 3))
+    finite = jnp.stack([jnp.zeros_like(value), 0.5 - value], -1)
+    return jnp.where(value[:, None] > 0.6, jnp.nan, finite)
+
+  images = np.full((32, 1, 1, 1), 0.5, np.float32)  # a quarter of the random starts is above 0.6
+  found = attacks.pgd(
+    KEY,
+    model,
+    images,
+    np.zeros(32, np.int32),
+    epsilon=0.2,
+    step_size=0.05,
+    num_steps=8,
+    num_restarts=6,
+  )
+  assert jnp.isfinite(model(found)).all()
+  assert attacks.is_wrong(model(found), np.zeros(32, np.int32)).all()
