@@ -9,6 +9,10 @@ import time
 import jax
 import numpy as np
 
+from sprout_jax.attacks.attack import is_wrong
+
+ADVICE = "delete it to begin anew, or give another state_file"
+
 
 class State:
   """Which examples are robust, and which the present attack is done with; kept in a file."""
@@ -20,7 +24,7 @@ class State:
       time.monotonic(),
       time.monotonic(),
     )
-    clean = logits.argmax(-1) == labels
+    clean = ~is_wrong(logits, labels)
     self.robust, self.done = clean.copy(), np.zeros_like(clean)
     self.images, self.per_attack, self._earlier = images.copy(), {}, 0.0
     decides = {
@@ -33,22 +37,24 @@ class State:
     if self._path is not None and self._path.exists():
       self._load()
     elif self._path is not None and not self._path.parent.is_dir():
-      raise ValueError(f"auto_attack: the folder of state_file {self._path} does not exist")
+      raise ValueError(
+        f"auto_attack: the folder of state_file {self._path} does not exist; create it first"
+      )
 
   def _load(self):
-    with np.load(self._path) as stored:
-      scale = 1e-3 * max(1, np.abs(self._logits).max())  # a shape's rounding is no other model
-      if str(stored["identity"]) != self._identity or not np.allclose(
-        stored["logits"], self._logits, rtol=0, atol=scale
-      ):
-        raise ValueError(
-          f"auto_attack: {self._path} belongs to another call (other images, labels, "
-          "model, key or attacks); delete it, or give another state_file"
-        )
-      self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
-      self.images[broken] = stored["adversarial"]
-      self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
-      self._earlier = float(stored["seconds"])
+    stored = _read(self._path)
+    scale = 1e-3 * max(1, np.abs(self._logits).max())  # a shape's rounding is no other model
+    if str(stored["identity"]) != self._identity or not np.allclose(
+      stored["logits"], self._logits, rtol=0, atol=scale
+    ):
+      raise ValueError(
+        f"auto_attack: {self._path} belongs to another call (other images, labels, model, key or "
+        f"attacks); {ADVICE}"
+      )
+    self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
+    self.images[broken] = stored["adversarial"]
+    self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
+    self._earlier = float(stored["seconds"])
 
   def seconds(self):
     return self._earlier + time.monotonic() - self._start
@@ -68,21 +74,71 @@ class State:
     ):
       return
     broken = self._clean & ~self.robust
-    temporary = self._path.with_name(self._path.name + ".tmp")
-    with open(temporary, "wb") as file:
-      np.savez(
-        file,
-        identity=self._identity,
-        logits=self._logits,
-        robust=self.robust,
-        done=self.done,
-        broken=broken,
-        adversarial=self.images[broken],
-        finished=np.array(list(self.per_attack), dtype=str),
-        seconds=self.seconds(),
+    _write(
+      self._path,
+      {
+        "identity": np.array(self._identity),
+        "logits": self._logits,
+        "robust": self.robust,
+        "done": self.done,
+        "broken": broken,
+        "adversarial": self.images[broken],
+        "finished": np.array(list(self.per_attack), dtype=str),
+        "seconds": np.array(self.seconds()),
         **{f"after {name}": robust for name, robust in self.per_attack.items()},
-      )
-    os.replace(temporary, self._path)
+      },
+    )
     self._saved_at = time.monotonic()
     # Large sets: at most a tenth of the time goes into writing.
     self._save_seconds = max(self._save_seconds, 10 * (self._saved_at - start) if not now else 0)
+
+
+def _digest(arrays):
+  """SHA-256 of names, types, shapes and contents."""
+  found = hashlib.sha256()
+  for name, array in sorted(arrays.items()):
+    found.update(repr((name, array.dtype.str, array.shape)).encode())
+    found.update(np.ascontiguousarray(array).data)
+  return found.hexdigest()
+
+
+def _read(path):
+  """The arrays of a file of `_write`.
+
+  Raises:
+    ValueError: the file cannot be read, or is not as `_write` left it.
+  """
+  try:
+    with open(path, "rb") as file, np.load(file) as stored:
+      arrays = {name: stored[name] for name in stored.files}
+    digest = str(arrays.pop("digest"))
+  except Exception as error:  # whatever zipfile, zlib and NumPy make of foreign bytes
+    raise ValueError(
+      f"auto_attack: {path} cannot be read as a state of auto_attack "
+      f"({type(error).__name__}: {error}); {ADVICE}"
+    ) from error
+  if digest != _digest(arrays):
+    raise ValueError(f"auto_attack: {path} is damaged: its digest does not fit; {ADVICE}")
+  return arrays
+
+
+def _write(path, arrays):
+  """Writes arrays and their digest whole or not at all.
+
+  Raises:
+    OSError: the file cannot be written. What was there before is still there.
+  """
+  temporary = path.with_name(path.name + ".tmp")
+  try:
+    with open(temporary, "wb") as file:
+      np.savez(file, digest=np.array(_digest(arrays)), **arrays)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise OSError(
+      error.errno,
+      f"auto_attack: the state cannot be saved to {path} ({error.strerror or error}); free some "
+      "space, or give another state_file; what was saved before is still there",
+    ) from error
