@@ -1,10 +1,12 @@
 """What the user sees while something runs."""
 
 import math
+import re
 import sys
 import time
 
 import tqdm
+from tqdm.utils import disp_len
 
 
 class Progress:
@@ -16,12 +18,12 @@ class Progress:
     self._seconds_per_line, self._enabled = seconds_per_line, enabled
     self._bar = None
     if enabled and sys.stderr.isatty():
-      self._bar = tqdm.tqdm(
+      self._bar = _Bar(
         total=total,
         initial=initial,
         unit=unit,
         desc=description,
-        ncols=100,
+        dynamic_ncols=True,
         bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {remaining}",
       )
 
@@ -48,6 +50,22 @@ class Progress:
   def close(self):
     if self._bar is not None:
       self._bar.close()
+
+
+class _Bar(tqdm.tqdm):
+  """A bar never wider than the terminal: of its text, as many values as there is room for."""
+
+  @property
+  def format_dict(self):
+    found = super().format_dict
+    found["ncols"] = columns = found["ncols"] or 80  # no size is known of some terminals
+    text = found["postfix"] or ""
+    # Values end with two spaces or a comma; one that is cut would be read as another number.
+    ends = [match.start() for match in re.finditer(r"  |, |$", text)]
+    bare = super().format_meter(**found | {"ncols": None, "postfix": None})
+    room = columns - disp_len(bare) - len(", ")
+    found["postfix"] = text[: max((end for end in ends if disp_len(text[:end]) <= room), default=0)]
+    return found
 
 
 def format_seconds(seconds):

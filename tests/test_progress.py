@@ -1,7 +1,12 @@
 """progress: plain lines without a terminal, a bar on one."""
 
+import contextlib
+import fcntl
 import io
+import os
+import struct
 import sys
+import termios
 
 import pytest
 
@@ -36,6 +41,41 @@ def test_a_bar_on_a_terminal(monkeypatch):
   bar.close()
   text = terminal.getvalue()
   assert "training 10/10 |" in text and "left 00:00" in text and "loss 0.5" in text and "\r" in text
+
+
+TEXT = "epoch 1.0  loss 1.2345  accuracy 0.9876  12,345 images/s"
+
+
+@pytest.mark.parametrize(
+  "columns, shown",
+  [
+    (140, TEXT),
+    (80, "epoch 1.0  loss 1.2345"),  # what does not fit goes whole: a cut number would mislead
+    (60, "epoch 1.0"),
+    (40, None),
+    (12, None),
+  ],
+)
+def test_a_bar_is_never_wider_than_the_terminal(monkeypatch, columns, shown):
+  terminal, end = os.openpty()
+  fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+  with open(end, "w") as stderr:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bar = progress.Progress(3900, 0, "steps", "training")
+    bar.update(3900, TEXT)
+    bar.close()
+  written = b""
+  with contextlib.suppress(OSError):  # the other end is closed: at the end of what was written
+    while piece := os.read(terminal, 4096):
+      written += piece
+  os.close(terminal)
+  frames = written.decode().replace("\n", "\r").split("\r")
+  assert max(map(len, frames)) <= columns
+  last = [frame for frame in frames if frame.strip()][-1].rstrip()
+  if shown:
+    assert f"|, {shown}  left 0" in last
+  if columns >= 60:
+    assert last.endswith(("left 00:00", "left ?"))
 
 
 def test_other_processes_are_silent(capsys):
