@@ -1,0 +1,110 @@
+"""What several processes tell each other, so that all of them go on or all of them stop.
+
+A process that raises alone leaves the others waiting in their next collective operation. Whatever
+can fail in one process only (a full disk, a file that it does not see) is therefore done inside
+`agreed`, which every process enters and leaves together. Every function here is collective: all
+processes call it, in the same order. With one process nothing is sent.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sprout_jax.errors import TrainingDiverged
+from sprout_jax.errors import UserError
+
+# How JAX's errors begin, and what they name, when another process does not answer any more. They
+# are JaxRuntimeErrors or, where a computation is started, ValueErrors.
+LOST = re.compile(
+  "(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\\b.*"
+  "(gloo|connection|socket|heartbeat|coordination|barrier|nccl)",
+  re.IGNORECASE | re.DOTALL,
+)
+
+
+class ProcessLost(UserError):
+  """Another process does not answer. End with `os._exit`: JAX's own shutdown would wait for it."""
+
+
+def gather(text: str) -> list[str]:
+  """Returns the texts of all processes, in the order of their numbers.
+
+  Raises:
+    ProcessLost: another process does not answer.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  encoded = np.frombuffer(text.encode(), np.uint8)
+  with reached():
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(encoded)))).ravel()
+    if not lengths.any():
+      return [""] * len(lengths)
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(encoded)] = encoded
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+  return [row[:length].tobytes().decode() for row, length in zip(rows, lengths)]
+
+
+def from_first(text: str) -> str:
+  """Returns the text of process 0; what the others give is not looked at."""
+  return gather(text if jax.process_index() == 0 else "")[0]
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+  """A block that all processes leave in the same way; inside it, nothing is collective.
+
+  Raises:
+    UserError: a process raised UserError or OSError in the block. With several processes the
+      message names which. A process that raised something else raises that, and the others this.
+    TrainingDiverged: it was raised in the block; every process raises it, for metrics are the same.
+  """
+  failure = None
+  try:
+    yield
+  except TrainingDiverged:
+    raise
+  except Exception as error:  # whatever it is, the others must not wait for this process
+    failure = error
+  is_known = isinstance(failure, UserError | OSError)
+  if failure is None:
+    text = ""
+  else:
+    text = str(failure) if is_known else f"{type(failure).__name__}: {failure}"
+  texts = gather(text)
+  if failure is not None and not is_known:
+    raise failure
+  if len(texts) == 1 and isinstance(failure, UserError):
+    raise failure
+  failed = [
+    f"process {number} of {len(texts)}: {text}" if len(texts) > 1 else text
+    for number, text in enumerate(texts)
+    if text
+  ]
+  if failed:
+    raise UserError("; ".join(failed)) from failure
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+  """Turns JAX's error about a process that does not answer into one that says what to do.
+
+  Raises:
+    ProcessLost: another process has ended, or cannot be reached.
+  """
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    if jax.process_count() == 1 or not LOST.match(str(error)):
+      raise
+    reason = str(error).splitlines()[0][:200]
+    other = f"process {1 - jax.process_index()}" if jax.process_count() == 2 else "another process"
+    raise ProcessLost(
+      f"process {jax.process_index()} of {jax.process_count()} lost {other} ({reason}). Its own "
+      "messages say why it ended. Start all processes again: the same commands continue from the "
+      "newest checkpoint"
+    ) from error
