@@ -66,16 +66,20 @@ def schedule(config, steps_per_epoch, num_epochs):
   return lambda count: rise(count) * shape(count)
 
 
-def model_optimizer(config, shape):
-  """The optimizer of the model's parameters (`config` is `config.optimizer`)."""
-  chain = [
-    OPTIMIZERS[config.name](
-      lambda count: config.learning_rate * shape(count),
-      config.momentum,
-      config.nesterov,
-      config.weight_decay,
-    )
-  ]
+def learning_rate(config, steps_per_epoch, num_epochs):
+  """The learning rate as a function of the number of applied updates; arguments of `schedule`."""
+  shape = schedule(config, steps_per_epoch, num_epochs)
+  return lambda count: config.learning_rate * shape(count)
+
+
+def model_optimizer(config, rate):
+  """The optimizer of the model's parameters.
+
+  Args:
+    config: `config.optimizer`.
+    rate: number of applied updates -> learning rate.
+  """
+  chain = [OPTIMIZERS[config.name](rate, config.momentum, config.nesterov, config.weight_decay)]
   if config.gradient_clip:
     chain.insert(0, optax.clip_by_global_norm(config.gradient_clip))
   return _accumulate(optax.chain(*chain), config)

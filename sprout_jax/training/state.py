@@ -1,7 +1,6 @@
 """The training state: everything that one step reads and writes."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.struct
@@ -21,7 +20,7 @@ class TrainState:
     params: the model's parameters.
     batch_stats: the model's running batch statistics; {} without batch norm.
     opt_state: state of the model's Optax optimizer.
-    adversary: what the method learns against the model (SPROUT: {"beta": [classes]}); {} if nothing.
+    adversary: what the method learns against the model (SPROUT: {"beta": [classes]}); {} if none.
     adversary_opt_state: state of its Optax optimizer.
     ema: moving averages of "params" and "batch_stats"; {} if config.ema_decay is 0.
   """
@@ -48,6 +47,7 @@ class Recipe:
     method: the `methods.Method`.
     penalty: None, or (network, x, y) -> [batch], added to the method's loss.
     optimizer, adversary_optimizer: Optax transformations.
+    learning_rate: minibatches done -> rate of the next minibatch's first update of the model.
     num_classes: number of classes.
     batch_size, seed, ema_decay, awp_gamma, crop_padding, flip: as in the config.
   """
@@ -57,6 +57,7 @@ class Recipe:
   penalty: Any
   optimizer: Any
   adversary_optimizer: Any
+  learning_rate: Any
   num_classes: int
   batch_size: int
   seed: int
@@ -74,17 +75,23 @@ def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
       f"the method takes {method.steps_per_batch} steps per minibatch (steps_per_batch or "
       "replays); one of the two must be 1"
     )
-  shape = functools.partial(optimizers.schedule, config.optimizer, num_epochs=config.num_epochs)
+  rate = optimizers.learning_rate(
+    config.optimizer, steps_per_epoch * method.steps_per_batch, config.num_epochs
+  )
   ascents_per_batch = method.steps_per_batch if method.adversary.vicinity is None else 1
+  ascent_share = optimizers.schedule(
+    config.optimizer, steps_per_epoch * ascents_per_batch, config.num_epochs
+  )
   return Recipe(
     model=model,
     method=method,
     penalty=penalty,
-    optimizer=optimizers.model_optimizer(
-      config.optimizer, shape(steps_per_epoch * method.steps_per_batch)
-    ),
+    optimizer=optimizers.model_optimizer(config.optimizer, rate),
     adversary_optimizer=optimizers.adversary_optimizer(
-      config.optimizer, method.adversary.optimizer, shape(steps_per_epoch * ascents_per_batch)
+      config.optimizer, method.adversary.optimizer, ascent_share
+    ),
+    learning_rate=lambda done: rate(
+      done * method.steps_per_batch // config.optimizer.accumulate_steps
     ),
     num_classes=num_classes,
     batch_size=config.batch_size,

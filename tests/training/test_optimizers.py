@@ -40,6 +40,12 @@ def test_schedule_counts_applied_updates():
   assert shape(4) == pytest.approx(0.5) and shape(8) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_rate_is_the_peak_times_the_schedule():
+  config = optimizer_config(learning_rate=0.3, schedule="piecewise", boundaries=(2.0,))
+  rate = optimizers.learning_rate(config, 10, 4)
+  np.testing.assert_allclose([rate(19), rate(20)], [0.3, 0.03], rtol=1e-6)
+
+
 def run(optimizer, gradients, start):
   parameters, state, path = jnp.float32(start), optimizer.init(jnp.float32(start)), []
   for gradient in gradients:
@@ -50,8 +56,8 @@ def run(optimizer, gradients, start):
 
 
 def test_sgd_is_pytorchs_with_coupled_decay():
-  config = optimizer_config(learning_rate=0.1, momentum=0.9, weight_decay=0.01)
-  got = run(optimizers.model_optimizer(config, lambda count: 1.0), [1.0, -2.0, 0.5], 3.0)
+  config = optimizer_config(momentum=0.9, weight_decay=0.01)
+  got = run(optimizers.model_optimizer(config, lambda count: 0.1), [1.0, -2.0, 0.5], 3.0)
   value, velocity, expected = 3.0, 0.0, []
   for gradient in [1.0, -2.0, 0.5]:
     velocity = 0.9 * velocity + gradient + 0.01 * value
@@ -61,20 +67,20 @@ def test_sgd_is_pytorchs_with_coupled_decay():
 
 
 def test_clipping_comes_before_decay_and_momentum():
-  config = optimizer_config(learning_rate=1.0, momentum=0.0, weight_decay=0.1, gradient_clip=0.5)
+  config = optimizer_config(momentum=0.0, weight_decay=0.1, gradient_clip=0.5)
   np.testing.assert_allclose(
     run(optimizers.model_optimizer(config, lambda count: 1.0), [100.0], 2.0), [2 - 0.5 - 0.2]
   )
 
 
 def test_adamw_decay_is_decoupled():
-  config = optimizer_config(name="adamw", learning_rate=0.1, weight_decay=0.5)
-  got = run(optimizers.model_optimizer(config, lambda count: 1.0), [1e-3], 2.0)
+  config = optimizer_config(name="adamw", weight_decay=0.5)
+  got = run(optimizers.model_optimizer(config, lambda count: 0.1), [1e-3], 2.0)
   np.testing.assert_allclose(got, [2 - 0.1 * (1 + 0.5 * 2)], rtol=1e-4)
 
 
 def test_accumulation_applies_the_mean_of_k():
-  config = optimizer_config(learning_rate=1.0, momentum=0.0, weight_decay=0.0, accumulate_steps=2)
+  config = optimizer_config(momentum=0.0, weight_decay=0.0, accumulate_steps=2)
   optimizer = optimizers.model_optimizer(config, lambda count: 1.0)
   np.testing.assert_allclose(run(optimizer, [1.0, 3.0, 5.0, 5.0], 0.0), [0, -2, -2, -7])
   state = optimizer.init(jnp.float32(0))
