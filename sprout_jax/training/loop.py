@@ -1,7 +1,6 @@
 """The training loop: from a config and a data set to trained, checkpointed weights."""
 
 import contextlib
-import signal
 import sys
 import time
 
@@ -13,12 +12,13 @@ from sprout_jax.data import order
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 from sprout_jax.progress import Progress
+from sprout_jax.training import agreement
 from sprout_jax.training import checkpoints as checkpoints_lib
 from sprout_jax.training import metrics as metrics_lib
-from sprout_jax.training import optimizers
 from sprout_jax.training import parallel
 from sprout_jax.training import state as state_lib
 from sprout_jax.training import step as step_lib
+from sprout_jax.training import stopping
 
 
 def steps_per_epoch(config, dataset):
@@ -53,7 +53,7 @@ def prepare(config, dataset, model, method, penalty, mesh):
 def train(
   config, workdir, dataset, model, method, penalty, mesh, *, validate, initial_variables=None
 ):
-  """Trains until the config's last epoch, or until SIGTERM or Ctrl-C.
+  """Trains until the config's last epoch, or until SIGTERM, SIGHUP or Ctrl-C.
 
   Continues from the newest undamaged checkpoint of the workdir, if there is one, with the same
   bits as a run that was never interrupted.
@@ -66,21 +66,30 @@ def train(
     method, penalty: from `methods.create` and `methods.create_penalty`.
     mesh: the mesh of devices.
     validate: variables -> {"accuracy": on the validation split} and, where an attack selects the
-      best checkpoint, {"robust_accuracy"}, which is the smaller; {} where there is no such split. It
-      gets the moving average of the weights where the config has one.
+      best checkpoint, {"robust_accuracy"}, which is the smaller; {} where there is no such split.
+      It gets the moving average of the weights where the config has one.
     initial_variables: function that loads {"params", "batch_stats"} to start from, called only if
       the workdir has no checkpoint yet; None: random.
 
   Returns:
-    Whether the run is complete; False after a signal (everything is saved then).
+    Whether the run is complete; False after a signal. Then everything is saved, and a line on
+    standard output says so.
 
   Raises:
     TrainingDiverged: a value turned NaN or infinite.
+    UserError: what one process cannot do ends all of them: a checkpoint or a record cannot be
+      written, the workdir has gone, a process does not answer any more.
   """
   recipe, abstract = prepare(config, dataset, model, method, penalty, mesh)
   per_epoch = steps_per_epoch(config, dataset)
   last_step = config.num_epochs * per_epoch
   with contextlib.ExitStack() as stack:
+    stack.enter_context(agreement.reached())
+    stop = stack.enter_context(stopping.requests())
+    starting = stack.enter_context(contextlib.ExitStack())  # until the first call was compiled
+    starting.enter_context(
+      stop.nothing_to_save("This call has trained nothing yet. The same command continues.")
+    )
     checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
     state = checkpoints.restore_latest(abstract)
@@ -94,16 +103,13 @@ def train(
     done = int(state.step)
     if done >= last_step:
       return True
-    if jax.process_index() == 0:
-      print(
-        f"continuing after step {done} of {last_step}" if done else "compiling the training step",
-        file=sys.stderr,
-        flush=True,
-      )
-    should_stop = stack.enter_context(signals())
-    log = stack.enter_context(
-      contextlib.closing(Log(config, workdir, done, last_step, per_epoch, recipe))
+    _say(
+      f"continuing after step {done} of {last_step}" if done else "compiling the training step",
+      sys.stderr,
     )
+    with agreement.agreed():
+      log = Log(config, workdir, done, last_step, per_epoch, recipe)
+      stack.callback(log.close)
     images, labels = sharding.put(
       (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
     )
@@ -118,21 +124,38 @@ def train(
         config.seed, done, end - done, len(dataset.train.labels), config.batch_size
       )
       state, history = run_steps(state, images, labels, indices)
-      log.add(history, done, end)  # reads the call before this one
+      starting.close()
+      with agreement.agreed():
+        log.add(history, done, end)  # reads the call before this one
+        checkpoints.check()
       done = end
-      stopping = should_stop()
-      if is_epoch_save(config, done, per_epoch, last_step):
-        log.flush()  # nothing is saved after a value that is not finite
-        found = validate(state.variables(use_ema=bool(config.ema_decay)))
-        if found:
-          log.validation(done, found)
-        checkpoints.save(state, min(found.values(), default=None))
-      elif stopping or is_step_save(config, done):
-        log.flush()
-        checkpoints.save(state, wait=stopping)
-      if stopping:
-        return False
-    return not should_stop()  # a signal during the last validation counts as well
+      signal = stop.first()
+      is_validated = is_epoch_save(config, done, per_epoch, last_step)
+      if is_validated or signal or is_step_save(config, done):
+        with agreement.agreed():
+          log.flush()  # nothing is saved after a value that is not finite
+        found = validate(state.variables(use_ema=bool(config.ema_decay))) if is_validated else {}
+        with agreement.agreed():
+          if found:
+            log.validation(done, found)
+          checkpoints.save(state, min(found.values(), default=None))
+      if signal:
+        break
+    with agreement.agreed():
+      checkpoints.wait()
+    signal = signal or stop.first()  # one that came during the last validation counts as well
+    if signal:
+      _say(
+        f"Stopped by {signal} after step {done} of {last_step}; it is saved in "
+        f"{checkpoints.directory / str(done)}. The same command continues from there.",
+        sys.stdout,
+      )
+    return not signal
+
+
+def _say(text, file):
+  if jax.process_index() == 0:
+    print(text, file=file, flush=True)
 
 
 def is_epoch_save(config, done, per_epoch, last_step):
@@ -153,43 +176,11 @@ def next_stop(config, done, per_epoch, last_step):
   return min(last_step, *((done // period + 1) * period for period in periods))
 
 
-@contextlib.contextmanager
-def signals():
-  """Yields a function that tells whether SIGTERM or Ctrl-C came; a second Ctrl-C ends at once.
-
-  With several processes, they agree: one that is told to stop stops all at the same step.
-  """
-  received = []
-
-  def handler(signum, frame):
-    received.append(signum)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-  def should_stop():
-    if jax.process_count() == 1:
-      return bool(received)
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
-
-  previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-  try:
-    yield should_stop
-  finally:
-    for number, old in previous.items():
-      signal.signal(number, old)
-
-
 class Log:
   """Reads each call's metrics after the next call was dispatched; shows, writes and checks them."""
 
   def __init__(self, config, workdir, done, last_step, per_epoch, recipe):
-    self._config, self._per_epoch = config, per_epoch
-    factor = recipe.method.steps_per_batch
-    shape = optimizers.schedule(config.optimizer, per_epoch * factor, config.num_epochs)
-    self._learning_rate = lambda step: float(
-      config.optimizer.learning_rate * shape(step * factor // config.optimizer.accumulate_steps)
-    )
+    self._config, self._per_epoch, self._recipe = config, per_epoch, recipe
     self._pending, self._read_at = None, time.monotonic()
     is_first = jax.process_index() == 0
     self._files = metrics_lib.MetricsLog(workdir, done) if is_first else None
@@ -219,8 +210,8 @@ class Log:
       bad = int(np.argmin(is_finite))
       raise TrainingDiverged(
         f"loss {loss[bad]} and gradient norm {grad_norm[bad]} at step {start + bad + 1} (of steps "
-        f"{start + 1} to {end}). The last good checkpoint, if there was one, is kept. Try a smaller "
-        "--config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
+        f"{start + 1} to {end}). The last good checkpoint, if there was one, is kept. Try a "
+        "smaller --config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
         "--workdir, since the config changes)"
       )
     speed = (end - start) * self._config.batch_size / seconds
@@ -234,7 +225,7 @@ class Log:
           "loss": float(loss.mean()),
           "accuracy": float(accuracy.mean()),
           "grad_norm": float(grad_norm.mean()),
-          "learning_rate": self._learning_rate(end - 1),
+          "learning_rate": float(self._recipe.learning_rate(end - 1)),
           "images_per_second": speed,
           "seconds": seconds,
           "peak_memory_bytes": metrics_lib.peak_memory(),

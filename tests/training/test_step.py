@@ -1,4 +1,4 @@
-"""The training step: one step by hand in NumPy; the same result on 1 and 8 devices, jit and pmap."""
+"""The training step: one step by hand in NumPy; the same on 1 and 8 devices, jit and pmap."""
 
 import functools
 
