@@ -1,4 +1,5 @@
-"""Attack steps (forward pass and gradient for the input, batch norm in evaluation), beside PyTorch's.
+"""Attack steps (forward pass and gradient for the input, batch norm in evaluation), beside
+PyTorch's.
 
     python benchmarks/attack_step.py --models vgg16 --batch_sizes 64 --output FILE.json
 

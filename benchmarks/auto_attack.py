@@ -3,13 +3,13 @@
     python benchmarks/auto_attack.py parity --golden DIR --output FILE.json
     python benchmarks/auto_attack.py speed --golden DIR/natural_1.npz --output FILE.json
 
-DIR has one .npz per network: images, labels, epsilon, the weights of a small CNN in PyTorch's layout,
-and per image whether it was robust after each attack of the reference implementation.
+DIR has one .npz per network: images, labels, epsilon, the weights of a small CNN in PyTorch's
+layout, and per image whether it was robust after each attack of the reference implementation.
 
 `parity` runs "standard", and each attack alone, on every network; what is done is not repeated.
 `speed` times "standard" as it is against the naive way: every attack, all its steps and targets, on
-one batch of all images that are classified correctly, nothing dropped. The naive programs are compiled
-before, those of the batch sizes of "standard" nearly all.
+one batch of all images that are classified correctly, nothing dropped. The naive programs are
+compiled before, those of the batch sizes of "standard" nearly all.
 """
 
 import argparse
@@ -23,10 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from sprout_jax.evaluation.accuracy import predict_fn
+
 from sprout_jax import attacks  # noqa: E402: after the path
 from sprout_jax import models
 from sprout_jax.attacks.attack import run_alone
-from sprout_jax.evaluation.accuracy import predict_fn
 
 ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
 

@@ -1,7 +1,7 @@
 """Steps of two versions of the code, in turn: what a change of the code gained.
 
-    git worktree add DIR COMMIT
-    python benchmarks/before_after.py --before DIR --models vgg16 --batch_sizes 64 --output FILE.json
+    git worktree add DIR COMMIT python benchmarks/before_after.py --before DIR --models vgg16
+    --batch_sizes 64 --output FILE.json
 
 Each version has a process of its own, which compiles this folder's `steps` with that version's
 package and configs; the two take turns, told through pipes. A ratio is the time of the version
@@ -118,7 +118,8 @@ def main():
           rows.append(row)
           timing.write(args.output, rows)
         print(
-          f"{model:16} batch {batch_size:4}  {kind:10} before {row['before_images_per_second']:8.1f} images/s, "
+          f"{model:16} batch {batch_size:4}  {kind:10} before "
+          f"{row['before_images_per_second']:8.1f} images/s, "
           f"after {row['images_per_second']:8.1f}: x{timing.median(row['ratios']):.2f} "
           f"({row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f})",
           flush=True,

@@ -59,7 +59,7 @@ def main(description, kind):
 
 
 def _torch(kind, args):
-  """{name: function of (model, images, labels, num_steps, **loss) that returns a timed function}."""
+  """{name: function of (model, images, labels, num_steps, **loss)} of timed functions."""
   try:
     import torch
     import torch_baseline

@@ -1,14 +1,14 @@
-"""Trains and attacks every method under one protocol, and prints the table of the README.
+"""Trains and attacks every method under one protocol, and prints a table.
 
-    python benchmarks/compare_methods.py digits --workdir runs/methods        # 3 seeds
-    python benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout
-    python benchmarks/compare_methods.py digits --workdir runs/methods --table_only --costs FILE.json
+    python benchmarks/compare_methods.py digits --workdir runs/methods        # 3 seeds python
+    benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout python
+    benchmarks/compare_methods.py digits --workdir runs/methods --table_only --costs FILE.json
 
 Each run is a workdir of launch.py, which does not repeat what is complete, continues what was
 stopped, and refuses a workdir that was trained otherwise. `--results DIR` copies their results.json
 there, and reads them from there for the table. `--costs` adds a column: the time of a step in
-natural steps, from a file of method_cost.py, which times pairs (training times of runs that shared a
-machine say little).
+natural steps, from a file of method_cost.py, which times pairs (training times of runs that shared
+a machine say little).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sprout_jax import records  # noqa: E402: after the path
+from sprout_jax import results as results_lib  # noqa: E402
 
 # Name -> (arguments of the config file, flags).
 ROWS = {
@@ -121,15 +121,19 @@ def train(protocol, row, seed, workdir, *more):
   subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
+def attacks(run):
+  """A run's numbers under PGD."""
+  return list(run.numbers.where(evaluation="pgd"))
+
+
 def attack_spec(run):
   """Everything about a run's attacks but what they found."""
-  found = ("accuracy", "interval")
-  return [{k: v for k, v in entry.items() if k not in found} for entry in run["attacks"]]
+  return [(number.keys, number.count) for number in attacks(run)]
 
 
 def table(results, seeds, costs):
   """Markdown: one row per method; mean +- standard deviation over seeds, or the 95 % interval."""
-  first = next(iter(results.values()))[0]["attacks"]
+  first = attacks(next(iter(results.values()))[0])
   specs = [attack_spec(run) for runs in results.values() for run in runs]
   if any(spec != specs[0] for spec in specs):
     sys.exit("the runs were attacked in different ways; evaluate them again with the same flags")
@@ -137,24 +141,23 @@ def table(results, seeds, costs):
     "method",
     *["step"] * bool(costs),
     "clean",
-    *[f"{entry['epsilon']:.4g}" for entry in first],
+    *[f"{number['epsilon']:.4g}" for number in first],
   ]
   lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
   for row, runs in results.items():
-    cells = [[run["clean"] for run in runs]] + [
-      [run["attacks"][i] for run in runs] for i in range(len(first))
-    ]
+    cells = [[run.clean for run in runs]]
+    cells += [[attacks(run)[i] for run in runs] for i in range(len(first))]
     cost = [f"{costs[row]:.2f}" if row in costs else ""] * bool(costs)
     name = f"{row} ({len(runs)} of {seeds} seeds)" if len(runs) < seeds else row
     lines.append(f"| {' | '.join([name, *cost, *map(cell, cells)])} |")
   return "\n".join(lines)
 
 
-def cell(entries):
-  percent = [100 * entry["accuracy"] for entry in entries]
-  if len(entries) > 1:
+def cell(numbers):
+  percent = [100 * number.value for number in numbers]
+  if len(numbers) > 1:
     return f"{statistics.mean(percent):.1f} +- {statistics.stdev(percent):.1f}"
-  low, high = entries[0]["interval"]
+  low, high = numbers[0].interval
   return f"{percent[0]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
@@ -179,15 +182,16 @@ def main():
       if args.results and (args.workdir / name / "results.json").exists():
         (args.results / name).mkdir(parents=True, exist_ok=True)
         shutil.copy(args.workdir / name / "results.json", args.results / name)
-      run = records.read_results((args.results or args.workdir) / name)
-      if run:
-        results.setdefault(row, []).append(run)
+      folder = (args.results or args.workdir) / name
+      if (folder / "results.json").exists():
+        results.setdefault(row, []).append(results_lib.read(folder))
   if not results:
     sys.exit("no results yet")
-  attack = next(iter(results.values()))[0]["attacks"][0]
+  attack = attacks(next(iter(results.values()))[0])[0]
   print(
-    f"Accuracy in percent: clean, and under {attack['name']} ({attack['norm']}, {attack['loss']}, "
-    f"{attack['restarts']} restarts, step {attack['step_size']:g}, {attack['count']} images) per "
+    f"Accuracy in percent: clean, and under PGD-{attack['steps']} ({attack['norm']}, "
+    f"{attack['loss']}, "
+    f"{attack['restarts']} restarts, step {attack['step_size']:g}, {attack.count} images) per "
     f"epsilon; {len(protocol['seeds'])} seed(s)\n"
   )
   costs = (

@@ -1,11 +1,12 @@
 """Trains some methods, runs the whole evaluation on each, and writes the report about them.
 
-    python benchmarks/full_evaluation.py digits --workdir runs/evidence --results benchmarks/results/evidence
-    python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence --results benchmarks/results/evidence
+    python benchmarks/full_evaluation.py digits --workdir runs/evidence --results
+    benchmarks/results/evidence python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence
+    --results benchmarks/results/evidence
 
-Each run is a workdir of launch.py: what is trained or evaluated is not repeated, and what was stopped continues.
-`--results DIR` gets each run's results.json and, in PROTOCOL_seconds.json, what this call took. At the end, the
-README's table.
+Each run is a workdir of launch.py: what is trained or evaluated is not repeated, and what was
+stopped continues. `--results DIR` gets each run's results.json and, in PROTOCOL_seconds.json, what
+this call took. At the end, the table of docs/results.md.
 """
 
 import argparse
@@ -19,9 +20,10 @@ import time
 import compare_methods
 import timing
 
-from sprout_jax import records  # compare_methods has set the path
+from sprout_jax import results as results_lib  # compare_methods has set the path
 
-# Rows of compare_methods.py (its training protocols); flags of the evaluation, beside the config's own.
+# Rows of compare_methods.py (its training protocols); flags of the evaluation, beside the config's
+# own.
 PROTOCOLS = {
   "digits": dict(
     rows=("natural", "sprout", "sprout_released", "gradient_norm", "pgd"),
@@ -60,32 +62,26 @@ def launch(*flags):
 
 
 def table(results):
-  """Markdown: one row per run; accuracies in percent, at the radius of the single-radius evaluations."""
+  """Markdown: one row per run; accuracies in percent, at the epsilon of the run's config."""
   lines = [
-    "| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | checks that failed |",
+    "| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | checks that "
+    "failed |",
     "|---" * 9 + "|",
   ]
   for row, run in results.items():
-    found, epsilon = run["evaluations"], run["config"]["evaluation"]["epsilon"]
-    first = lambda entries: f"{100 * entries[0]['accuracy']:.1f}" if entries else ""
-    at = lambda entries, name="": [
-      e
-      for e in entries
-      if abs(e["epsilon"] - epsilon) < 1e-9 and e.get("name", "").startswith(name)
-    ]
-    certified = [p for p in found.get("smoothing", {"curve": []})["curve"] if p["radius"] == 0.2]
-    failed = sorted({c["name"] for c in run["checks"] if not c["passed"]})
-    cells = [
-      row,
-      first([run["clean"]]),
-      first(at(run["attacks"], "pgd")),
-      first(at(run["attacks"], "autoattack")),
-      first(at(found["noise"]["entries"])),
-      f"{100 * found['corruptions']['mean']:.1f}",
-      first(certified),
-      f"{found['calibration']['ece']:.3f}",
-      ", ".join(failed) or "none",
-    ]
+    epsilon = run.about["config"]["evaluation"]["epsilon"]
+    numbers = (
+      run.clean,
+      run.numbers.first(evaluation="pgd", epsilon=epsilon),
+      run.numbers.first(evaluation="auto_attack", epsilon=epsilon, stage=None),
+      run.numbers.first(evaluation="noise", epsilon=epsilon),
+      run.numbers.first(metric="mean_accuracy", severity=None),
+      run.numbers.first(metric="certified_accuracy", radius=0.2),
+    )
+    cells = ["" if number is None else f"{100 * number.value:.1f}" for number in numbers]
+    error = run.numbers.first(metric="expected_calibration_error")
+    failed = sorted({finding.check for finding in run.findings if not finding.passed})
+    cells = [row, *cells, f"{error.value:.3f}", ", ".join(failed) or "none"]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
 
@@ -115,11 +111,9 @@ def main():
       "evaluate",
       "--workdir",
       str(workdir),
-      "--config",
-      f"configs/stored.py:{workdir}",
       *protocol["flags"],
     )
-    training = records.read_results(workdir)["training"]
+    training = results_lib.read(workdir).about["training"]
     if training["steps"] < training["planned_steps"]:
       sys.exit(f"{workdir}: the training was stopped; the same command continues")
     workdirs.append(workdir)
@@ -139,7 +133,7 @@ def main():
       spent["in_all"] > (timing.read(seconds_file) or {"in_all": 0})["in_all"]
     ):  # else most was there already
       timing.write(seconds_file, spent)
-  print(table({workdir.name: records.read_results(workdir) for workdir in workdirs}))
+  print(table({workdir.name: results_lib.read(workdir) for workdir in workdirs}))
   print(json.dumps(spent))
 
 

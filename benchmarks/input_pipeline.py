@@ -17,13 +17,13 @@ import numpy as np
 import steps
 import timing
 
-from sprout_jax import configuration
 from sprout_jax import methods
 from sprout_jax import sharding
 from sprout_jax import vicinity
 from sprout_jax.data import augmentation
 from sprout_jax.data import order
 from sprout_jax.data import to_float
+from sprout_jax.launcher import configuration
 from sprout_jax.training import loop
 
 EXAMPLES = 50_000

@@ -2,10 +2,10 @@
 
     python benchmarks/profile_step.py --model vgg16 --batch_size 64 --output FILE.json
 
-From JAX's profiler, on a CPU: operations that do not need each other run side by side, so that their
-durations add up to more than the step. Beside it, two bounds: the multiplications of the network's
-convolutions and dense layer, forward and for both gradients, at the speed of one large float32 matmul;
-and those that the convolutions' forms leave to be done.
+From JAX's profiler, on a CPU: operations that do not need each other run side by side, so that
+their durations add up to more than the step. Beside it, two bounds: the multiplications of the
+network's convolutions and dense layer, forward and for both gradients, at the speed of one large
+float32 matmul; and those that the convolutions' forms leave to be done.
 """
 
 import argparse

@@ -15,7 +15,8 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).parent
-# Of a timing, seconds: training runs more of them in a compiled call, whose memory takes time to be had.
+# Of a timing, seconds: training runs more of them in a compiled call, whose memory takes time to be
+# had.
 STEPS = {"vgg16": 8, "preact_resnet18": 8, "wrn_16_4": 8, "small_cnn": 60}
 PIECES = {
   "cpu": {

@@ -1,9 +1,9 @@
-"""The README's tables of speed, from the files of run_all.py and before_after.py.
+"""The tables of docs/speed.md, from the files of run_all.py and before_after.py.
 
     python benchmarks/show.py benchmarks/results/cpu                       # prints them
-    python benchmarks/show.py benchmarks/results/cpu --readme README.md    # and puts them there
+    python benchmarks/show.py benchmarks/results/cpu --page docs/speed.md    # and puts them there
 
-In the README they stand between two lines of MARKS, and nothing there is written by hand.
+They stand there between two lines of MARKS, and nothing there is written by hand.
 """
 
 import argparse
@@ -36,8 +36,10 @@ def machine(found):
   values = lambda key: ", ".join(sorted({str(h[key]) for h in hardware if h.get(key)}))
   load = [h["load"] for h in hardware]
   return (
-    f"{values('cpu')}, {values('cores')} cores, JAX {values('jax')}, PyTorch {values('torch')}, Python "
-    f"{values('python')}; load averages {min(load):.1f} to {max(load):.1f}, from other programs too."
+    f"{values('cpu')}, {values('cores')} cores, JAX {values('jax')}, PyTorch {values('torch')}, "
+    "Python "
+    f"{values('python')}; load averages {min(load):.1f} to {max(load):.1f}, from other programs "
+    "too."
   )
 
 
@@ -125,7 +127,8 @@ def pipeline(row):
     for name, milliseconds in row["milliseconds"].items()
   )
   return (
-    f"`{row['model']}`, batch {row['batch_size']}: to compiled calls of {row['num_steps']} steps the host adds "
+    f"`{row['model']}`, batch {row['batch_size']}: to compiled calls of {row['num_steps']} steps "
+    "the host adds "
     f"{100 * row['median_host_share']:.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f}). "
     f"Of a step's time: {parts}."
   )
@@ -155,18 +158,18 @@ SECTIONS = (  # title, files, function of their rows
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", type=pathlib.Path)
-  parser.add_argument("--readme", type=pathlib.Path, help="a file with the two marks")
+  parser.add_argument("--page", type=pathlib.Path, help="a file with the two marks")
   args = parser.parse_args()
   found = [(title, rows(args.folder, pattern), show) for title, pattern, show in SECTIONS]
   text = machine([row for _, part, _ in found for row in part]) + "\n\n"
   text += "\n\n".join(f"**{title}**\n\n{show(part)}" for title, part, show in found if part)
   print(text)
-  if args.readme:
-    if not all(mark in args.readme.read_text() for mark in MARKS):
-      parser.error(f"{args.readme} has no lines {' and '.join(MARKS)}")
-    before, _, rest = args.readme.read_text().partition(MARKS[0])
+  if args.page:
+    if not all(mark in args.page.read_text() for mark in MARKS):
+      parser.error(f"{args.page} has no lines {' and '.join(MARKS)}")
+    before, _, rest = args.page.read_text().partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    args.readme.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+    args.page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 IMPORTS = (
   "import sprout_jax",
   "from sprout_jax import attacks, losses, vicinity",
-  "from sprout_jax import run",
+  "from sprout_jax.launcher import modes",
 )
 
 
@@ -35,9 +35,9 @@ def first_step(model, batch_size):
   """In the child process."""
   import steps
 
-  from sprout_jax import run
+  from sprout_jax.launcher import modes
 
-  run.cache_compilations()
+  modes.cache_compilations()
   steps.training(model, (32, 32, 3), batch_size, 1, method="sprout")
 
 

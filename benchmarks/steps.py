@@ -13,10 +13,10 @@ from flax import linen as nn
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import default  # noqa: E402: after the path
-from sprout_jax import configuration
 from sprout_jax import methods
 from sprout_jax import models
 from sprout_jax import sharding
+from sprout_jax.launcher import configuration
 from sprout_jax.models.layers import Conv
 from sprout_jax.training import parallel
 from sprout_jax.training import state as state_lib
@@ -64,7 +64,7 @@ def multiplications(name, image_shape):
 
 
 def multiplications_done(name, image_shape):
-  """Those of the forward pass's matmuls: fewer than `multiplications`, where convolution needs fewer."""
+  """Multiplications of the matmuls: fewer than `multiplications` where convolution saves some."""
   model = models.create(name, num_classes=CLASSES, image_shape=image_shape)
   images = jnp.zeros((1, *image_shape))
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))

@@ -1,23 +1,24 @@
 """Every key there is, with its unit and meaning. Other configs start from here.
 
-    from configs import default
+    from sprout_jax.configs import default
     config = default.get_config(method="sprout", variant="paper")
     config.num_epochs = 30
 
-A config holds values only. The keys are locked: a misspelt one raises and names the nearest.
-Change a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean.
-Values are checked, before anything is compiled, in `sprout_jax.configuration`. The keys of the
-methods and penalties are in `configs/methods.py`, those of the evaluations in `configs/evaluation.py`.
+A config holds values only. The keys are locked: a misspelt one raises and names the nearest. Change
+a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean. Values are
+checked, before anything is compiled, in `sprout_jax.launcher.configuration`. The keys of the
+methods and penalties are in `configs/methods.py`, those of the evaluations in
+`configs/evaluation.py`.
 """
 
 import ml_collections
 
-from configs import evaluation
-from configs import methods
+from sprout_jax.configs import evaluation
+from sprout_jax.configs import methods
 
 
 def get_config(method="sprout", variant="paper", penalty="none"):
-  """The default values; the arguments select the keys below `config.method` and `config.penalty`."""
+  """The default values; the arguments select what is below config.method and config.penalty."""
   config = ml_collections.ConfigDict()
 
   config.seed = 0  # of initialisation, order of the examples and every random draw
@@ -27,12 +28,12 @@ def get_config(method="sprout", variant="paper", penalty="none"):
     "jit"  # "jit": over a mesh, batch norm sees the whole batch; "pmap": per device
   )
   config.log_every = 50  # steps between records in metrics.jsonl
-  # Of the moving average of weights and batch statistics, per step; 0 = off. Where there is one, the
-  # best checkpoint is the one whose average is best on the validation split.
+  # Of the moving average of weights and batch statistics, per step; 0 = off. Where there is one,
+  # the best checkpoint is the one whose average is best on the validation split.
   config.ema_decay = 0.0
-  # Adversarial weight perturbation: relative size of the weights' perturbation against the loss whose
-  # gradient is then taken; costs one more gradient; 0 = off. Wu et al. 2020: 0.005 for TRADES (after 10
-  # epochs without); reproductions with PGD have 0.01.
+  # Adversarial weight perturbation: relative size of the weights' perturbation against the loss
+  # whose gradient is then taken; costs one more gradient; 0 = off. Wu et al. 2020: 0.005 for TRADES
+  # (after 10 epochs without); reproductions with PGD have 0.01.
   config.awp_gamma = 0.0
   # A workdir whose selected weights (as chosen by its own evaluation.checkpoint and .use_ema) this
   # run starts from; "" = random.
@@ -81,7 +82,8 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.checkpoint.every_steps = 0  # save (without validation) also within an epoch; 0 = never
   config.checkpoint.keep = 3  # the last few; the best on the validation split is kept as well
 
-  # What selects the best checkpoint: accuracy on the validation split under PGD (one uniform start).
+  # What selects the best checkpoint: accuracy on the validation split under PGD (one uniform
+  # start).
   config.validation = ml_collections.ConfigDict()
   config.validation.epsilon = 0.0  # radius in Linf, pixel units; 0 = clean accuracy
   config.validation.step_size = 2 / 255  # in pixel units

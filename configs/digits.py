@@ -11,9 +11,9 @@ released), model. Attacks in training have a radius of 0.1. Free replays each mi
 authors give it an eighth of the epochs, --config.num_epochs=8.
 """
 
-from configs import default
-from configs import methods
-from sprout_jax.configuration import parse_arguments
+from sprout_jax.configs import default
+from sprout_jax.configs import methods
+from sprout_jax.launcher.configuration import parse_arguments
 
 
 def get_config(arguments=""):
@@ -35,7 +35,6 @@ def get_config(arguments=""):
   config.evaluation.epsilons = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
   config.evaluation.step_size = 0.03
   config.evaluation.epsilon = 0.1
-  config.evaluation.auto_attack.epsilons = (0.1,)
   config.evaluation.strength.num_examples = 100
   config.evaluation.smoothing.update(num_examples=100, n=10_000)
   return config

@@ -34,7 +34,8 @@ def _sprout(variant):
   method.noise_stddev = 0.1  # of the Gaussian noise, in pixel units
   method.mixup_alpha = 0.2  # parameter of mixup's Beta distribution; 0 = no mixup
   method.concentration = "paper"  # "paper" | "algorithm1" | "released"
-  # Weight of beta in the concentration ("algorithm1": of the label); None = 0.01; "released" has none.
+  # Weight of beta in the concentration ("algorithm1": of the label); None = 0.01; "released" has
+  # none.
   method.alpha = config_dict.placeholder(float)
   method.draw = "sample"  # of the labels: "sample" | "mean" (closed form)
   method.label_draws = 1  # 1: one Dirichlet of the mixed label; 2: one per partner, then mixed
@@ -102,9 +103,9 @@ PENALTY_OPTIONS = {
   "none": _options(),
   # Best with a smooth config.model.activation.
   "gradient_norm": _options(epsilon=EPSILON, norm="linf", batch_norm="train"),
-  # Moosavi-Dezfooli et al. 2019: h = 1.5, in pixel units about the L2 size of the Linf ball. Their code
-  # has 4 times the norm, in evaluation mode, of images divided by about 0.2: 0.8 in pixel units. (Read
-  # in the same way, its h would be 0.3; on the digits that was 10 points less robust.)
+  # Moosavi-Dezfooli et al. 2019: h = 1.5, in pixel units about the L2 size of the Linf ball. Their
+  # code has 4 times the norm, in evaluation mode, of images divided by about 0.2: 0.8 in pixel
+  # units. (Read in the same way, its h would be 0.3; on the digits that was 10 points less robust.)
   "cure": _options(weight=0.8, h=1.5, squared=False, batch_norm="eval"),
 }
 

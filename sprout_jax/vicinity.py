@@ -107,8 +107,8 @@ def dirichlet_concentration(labels, beta, label_weight, beta_weight):
   """Concentration of SPROUT's label distribution: c = label_weight * y + beta_weight * beta.
 
   The three known readings of SPROUT are weights of this one formula (see
-  `methods.sprout.CONCENTRATIONS`): the patent's claim 4 and the paper's text have (1 - a, a), Algorithm 1
-  as printed (a, 1 - a), the released code (10, 1).
+  `methods.sprout.CONCENTRATIONS`): the patent's claim 4 and the paper's text have (1 - a, a),
+  Algorithm 1 as printed (a, 1 - a), the released code (10, 1).
 
   Args:
     labels: float array [batch, classes], rows sum to 1.

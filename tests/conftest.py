@@ -1,4 +1,4 @@
-"""Strict settings: 8 virtual CPU devices; rank promotion raises; warnings are errors (pyproject)."""
+"""Strict settings: 8 virtual CPU devices; rank promotion raises; warnings are errors."""
 
 import os
 
@@ -7,7 +7,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402: after the flags that it reads
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from configs import default
-from sprout_jax import configuration
 from sprout_jax import data
 from sprout_jax import methods
 from sprout_jax import sharding
 from sprout_jax.data import order
+from sprout_jax.launcher import configuration
 from sprout_jax.training import parallel
 from sprout_jax.training import state as state_lib
 from sprout_jax.training import step as step_lib

@@ -1,6 +1,7 @@
 """Each wrong input gets one clear error, and the workdir's earlier results stay untouched."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -9,13 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from configs import cifar10
-from configs import default
-from configs import digits
-from sprout_jax import configuration
 from sprout_jax import data
-from sprout_jax import run
+from sprout_jax.configs import cifar10
+from sprout_jax.configs import default
+from sprout_jax.configs import digits
 from sprout_jax.errors import UserError
+from sprout_jax.launcher import configuration
+from sprout_jax.launcher import modes
+from sprout_jax.results import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -39,7 +41,6 @@ ROOT = pathlib.Path(__file__).parent.parent
       "config.batch_size is 12, which 8 devices don't divide; set e.g. --config.batch_size=8",
     ),
     ({"batch_size": 4096}, "more than the 1347 training images"),
-    ({"evaluation.batch_size": 30}, "--config.evaluation.batch_size=24"),
     ({"optimizer.learning_rate": 0.0}, "learning_rate"),
     ({"optimizer.learning_rate": -0.1}, "learning_rate"),
     ({"optimizer.learning_rate": float("nan")}, "learning_rate"),
@@ -47,9 +48,9 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"optimizer.schedule": "step"}, "constant, cosine, piecewise"),
     ({"optimizer.schedule": "piecewise"}, "needs boundaries"),
     ({"optimizer.boundaries": (3.0,)}, "boundaries"),
-    ({"evaluation.epsilons": (0.0, 8.0)}, r"pixels are in \[0, 1\]"),
+    ({"evaluation.epsilons": (0.0, 8.0)}, r"pixels are in \[0, 1\]; did you mean 8/255"),
     ({"evaluation.epsilons": (0.1, 0.05)}, "ascend"),
-    ({"evaluation.epsilons": ()}, "empty"),
+    ({"evaluation.evaluations": ("pgd", "pgd")}, "name each evaluation once"),
     ({"evaluation.step_size": float("inf")}, "step_size"),
     ({"evaluation.norm": "l1"}, "l2, linf"),
     ({"evaluation.use_ema": True}, "ema_decay=0.999"),
@@ -68,13 +69,13 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"evaluation.strength.num_examples": -1}, "config.evaluation.strength.num_examples"),
     ({"evaluation.smoothing.sigma": 0.0}, "config.evaluation.smoothing.sigma"),
     ({"evaluation.corruptions.corruptions": ("fogg",)}, "fog, frost"),
-    ({"evaluation.corruptions.source": "files"}, "computed, tfds"),
+    ({"evaluation.corruptions.origin": "files"}, "computed, tfds"),
     (
       {"evaluation.invariance.transformations": ()},
-      r"empty; give at least one, e.g. \('rotation',\)",
+      "give at least one entry, e.g. config.evaluation.invariance.transformations=rotation",
     ),
     ({"evaluation.auto_attack.version": "quick"}, "apgd-t, fab"),
-    ({"evaluation.auto_attack.epsilons": (8.0,)}, "auto_attack.epsilons"),
+    ({"evaluation.auto_attack.epsilons": (8.0,)}, "did you mean 8/255"),
     ({"awp_gamma": -0.1}, "awp_gamma"),
     ({"validation.epsilon": 8.0}, "validation.epsilon"),
     ({"validation.num_steps": 0}, "validation.num_steps"),
@@ -92,7 +93,7 @@ def test_wrong_config_is_one_error_and_writes_nothing(tmp_path, changes, message
   config = digits.get_config()
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    run.train(config, tmp_path / "workdir")
+    modes.train(config, tmp_path / "workdir")
   assert not (tmp_path / "workdir").exists()
 
 
@@ -106,7 +107,7 @@ def test_data_that_is_not_there_names_the_command(tmp_path, monkeypatch):
     str(tmp_path / "cache"),
   )
   with pytest.raises(UserError, match="python -m sprout_jax.data.prepare cifar10 --data_dir"):
-    run.train(config, tmp_path / "workdir")
+    modes.train(config, tmp_path / "workdir")
 
 
 def with_test_split(**changes):
@@ -150,33 +151,33 @@ def test_misspelt_keys_are_errors():
     config.optimizer.learningrate = 0.1
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path):
-  from sprout_jax import workdir
+def claim(workdir, config):
+  workdir_lib.claim(workdir, config.to_dict(), {}, {})
 
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
   config = digits.get_config()
-  workdir.claim(tmp_path, config)
+  claim(tmp_path, config)
   before = (tmp_path / "config.json").read_bytes()
   config.optimizer.learning_rate = 0.2
   config.evaluation.num_steps = 50  # free to differ
   with pytest.raises(UserError, match="optimizer.learning_rate: 0.05 there, 0.2 here") as error:
-    run.train(config, tmp_path)
+    modes.train(config, tmp_path)
   assert "num_steps" not in str(error.value)
   assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_a_start_from_another_model_is_an_error(tmp_path):
-  from sprout_jax import workdir
-
-  workdir.claim(tmp_path / "source", digits.get_config("method=natural"))
+  claim(tmp_path / "source", digits.get_config("method=natural"))
   config = digits.get_config()
   config.init_from, config.model.activation = str(tmp_path / "source"), "gelu"
   with pytest.raises(UserError, match="model.activation is 'relu' there, 'gelu' here"):
-    run.train(config, tmp_path / "workdir")
+    modes.train(config, tmp_path / "workdir")
 
 
 def test_config_survives_its_file():
   config = cifar10.get_config()
-  again = configuration.loads(configuration.dumps(config))
+  again = configuration.from_json(json.loads(json.dumps(config.to_dict())))
   assert configuration.flatten(again) == configuration.flatten(config)
   assert configuration.differences(config, again) == []
 
@@ -188,11 +189,11 @@ def test_config_survives_its_file():
     (["--workdir", "x"], "--config is missing"),
     (
       ["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"],
-      "config has no key 'metod'; did you mean 'method'? It has: awp_gamma, batch_size, checkpoint,",
+      "config has no key 'metod'. Did you mean 'method'? It has: awp_gamma, batch_size,",
     ),
     (
       ["--config", "configs/digits.py", "--workdir", "x", "--config.optimizer.lr=1"],
-      "config.optimizer has no key 'lr'; It has: accumulate_steps",
+      "config.optimizer has no key 'lr'. It has: accumulate_steps",
     ),
     (
       ["--config", "configs/digits.py", "--workdir", "x", "--coordinator=host:1"],
@@ -205,7 +206,12 @@ def test_config_survives_its_file():
     (["--config", "configs/digits.py", "--workdir", "x", "--config.num_epochs=ten"], "num_epochs"),
     (["--mode", "evaluate", "--workdir", "nothing_here"], "train there first"),
     (["--mode", "report", "--workdir", "nothing_here"], "nothing_here has no results.json"),
-    (["--mode", "test", "--workdir", "x"], "train|evaluate|report"),
+    (["--mode", "test", "--workdir", "x"], "choose from"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--config.method=pgd"], ":method=pgd"),
+    (["--config", "configs/digits.py", "--workdir", "x", "--config.seed"], "--config.seed=VALUE"),
+    (["--config", "configs/digits.py", "--workdir", "x", "more"], "more"),
+    (["--config", "nothing", "--workdir", "x"], "choose one of: cifar10, default, digits"),
+    (["--mode", "report", "--workdir", "x", "--config.seed=1"], "takes no config"),
   ],
 )
 def test_the_command_line_says_it_without_a_traceback(tmp_path, arguments, message):

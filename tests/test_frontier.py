@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import frontier
 from configs import cifar10
-from sprout_jax import configuration
 from sprout_jax import methods
+from sprout_jax.launcher import configuration
 
 
 def config(name):

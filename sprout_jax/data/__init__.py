@@ -20,6 +20,8 @@ from sprout_jax.data.dataset import hold_out
 from sprout_jax.data.dataset import to_float
 from sprout_jax.errors import UserError
 
+__all__ = ["DATASETS", "Dataset", "Split", "check", "hold_out", "load", "load_test", "to_float"]
+
 DATASETS = {"digits": digits.load}  # embedded sets; any other name is a TFDS name
 
 

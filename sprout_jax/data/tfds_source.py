@@ -188,7 +188,7 @@ def _keys(info):
   problem = "its examples are no dictionary"
   if isinstance(features, tfds.features.FeaturesDict):
     if info.supervised_keys:
-      image, label = (tuple(info.supervised_keys) + (None,))[:2]
+      image, label = (*info.supervised_keys, None)[:2]
     else:
       found = [
         [k for k, f in features.items() if isinstance(f, kind)]

@@ -1,11 +1,19 @@
 """Calibration: whether the model is right as often as it says."""
 
+from typing import Annotated
+
 import numpy as np
 
-from sprout_jax import statistics
+from sprout_jax import intervals
+from sprout_jax.evaluation.options import Option
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.results.numbers import Number
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
 
 
-def calibration(logits, labels, num_bins=15):
+def calibration(logits: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> dict:
   """Expected calibration error, proper scores, and the bins of a reliability diagram.
 
   With the images of bin m those whose confidence max_k softmax(z)_k is in ((m - 1) / M, m / M],
@@ -70,12 +78,26 @@ def calibration(logits, labels, num_bins=15):
     "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
     "brier": float(((probabilities - targets) ** 2).sum(-1).mean()),
     "confidence": float(confidence.mean()),
-    **statistics.proportion(right.sum(), len(right)),
+    **intervals.proportion(right.sum(), len(right)),
     "num_bins": num_bins,
     "bins": bins,
   }
 
 
-def evaluate(subject, *, num_bins):
-  """Row "calibration" of `EVALUATIONS`: on the whole test set."""
-  return calibration(subject.logits, subject.test.labels, num_bins)
+def evaluate_calibration(
+  subject: Subject,
+  *,
+  num_bins: Annotated[int, Option("bins of confidence, of equal width", 1, 10_000)] = 15,
+) -> Measurement:
+  """Measures calibration on the whole test set."""
+  found = calibration(subject.logits, subject.labels, num_bins)
+  keys, count = {"bins": num_bins}, len(subject.labels)
+  rows = (
+    ("expected_calibration_error", "ece", "share"),
+    ("mean_confidence", "confidence", "share"),
+    ("negative_log_likelihood", "nll", "nats"),
+    ("brier_score", "brier", ""),
+  )
+  numbers = [Number(metric, found[name], keys, unit, count) for metric, name, unit in rows]
+  numbers.append(accuracy(subject.correct, np.arange(count), **keys))
+  return Measurement(Numbers(numbers), {"bins": found["bins"]})

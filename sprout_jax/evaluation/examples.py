@@ -1,98 +1,97 @@
 """Adversarial images for people to look at."""
 
 import base64
-import functools
 import io
+from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sprout_jax import attacks
-from sprout_jax import sharding
-from sprout_jax.data import to_float
-from sprout_jax.evaluation import accuracy
-from sprout_jax.evaluation import robustness
+from sprout_jax.evaluation import threat
+from sprout_jax.evaluation.options import Epsilon
+from sprout_jax.evaluation.options import Loss
+from sprout_jax.evaluation.options import Norm
+from sprout_jax.evaluation.options import NumSteps
+from sprout_jax.evaluation.options import Option
+from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.options import StepSize
+from sprout_jax.evaluation.pgd import Pgd
+from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.evaluation.subject import to_float
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.store import Measurement
 
 
-def png(pixels):
-  """A float image [height, width, 1 or 3] in [0, 1] as a PNG file, in base64."""
+def png(pixels: np.ndarray) -> str:
+  """A float image [height, width, channels] in [0, 1] as a PNG file in base64.
+
+  One or three channels are shown as they are; of other numbers, the first.
+  """
   levels = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
   file = io.BytesIO()
-  Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(file, "png")
+  Image.fromarray(levels if levels.shape[-1] == 3 else levels[..., 0]).save(file, "png")
   return base64.b64encode(file.getvalue()).decode()
 
 
-def attacked_fn(model, attack, norm, seed, mesh):
-  """Compiles (variables, epsilon, images, labels, indices) -> [batch, 1 + values + classes].
-
-  By how much the perturbation is too large, the adversarial image, its logits.
-  """
-
-  def run(variables, epsilon, images, labels, indices):
-    predict = accuracy.predict_fn(model, variables)
-    adversarial = attack(
-      jax.random.fold_in(robustness.root_key(seed), 0),
-      predict,
-      images,
-      labels,
-      epsilon=epsilon,
-      norm=norm,
-      indices=indices,
-    )
-    logits = predict(adversarial)
-    beyond = robustness.excess(images, adversarial, epsilon, norm)
-    # One array: what `map_batches` takes.
-    return jnp.concatenate([beyond[:, None], adversarial.reshape(len(images), -1), logits], axis=-1)
-
-  return jax.jit(run, out_shardings=sharding.replicated(mesh))
-
-
-def evaluate(subject, *, num_examples, norm, epsilon, num_steps, step_size, loss, seed):
-  """Row "examples" of `EVALUATIONS`: the first images that are classified correctly, attacked by PGD.
+def evaluate_examples(
+  subject: Subject,
+  *,
+  num_examples: Annotated[int, Option("adversarial images to show", 1, 100)] = 6,
+  norm: Norm,
+  epsilon: Epsilon,
+  num_steps: NumSteps,
+  step_size: StepSize,
+  loss: Loss,
+  seed: Seed,
+) -> Measurement:
+  """Attacks a few images by PGD, the same for every model, whether they are broken or not.
 
   The perturbation is drawn as 0.5 + delta / (2 epsilon): grey where nothing changed.
   """
-  whole = subject.select(0)
-  rows = np.flatnonzero(whole.clean_correct)[:num_examples]
-  images, labels = to_float(whole.split.images[rows]), whole.split.labels[rows]
-  attack = functools.partial(attacks.pgd, step_size=step_size, num_steps=num_steps, loss=loss)
-  compiled = attacked_fn(subject.model, attack, norm, seed, subject.mesh)
-  found = (
-    []
-    if not len(rows)
-    else accuracy.map_batches(
-      lambda *batch: compiled(subject.variables, np.float32(epsilon), *batch),
-      (images, labels, rows.astype(np.int32)),
-      subject.batch_size,
-      subject.mesh,
+  images = subject.select(min(num_examples, len(subject.labels)))
+  pgd = Pgd(norm, num_steps, step_size, 1, loss, seed)
+
+  def attack(predict, epsilon, images, labels, indices):
+    key = jax.random.fold_in(root_key(seed), 0)
+    adversarial = pgd.attack(
+      key, predict, images, labels, epsilon=epsilon, norm=norm, indices=indices
     )
+    excess = threat.excess(images, adversarial, epsilon, norm)
+    return adversarial, predict(adversarial), excess
+
+  adversarial, logits, excess = subject.map(
+    attack,
+    images.images,
+    images.labels,
+    images.indices.astype(np.int32),
+    shared=(float(epsilon),),
   )
+  threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", excess)
   shown = []
-  for row, image, label, flat in zip(rows, images, labels, found):
-    robustness.refuse_excess(f"PGD at epsilon {epsilon:g}", flat[0])
-    adversarial, logits = flat[1 : 1 + image.size].reshape(image.shape), flat[1 + image.size :]
-    scale = 2 * max(epsilon if norm == "linf" else np.abs(adversarial - image).max(), 1e-12)
+  for place, row in enumerate(images.indices):
+    image, clean = to_float(images.images[place]), subject.logits[row]
+    delta = adversarial[place] - image
+    scale = 2 * max(epsilon if norm == "linf" else np.abs(delta).max(), 1e-12)
+    broken = images.correct[place] and logits[place].argmax() != images.labels[place]
     shown.append(
       {
         "index": int(row),
-        "label": int(label),
-        "predicted": int(subject.logits[row].argmax()),
-        "confidence": _confidence(subject.logits[row]),
-        "adversarial_predicted": int(logits.argmax()),
-        "adversarial_confidence": _confidence(logits),
+        "label": int(images.labels[place]),
+        "predicted": int(clean.argmax()),
+        "confidence": _confidence(clean),
+        "adversarial_predicted": int(logits[place].argmax()),
+        "adversarial_confidence": _confidence(logits[place]),
+        "broken": bool(broken),
         "image": png(image),
-        "adversarial": png(adversarial),
-        "perturbation": png(0.5 + (adversarial - image) / scale),
+        "adversarial": png(adversarial[place]),
+        "perturbation": png(0.5 + delta / scale),
       }
     )
-  return {
-    "epsilon": epsilon,
-    "norm": norm,
-    "examples": shown,
-    "attack": f"PGD-{num_steps}, {norm}, {loss}, steps of {step_size:g}, one random start",
-  }
+  text = f"{pgd.name}, {norm}, {loss}, steps of {step_size:g}, one random start"
+  details = {"attack": text, "norm": norm, "epsilon": epsilon, "examples": shown}
+  return Measurement(Numbers(), details)
 
 
 def _confidence(logits):

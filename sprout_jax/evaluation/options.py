@@ -1,121 +1,176 @@
-"""Which options the evaluations have, and whether a config's values make sense."""
+"""Options of evaluations: declared once, in the signature of the function that takes them.
 
+A keyword argument of an evaluation is an option. Its annotation is `Annotated[type, Option(...)]`
+with a range or choices and a line of help. Its default decides where a config has it:
+
+- without a default, it is one of `SHARED`, a key of `config.evaluation` that several evaluations
+  read (`epsilon`, `num_steps`, ...);
+- with a default, it is a key of the evaluation's own section, `config.evaluation.NAME.KEY`.
+
+Config sections, their validation and the list in the documentation are made from these.
+"""
+
+import dataclasses
 import inspect
 import math
+import typing
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Annotated
+from typing import Any
 
 from sprout_jax import attacks
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
-from sprout_jax.evaluation import EVALUATIONS
-from sprout_jax.evaluation.corruptions import CORRUPTIONS
-from sprout_jax.evaluation.invariance import SOURCES
-from sprout_jax.evaluation.transformations import TRANSFORMATIONS
 
-# Of every key of these names, shared or of a section: the smallest and the largest value.
-RANGES = {
-  "num_examples": (0, math.inf),
-  "num_steps": (0, math.inf),
-  "step_size": (1e-6, math.inf),
-  "num_restarts": (1, math.inf),
-  "seed": (0, 2**32 - 1),
-  "num_draws": (1, math.inf),
-  "sigma": (1e-6, 100),
-  "n0": (1, 2**30),
-  "n": (1, 2**30),
-  "alpha": (1e-12, 0.5),
-  "num_bins": (1, 10_000),
-  "num_points": (2, 10_000),
-  "noise_stddev": (0, 100),
-  "mixup_alpha": (0, math.inf),
-  "label_weight": (0, math.inf),
-  "beta_weight": (0, math.inf),
-  "num_inner": (2, math.inf),
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """What an option may be, and what it means.
+
+  Attributes:
+    help: one line: the meaning, with the unit.
+    low, high: the smallest and largest number, of each entry where the option is a tuple.
+    choices: the names that it may be, of each entry where the option is a tuple.
+    ascends: whether the entries of a tuple must be different and ascend.
+    example: of a tuple, for messages.
+  """
+
+  help: str
+  low: float = -math.inf
+  high: float = math.inf
+  choices: Collection[str] | None = None
+  ascends: bool = False
+  example: str = ""
+
+
+PIXELS = "in pixel units (images in [0, 1])"
+NumExamples = Annotated[
+  int, Option("test images that are taken, a fixed random choice; 0 = all", 0, 2**31)
+]
+Norm = Annotated[str, Option("norm of the perturbation", choices=tuple(attacks.NORMS))]
+Epsilon = Annotated[float, Option(f"perturbation budget, {PIXELS}", 1e-9, math.inf)]
+Epsilons = Annotated[
+  tuple[float, ...],
+  Option(
+    f"perturbation budgets of a curve, {PIXELS}; epsilon is always among them",
+    0,
+    math.inf,
+    ascends=True,
+  ),
+]
+NumSteps = Annotated[int, Option("gradient steps of PGD", 0, 2**31)]
+StepSize = Annotated[float, Option(f"size of PGD's steps, {PIXELS}", 1e-6, math.inf)]
+NumRestarts = Annotated[int, Option("random starts of PGD; the worst counts", 1, 2**31)]
+Loss = Annotated[str, Option("loss that PGD maximises", choices=tuple(attacks.LOSSES))]
+Seed = Annotated[int, Option("seed of all random draws of the evaluation", 0, 2**32 - 1)]
+
+# The keys of config.evaluation that several evaluations read, with their defaults.
+SHARED: dict[str, tuple[Any, Any]] = {
+  "num_examples": (NumExamples, 0),
+  "norm": (Norm, "linf"),
+  "epsilon": (Epsilon, 8 / 255),
+  "epsilons": (Epsilons, tuple(round(0.005 * k, 3) for k in range(15))),  # the paper's grid
+  "num_steps": (NumSteps, 20),
+  "step_size": (StepSize, 0.007),
+  "num_restarts": (NumRestarts, 1),
+  "loss": (Loss, "cross_entropy"),
+  "seed": (Seed, 0),
 }
-CHOICES = {
-  "norm": attacks.NORMS,
-  "loss": attacks.LOSSES,
-  "source": SOURCES,
-  # A model that draws random numbers is not what is trained here.
-  "version": [*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS],
-}
-# Of every entry of a tuple.
-ENTRIES = {"losses": attacks.LOSSES, "transformations": TRANSFORMATIONS, "corruptions": CORRUPTIONS}
-COUNTS = ("steps", "restarts")  # tuples of integers that ascend
 
 
-def options(name, config):
-  """The options of a row, {keyword: value}, from an evaluation config: its own section, else the shared keys."""
-  keywords = [
-    parameter.name
-    for parameter in inspect.signature(EVALUATIONS[name]).parameters.values()
-    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  ]
-  own = config[name] if name in config else ()
-  return {keyword: own[keyword] if keyword in own else config[keyword] for keyword in keywords}
+def declared(function: Callable) -> dict[str, tuple[Any, Any]]:
+  """The options of an evaluation's function: {name: (annotation, default)}.
+
+  The default is `inspect.Parameter.empty` for the shared ones.
+
+  Raises:
+    TypeError: an option without an `Option`, or an unknown shared one: a fault of the function.
+  """
+  hints = typing.get_type_hints(function, include_extras=True)
+  found = {}
+  for name, parameter in inspect.signature(function).parameters.items():
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+      continue
+    annotation, default = hints.get(name), parameter.default
+    if not isinstance((getattr(annotation, "__metadata__", None) or [None])[0], Option):
+      raise TypeError(f"{function.__name__}: option {name} is not Annotated[type, Option(...)]")
+    if default is inspect.Parameter.empty and name not in SHARED:
+      raise TypeError(f"{function.__name__}: option {name} has no default and is none of SHARED")
+    found[name] = (annotation, default)
+  return found
 
 
-def validate(config):
-  """Raises UserError for a value of `config.evaluation` that is unknown or out of range."""
-  for key in ("after_training", "evaluations"):
-    for name in config[key]:
-      check_choice(f"config.evaluation.{key}: an entry", name, EVALUATIONS)
-  if "transfer" in (*config.after_training, *config.evaluations) and not config.transfer.sources:
-    raise UserError(
-      "the evaluation 'transfer' needs other runs to transfer from: set e.g. "
-      "--config.evaluation.transfer.sources=\"('runs/natural',)\""
-    )
-  sections = {name: config[name] for name in EVALUATIONS if name in config}
-  shared = {key: value for key, value in config.items() if key not in sections}
-  for where, section in [
-    ("config.evaluation", shared),
-    *((f"config.evaluation.{name}", section) for name, section in sections.items()),
-  ]:
-    for key, value in section.items():
-      _check(f"{where}.{key}", key, value, config.norm)
-  check_range("config.evaluation.examples.num_examples", config.examples.num_examples, 1, 100)
+def own(function: Callable) -> dict[str, Any]:
+  """The defaults of the options that only this evaluation has: its section of a config."""
+  return {
+    name: default
+    for name, (_, default) in declared(function).items()
+    if default is not inspect.Parameter.empty
+  }
 
 
-def _check(where, key, value, norm):
-  largest = 1 if norm == "linf" else math.inf
-  if key in RANGES:
-    check_range(where, value, *RANGES[key])
-  elif key == "epsilon":
-    check_range(where, value, 1e-9, largest, unit="(pixels are in [0, 1])")
-  elif key in CHOICES:
-    check_choice(where, value, CHOICES[key])
-  elif key in ENTRIES:
-    for entry in value:
-      check_choice(f"{where}: an entry", entry, ENTRIES[key])
-  elif key in COUNTS:
-    for entry in value:
-      check_range(f"{where}: an entry", entry, 1, math.inf)
-      if not isinstance(entry, int):
-        raise UserError(f"{where}: an entry is {entry!r}; it must be an integer")
-  elif key in ("epsilons", "radii"):
-    for entry in value:
-      check_range(
-        f"{where}: an entry",
-        entry,
-        0,
-        largest if key == "epsilons" else math.inf,
-        unit="(pixels are in [0, 1])",
+def choose(function: Callable, shared: Mapping, section: Mapping) -> dict[str, Any]:
+  """The keyword arguments of an evaluation: from its own section, else from the shared keys."""
+  return {name: section[name] if name in section else shared[name] for name in declared(function)}
+
+
+def describe(annotation: Any) -> str:
+  """An option's help with its range or choices, for documentation."""
+  option = annotation.__metadata__[0]
+  if option.choices is not None:
+    listed = ", ".join(map(str, option.choices))
+    return f"{option.help}: one of {listed}"
+  if option.low == -math.inf:
+    return option.help
+  bounds = (
+    f"at least {option.low:g}" if option.high >= 2**31 else f"{option.low:g} to {option.high:g}"
+  )
+  return f"{option.help} ({bounds})"
+
+
+def check(where: str, value: Any, annotation: Any) -> None:
+  """Checks a value of an option.
+
+  Args:
+    where: how the user names it, as "config.evaluation.seed".
+    value: the value.
+    annotation: `Annotated[type, Option(...)]`.
+
+  Raises:
+    UserError: the value is of another type or out of range.
+  """
+  kind, option = typing.get_args(annotation)[:2]
+  is_tuple = typing.get_origin(kind) is tuple
+  entries = value if is_tuple else (value,)
+  if is_tuple and (not isinstance(value, (tuple, list)) or (not value and option.example)):
+    raise UserError(f"{where} is {value!r}; give at least one entry, e.g. {where}={option.example}")
+  what = f"{where}: an entry" if is_tuple else where
+  kind = typing.get_args(kind)[0] if is_tuple else kind
+  for entry in entries:
+    if option.choices is not None:
+      check_choice(what, entry, option.choices)
+    elif kind in (int, float):
+      check_range(what, entry, option.low, option.high)
+      if kind is int and not isinstance(entry, int):
+        raise UserError(f"{what} is {entry!r}; it must be an integer")
+    elif not isinstance(entry, kind):
+      raise UserError(f"{what} is {entry!r}; it must be a {kind.__name__}")
+  if option.ascends and list(entries) != sorted(set(entries)):
+    raise UserError(f"{where} is {tuple(entries)}; the values must be different and ascend")
+
+
+def with_epsilon(epsilons: Collection[float], epsilon: float) -> tuple[float, ...]:
+  """The perturbation budgets of a curve, with the one of the evaluations at a single budget."""
+  return tuple(sorted({*epsilons, epsilon}))
+
+
+def check_budgets(where: str, norm: str, epsilons: Collection[float]) -> None:
+  """Raises UserError for a Linf budget above 1, which hides every image."""
+  for epsilon in epsilons:
+    if norm == "linf" and epsilon > 1:
+      raise UserError(
+        f"{where} is {epsilon:g}, but pixels are in [0, 1]; did you mean {epsilon:g}/255?"
       )
-  else:
-    return
-  if isinstance(value, (tuple, list)):
-    if not value:
-      raise UserError(f"{where} is empty; give at least one, e.g. {EXAMPLES[key]}")
-    if key not in ENTRIES and list(value) != sorted(set(value)):
-      raise UserError(f"{where} is {tuple(value)}; the values must be different and ascend")
-
-
-EXAMPLES = {
-  "epsilons": "(0.0, 0.03)",
-  "radii": "(0.0, 0.25)",
-  "steps": "(20, 100)",
-  "restarts": "(1, 10)",
-  "losses": "('cross_entropy',)",
-  "transformations": "('rotation',)",
-  "corruptions": "('fog',)",
-}

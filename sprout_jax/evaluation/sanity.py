@@ -1,189 +1,207 @@
-"""Attacks run only to see whether the reported one can be believed; `checks` judges what they find."""
+"""Attacks that are run only to see whether the reported one can be believed.
 
+`results.checks` compares what they find.
+"""
+
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from sprout_jax import attacks
-from sprout_jax import sharding
-from sprout_jax import statistics
-from sprout_jax.data import to_float
-from sprout_jax.evaluation import accuracy
-from sprout_jax.evaluation import checks
 from sprout_jax.evaluation import gradients
-from sprout_jax.evaluation import probes
-from sprout_jax.evaluation import robustness
+from sprout_jax.evaluation.noise import DRAWS
+from sprout_jax.evaluation.noise import noise
+from sprout_jax.evaluation.options import Epsilon
+from sprout_jax.evaluation.options import Loss
+from sprout_jax.evaluation.options import Norm
+from sprout_jax.evaluation.options import NumExamples
+from sprout_jax.evaluation.options import NumRestarts
+from sprout_jax.evaluation.options import NumSteps
+from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.options import StepSize
+from sprout_jax.evaluation.pgd import Pgd
+from sprout_jax.evaluation.pgd import attack_fn
+from sprout_jax.evaluation.pgd import outcomes
+from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.strength import trace
+from sprout_jax.evaluation.strength import trace_fn
+from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.evaluation.subject import to_float
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
 
 LARGE_RADIUS = (
   0.5  # in Linf, and times the square root of the number of values in L2: hides any image
 )
 LARGE_STEPS = 50
+APGD_STEPS = 100
 
 
-def evaluate(
-  subject, *, num_examples, norm, epsilon, num_steps, step_size, num_restarts, loss, seed
-):
-  """Row "sanity" of `EVALUATIONS`: PGD as it is reported, beside weaker, stronger and blind attacks."""
-  images = subject.select(num_examples)
-  spec = robustness.PgdSpec(norm, num_steps, step_size, num_restarts, loss, seed)
-  pgd = functools.partial(attacks.pgd, step_size=step_size, num_steps=num_steps, loss=loss)
-  many = 10 if num_restarts < 10 else 2 * num_restarts
-  second = "dlr" if subject.num_classes > 2 else "margin"
-  apgd = f"apgd-ce and apgd-{second}"
-  runs = {  # name: attacks, each on what those before it left; restarts
-    "noise": ([probes.noise], 1),
-    "fgsm": ([probes.fgsm], 1),
-    "pgd": ([pgd], num_restarts),
-    # Both losses: alone, the cross-entropy misses what luck finds.
-    apgd: ([attacks.apgd, functools.partial(attacks.apgd, loss=second)], num_restarts),
-    "twice the steps": ([functools.partial(pgd, num_steps=2 * num_steps)], num_restarts),
-    f"{many} restarts": ([pgd], many),
-  }
-  with subject.progress("sanity", len(runs) + 3, "attacks") as bar:
+def fgsm(key, predict, images, labels, *, epsilon, norm="linf", indices=None) -> jax.Array:
+  """`attacks.fgsm` with the arguments of `pgd.attack_fn`; it draws nothing."""
+  del key, indices
+  return attacks.fgsm(predict, images, labels, epsilon=epsilon, norm=norm)
 
-    def outcomes(name, chain, restarts, radius):
-      robust = images.clean_correct
-      for attack in chain:
-        robust = robustness.outcomes(
-          robustness.attack_fn(subject.model, attack, norm, seed, subject.mesh),
-          subject.variables,
-          images.split,
-          robust,
-          radius,
-          subject.batch_size,
-          subject.mesh,
-          name,
-          restarts,
-        )
-      return robust.tolist()
 
-    robust = {}
-    for name, (chain, restarts) in runs.items():
-      robust[name] = np.array(
-        subject.memo(
-          name,
-          lambda name=name, chain=chain, restarts=restarts: outcomes(
-            name, chain, restarts, epsilon
-          ),
-        )
-      )
-      bar(len(robust), name)
-    size = images.split.images[0].size
-    large = LARGE_RADIUS * (math.sqrt(size) if norm == "l2" else 1)
-    left = np.array(
-      subject.memo(
-        "large radius",
-        lambda: outcomes(
-          "PGD",
-          [functools.partial(attacks.pgd, step_size=large / 4, num_steps=LARGE_STEPS, loss=loss)],
-          1,
-          large,
-        ),
-      )
-    )
-    bar(len(robust) + 1, "large radius")
-    health = subject.memo("health", lambda: health_along(subject, images.split, spec, epsilon))
-    bar(len(robust) + 2, "health of gradients")
-    best = subject.memo("best loss", lambda: best_loss(subject, images, spec, epsilon))
-    bar(len(robust) + 3, "best loss")
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """One of the attacks that are compared.
 
-  shares = {name: statistics.proportion(mask.sum(), len(mask)) for name, mask in robust.items()}
-  accuracies = {name: share["accuracy"] for name, share in shares.items()}
-  findings = [
-    checks.order({name: robust[name] for name in ("fgsm", "pgd", apgd)}),
-    checks.black_box(robust["pgd"] & robust[apgd], {"random noise": robust["noise"]}),
-    checks.effort(
-      accuracies["pgd"],
-      {name: accuracies[name] for name in ("twice the steps", f"{many} restarts")},
-    ),
-    checks.large_radius(large, float(left.mean())),
-    *([checks.converged(best, f"PGD-{num_steps}")] if best and num_steps >= 10 else []),
+  Attributes:
+    name: for people.
+    chain: attacks, each on what those before it left.
+    epsilon: perturbation budget.
+    restarts: of each.
+    keys: what the number says of the attack.
+    metric: of the number.
+  """
+
+  name: str
+  chain: tuple[Callable, ...]
+  epsilon: float
+  restarts: int
+  keys: dict
+  metric: str = "accuracy"
+
+
+def probes(pgd: Pgd, epsilon: float, num_classes: int, num_values: int) -> list[Probe]:
+  """PGD as it is reported, beside weaker, stronger and blind attacks.
+
+  Args:
+    pgd: as it is reported.
+    epsilon: its perturbation budget.
+    num_classes: of the model.
+    num_values: pixels times channels of an image.
+  """
+  seed, threat = {"seed": pgd.seed}, {"norm": pgd.norm, "epsilon": epsilon}
+  more_steps = dataclasses.replace(pgd, steps=2 * pgd.steps)
+  more_restarts = dataclasses.replace(pgd, restarts=10 if pgd.restarts < 10 else 2 * pgd.restarts)
+  large = LARGE_RADIUS * (math.sqrt(num_values) if pgd.norm == "l2" else 1)
+  to_grey = dataclasses.replace(pgd, steps=LARGE_STEPS, step_size=large / 4, restarts=1)
+  # Both losses: alone, the cross-entropy misses what luck finds.
+  second = "dlr" if num_classes > 2 else "margin"
+  apgds = attacks.apgd, functools.partial(attacks.apgd, loss=second)
+  apgd = {"attack": f"apgd-ce + apgd-{second}", "restarts": pgd.restarts, "steps": APGD_STEPS}
+
+  def of_pgd(name, other, radius=epsilon, metric="accuracy"):
+    keys = {**other.keys, "epsilon": radius}
+    return Probe(name, (other.attack,), radius, other.restarts, keys, metric)
+
+  return [
+    Probe("noise", (noise,), epsilon, 1, {"attack": "noise", "draws": DRAWS, **seed, **threat}),
+    Probe("FGSM", (fgsm,), epsilon, 1, {"attack": "fgsm", **threat}),
+    of_pgd("PGD", pgd),
+    Probe("APGD", apgds, epsilon, pgd.restarts, {**apgd, **seed, **threat}),
+    of_pgd("twice the steps", more_steps),
+    of_pgd("more restarts", more_restarts),
+    of_pgd("large radius", to_grey, large, "accuracy_at_large_radius"),
   ]
-  findings = [checks.at(finding, epsilon, "pgd") for finding in findings] + [
-    checks.at(checks.gradients(found, where), epsilon, "pgd", where)
-    for where, found in health.items()
-    if found["count"]
-  ]  # PGD may have left no image to look at
-  return {
-    "epsilon": epsilon,
-    "norm": norm,
-    "count": len(images.rows),
-    "robust": shares,
-    "health": health,
-    "large_radius": {"epsilon": large, **statistics.proportion(left.sum(), len(left))},
-    "best_loss": best,
-    "findings": findings,
-  }
 
 
-def health_along(subject, split, spec, epsilon):
-  """{where: `gradients.health`} at the images, at PGD's start, and halfway through its steps."""
-  compiled = gradients.health_fn(subject.model, subject.mesh)
-  found = {}
-  for where, steps in (
+def evaluate_sanity(
+  subject: Subject,
+  *,
+  num_examples: NumExamples = 500,
+  norm: Norm,
+  epsilon: Epsilon,
+  num_steps: NumSteps,
+  step_size: StepSize,
+  num_restarts: NumRestarts,
+  loss: Loss,
+  seed: Seed,
+) -> Measurement:
+  """Runs PGD as it is reported, beside weaker, stronger and blind attacks, for the checks."""
+  images = subject.select(num_examples)
+  pgd, numbers = Pgd(norm, num_steps, step_size, num_restarts, loss, seed), []
+  compared = probes(pgd, epsilon, subject.num_classes, images.images[0].size)
+
+  def run(probe):
+    robust = images.correct
+    for attack in probe.chain:
+      fn = attack_fn(attack, norm, seed)
+      robust = outcomes(
+        subject,
+        images,
+        fn,
+        probe.epsilon,
+        name=probe.name,
+        restarts=probe.restarts,
+        still_right=robust,
+      )
+    return robust
+
+  with subject.progress("sanity", len(compared) + 2, "attacks") as bar:
+    for number, probe in enumerate(compared, 1):
+      robust = subject.memo(probe.name, lambda probe=probe: run(probe))
+      numbers.append(accuracy(robust, images.indices, probe.metric, **probe.keys))
+      bar(number, probe.name)
+    numbers += along_attack(subject, images, pgd, epsilon)
+    bar(len(compared) + 1, "gradients along PGD")
+    best = subject.memo("best loss", lambda: best_loss(subject, images, pgd, epsilon))
+    bar(len(compared) + 2, "best loss")
+  return Measurement(Numbers(numbers), {"best_loss": np.asarray(best).tolist()})
+
+
+def along_attack(subject: Subject, images: Images, pgd: Pgd, epsilon: float) -> list:
+  """`gradients.health` at the images, at PGD's start, and halfway through its steps."""
+  found, halfway = [], max(pgd.steps // 2, 1)
+  for place, steps in (
     ("at the images", None),
     ("at the start of PGD", 0),
-    ("halfway through PGD", max(spec.num_steps // 2, 1)),
+    ("halfway through PGD", halfway),
   ):
-    points = to_float(split.images)
+    points = to_float(images.images)
     if steps is not None:
-      points = accuracy.map_batches(
-        functools.partial(
-          _points_fn(subject.model, spec, steps, subject.mesh),
-          subject.variables,
-          np.float32(epsilon),
-        ),
-        (points, split.labels, np.arange(len(points), dtype=np.int32)),
-        subject.batch_size,
-        subject.mesh,
+      points = subject.map(
+        points_fn(pgd, steps),
+        points,
+        images.labels,
+        np.arange(len(points), dtype=np.int32),
+        shared=(float(epsilon),),
       )
-    found[where] = gradients.health(
-      compiled,
-      subject.variables,
-      points,
-      split.labels,
-      subject.num_classes,
-      subject.batch_size,
-      subject.mesh,
-    )
+    keys = dict(place=place, norm=pgd.norm, epsilon=epsilon)
+    found += gradients.health(subject, points, images.labels, **keys)
   return found
 
 
-def _points_fn(model, spec, steps, mesh):
-  """Compiles (variables, epsilon, images, labels, indices) -> where PGD is after some steps."""
+def points_fn(pgd: Pgd, steps: int) -> Callable:
+  """Where PGD is after some steps, for `Subject.map`.
 
-  def run(variables, epsilon, images, labels, indices):
+  Returns:
+    (predict, epsilon, images, labels, indices) -> images.
+  """
+
+  def run(predict, epsilon, images, labels, indices):
     return attacks.pgd(
-      jax.random.fold_in(robustness.root_key(spec.seed), 0),
-      accuracy.predict_fn(model, variables),
+      jax.random.fold_in(root_key(pgd.seed), 0),
+      predict,
       images,
       labels,
       epsilon=epsilon,
-      step_size=spec.step_size,
+      step_size=pgd.step_size,
       num_steps=steps,
-      norm=spec.norm,
-      loss=spec.loss,
+      norm=pgd.norm,
+      loss=pgd.loss,
       keep="last",
       indices=indices,
     )
 
-  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+  return run
 
 
-def best_loss(subject, images, spec, epsilon):
-  """Mean running best loss of PGD's first start over the images classified correctly; [] without any."""
-  rows = np.flatnonzero(images.clean_correct)
+def best_loss(subject: Subject, images: Images, pgd: Pgd, epsilon: float) -> np.ndarray:
+  """The mean running best loss of PGD's first start, [steps + 1].
+
+  Over the images that are classified correctly; empty where none is.
+  """
+  rows = np.flatnonzero(images.correct)
   if not len(rows):
-    return []
-  trace = probes.trace_fn(subject.model, spec, subject.mesh)
-  found = accuracy.map_batches(
-    lambda x, labels, indices: trace(
-      subject.variables, np.float32(epsilon), 0, to_float(x), labels, indices
-    ),
-    (images.split.images[rows], images.split.labels[rows], rows.astype(np.int32)),
-    subject.batch_size,
-    subject.mesh,
-  )
-  return found[..., 0].mean(0, dtype=np.float64).tolist()
+    return np.zeros(0)
+  found = trace(subject, images, rows, pgd, trace_fn(pgd), epsilon, 0)
+  return found["best_loss"].mean(0, dtype=np.float64)

@@ -1,99 +1,160 @@
-"""PGD from weak to strong: more steps, more restarts, other losses, at one radius."""
+"""Accuracy under PGD with more steps, more restarts and other losses, at one epsilon."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Annotated
 
+import jax
 import numpy as np
 
-from sprout_jax import statistics
-from sprout_jax.data import to_float
-from sprout_jax.evaluation import accuracy
-from sprout_jax.evaluation import probes
-from sprout_jax.evaluation import robustness
+from sprout_jax import attacks
+from sprout_jax.evaluation import threat
+from sprout_jax.evaluation.options import Epsilon
+from sprout_jax.evaluation.options import Norm
+from sprout_jax.evaluation.options import NumExamples
+from sprout_jax.evaluation.options import Option
+from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.options import StepSize
+from sprout_jax.evaluation.pgd import Pgd
+from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
+
+Counts = tuple[int, ...]
 
 
-def outcomes(
-  compiled,
-  variables,
-  split,
-  clean_correct,
-  epsilon,
-  steps,
-  restarts,
-  batch_size,
-  mesh,
-  on_restart=lambda number: None,
-):
-  """Outcomes of PGD after each number of steps and of restarts, from one run of the most steps.
+def trace_fn(pgd: Pgd) -> Callable:
+  """One start of PGD for `Subject.map`, step by step.
+
+  Returns:
+    (predict, epsilon, restart, images, labels, indices) -> {"best_loss", "broken" (bool), "size"},
+    each [batch, steps + 1]: see `attacks.pgd_trace`. So one run of many steps tells what fewer
+    would have found.
+  """
+
+  def run(predict, epsilon, restart, images, labels, indices):
+    found = attacks.pgd_trace(
+      jax.random.fold_in(root_key(pgd.seed), restart),
+      predict,
+      images,
+      labels,
+      epsilon=epsilon,
+      step_size=pgd.step_size,
+      num_steps=pgd.steps,
+      norm=pgd.norm,
+      loss=pgd.loss,
+      indices=indices,
+    )
+    return {"best_loss": found.best_loss, "broken": found.broken, "size": found.size}
+
+  return run
+
+
+def trace(
+  subject: Subject, images: Images, rows: np.ndarray, pgd: Pgd, fn: Callable, epsilon, restart
+) -> dict[str, np.ndarray]:
+  """Runs `fn` from `trace_fn` on some of the images.
+
+  Raises:
+    RuntimeError: a perturbation left the ball.
+  """
+  found = subject.map(
+    fn,
+    images.images[rows],
+    images.labels[rows],
+    rows.astype(np.int32),
+    shared=(float(epsilon), restart),
+  )
+  threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", found["size"] - epsilon)
+  return found
+
+
+def combinations(
+  subject: Subject,
+  images: Images,
+  pgd: Pgd,
+  epsilon: float,
+  steps: Counts,
+  restarts: Counts,
+  on_restart: Callable[[int], None] = lambda number: None,
+) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray | None]:
+  """Outcomes of PGD after each number of steps and of restarts, from one run of the most of both.
 
   Args:
-    compiled: from `probes.trace_fn`, with as many steps as the largest of `steps`.
-    variables, split, clean_correct, epsilon, batch_size, mesh: as in `robustness.outcomes`.
-    steps, restarts: ints, ascending.
+    pgd: with the largest of `steps` and of `restarts`.
+    steps, restarts: ascending.
     on_restart: called after each restart with its number from 1.
 
   Returns:
     {(steps, restarts): bool [n]}, and the mean over the attacked images of the running best loss of
-    the first start, [largest steps + 1] (None where no image is classified correctly).
+    the first start, [most steps + 1]; None where no image is classified correctly.
   """
-  robust = {count: np.array(clean_correct, bool) for count in steps}
-  found, best = {}, None
+  fn, best, found = trace_fn(pgd), None, {}
+  robust = {count: np.array(images.correct, bool) for count in steps}
   for restart in range(restarts[-1]):
     rows = np.flatnonzero(np.any(list(robust.values()), axis=0))  # fewer steps leave more
     if len(rows):
-      traces = accuracy.map_batches(
-        lambda images, labels, indices, restart=restart: compiled(
-          variables, np.float32(epsilon), restart, to_float(images), labels, indices
-        ),
-        (split.images[rows], split.labels[rows], rows.astype(np.int32)),
-        batch_size,
-        mesh,
-      )
-      robustness.refuse_excess(f"PGD at epsilon {epsilon:g}", traces[..., 2])
+      traces = trace(subject, images, rows, pgd, fn, epsilon, restart)
       if restart == 0:
-        best = traces[..., 0].mean(0, dtype=np.float64)
+        best = traces["best_loss"].mean(0, dtype=np.float64)
       for count, mask in robust.items():
-        mask[rows] &= traces[:, count, 1] < 0.5
+        mask[rows] &= ~traces["broken"][:, count]
     if restart + 1 in restarts:
       found |= {(count, restart + 1): mask.copy() for count, mask in robust.items()}
     on_restart(restart + 1)
   return found, best
 
 
-def evaluate(subject, *, num_examples, norm, epsilon, steps, restarts, losses, step_size, seed):
-  """Row "strength" of `EVALUATIONS`: every combination of `steps`, `restarts` and `losses`."""
-  images, entries, curves, notes = subject.select(num_examples), [], {}, []
+def evaluate_strength(
+  subject: Subject,
+  *,
+  num_examples: NumExamples = 1000,
+  norm: Norm,
+  epsilon: Epsilon,
+  steps: Annotated[Counts, Option("numbers of steps", 1, 2**31, ascends=True, example="20,100")] = (
+    20,
+    100,
+    200,
+  ),
+  restarts: Annotated[
+    Counts, Option("numbers of restarts", 1, 2**31, ascends=True, example="1,10")
+  ] = (1, 10),
+  losses: Annotated[
+    tuple[str, ...],
+    Option("losses that PGD maximises", choices=tuple(attacks.LOSSES), example="cross_entropy"),
+  ] = ("cross_entropy", "margin", "dlr"),
+  step_size: StepSize,
+  seed: Seed,
+) -> Measurement:
+  """Measures every combination of steps, restarts and losses of PGD at one epsilon."""
+  images, numbers, curves, notes = subject.select(num_examples), [], {}, []
   with subject.progress("strength", len(losses) * restarts[-1], "runs") as bar:
     for number, loss in enumerate(losses):
       if loss == "dlr" and subject.num_classes < 3:
-        notes.append(f"the DLR loss needs 3 classes; there are {subject.num_classes}")
+        notes.append(
+          f"The DLR loss needs 3 classes. There are {subject.num_classes}: it was not run."
+        )
         continue
-      spec = robustness.PgdSpec(norm, steps[-1], step_size, restarts[-1], loss, seed)
+      pgd = Pgd(norm, steps[-1], step_size, restarts[-1], loss, seed)
 
-      def compute(spec=spec, number=number):
-        found, best = outcomes(
-          probes.trace_fn(subject.model, spec, subject.mesh),
-          subject.variables,
-          images.split,
-          images.clean_correct,
+      def compute(pgd=pgd, number=number):
+        found, best = combinations(
+          subject,
+          images,
+          pgd,
           epsilon,
           steps,
           restarts,
-          subject.batch_size,
-          subject.mesh,
-          lambda restart: bar(number * restarts[-1] + restart, f"PGD, {spec.loss}"),
+          lambda restart: bar(number * restarts[-1] + restart, f"PGD, {pgd.loss}"),
         )
-        return {
-          "accuracies": [
-            [count, runs, statistics.proportion(mask.sum(), len(mask))]
-            for (count, runs), mask in found.items()
-          ],
-          "best": None if best is None else best.tolist(),
-        }
+        return {"found": [[*counts, mask] for counts, mask in found.items()], "best": best}
 
       piece = subject.memo(loss, compute)
-      curves[loss] = piece["best"]
-      entries += [
-        dataclasses.replace(spec, num_steps=count, num_restarts=runs).header(epsilon) | accuracy_of
-        for count, runs, accuracy_of in piece["accuracies"]
-      ]
-  return {"epsilon": epsilon, "norm": norm, "entries": entries, "best_loss": curves, "notes": notes}
+      curves[loss] = None if piece["best"] is None else np.asarray(piece["best"]).tolist()
+      for count, runs, mask in piece["found"]:
+        keys = dataclasses.replace(pgd, steps=count, restarts=runs).keys
+        numbers.append(accuracy(mask, images.indices, epsilon=epsilon, **keys))
+  return Measurement(Numbers(numbers), {"best_loss": curves}, tuple(notes))

@@ -148,9 +148,9 @@ def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
 
   x~ = PGD towards the most confusing class t = argmax_{k != y} f(x)_k, from a uniform random start.
   The wrong classes share delta of the label in proportion to s_k = v_k - min_{j != y} v_j + gamma,
-  where v_k = -log softmax(f(x))_k is the loss's gradient with respect to the label and gamma = 0.01:
-  the less likely, the more. delta is such that the true class keeps `ratio` times the largest of
-  them: delta = 1 / (1 + ratio * max s / sum s), y~_y = 1 - delta. (Wang, Zhang, "Bilateral
+  where v_k = -log softmax(f(x))_k is the loss's gradient with respect to the label and gamma =
+  0.01: the less likely, the more. delta is such that the true class keeps `ratio` times the largest
+  of them: delta = 1 / (1 + ratio * max s / sum s), y~_y = 1 - delta. (Wang, Zhang, "Bilateral
   Adversarial Training: Towards Fast Training of More Robust Models Against Adversarial Attacks",
   ICCV 2019, and the authors' code.)
 

@@ -63,7 +63,8 @@ class Method:
 
   Attributes:
     vicinity: (key, images, labels, adversary's parameters) -> x, y: what is drawn around each
-      example from data alone, for the whole minibatch; differentiable in the adversary's parameters.
+      example from data alone, for the whole minibatch; differentiable in the adversary's
+      parameters.
     probe: None, or (key, indices, network, x, y) -> anything that `loss` needs to find out from the
       network as it stands: adversarial images, predictions. No gradient flows through it. With
       several devices, x and y are a part of the minibatch and `indices` [part] say which.

@@ -1,8 +1,8 @@
 """Penalties that any method's loss can carry; the mathematics is in `sprout_jax.losses`.
 
 Each function takes its options and returns None or (network, x, y) -> [batch], where x and y are
-drawn from the method's vicinity, before any attack: with SPROUT, the noisy mixed images and the drawn
-labels; with adversarial training, the clean ones.
+drawn from the method's vicinity, before any attack: with SPROUT, the noisy mixed images and the
+drawn labels; with adversarial training, the clean ones.
 """
 
 from sprout_jax import losses
@@ -19,8 +19,9 @@ def gradient_norm(*, epsilon, norm, batch_norm):
   """epsilon * dual norm of grad_x CE(f(x), y): to first order, what an attack of that size gains.
 
   (Rodriguez-Munoz, Wang, Torralba, "Characterizing Model Robustness via Natural Input Gradients",
-  ECCV 2024: near adversarial training on ImageNet where the activations are smooth; Simon-Gabriel et
-  al., "First-Order Adversarial Vulnerability of Neural Networks and Input Dimension", ICML 2019.)
+  ECCV 2024: near adversarial training on ImageNet where the activations are smooth; Simon-Gabriel
+  et al., "First-Order Adversarial Vulnerability of Neural Networks and Input Dimension", ICML
+  2019.)
 
   Args:
     epsilon: radius of the ball in pixel units, >= 0.
@@ -51,8 +52,8 @@ def cure(*, weight, h, squared, batch_norm):
   """CURE: weight * |grad ell(x + h z) - grad ell(x)|^2, z the sign gradient with unit L2 norm.
 
   (Moosavi-Dezfooli, Fawzi, Uesato, Frossard, "Robustness via Curvature Regularization, and Vice
-  Versa", CVPR 2019, who start from a natural model: `config.init_from`. They let h grow over the first
-  epochs; here it is constant.)
+  Versa", CVPR 2019, who start from a natural model: `config.init_from`. They let h grow over the
+  first epochs; here it is constant.)
 
   Args:
     weight: the paper's gamma, >= 0.

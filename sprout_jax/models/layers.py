@@ -39,9 +39,9 @@ class Classifier(nn.Module):
     activation: a key of ACTIVATIONS.
     dtype: what convolutions, norms and activations compute in.
     mean, std: per channel, or one number for all of them, in units of the pixels.
-    remat: gradients compute the inside of every block again, instead of keeping it: one more forward
-      pass, for the memory of the blocks' inputs and of one block (Chen et al., 2016). For GPUs and
-      TPUs: XLA's CPU compiler was seen to need the same memory with it.
+    remat: gradients compute the inside of every block again, instead of keeping it: one more
+      forward pass, for the memory of the blocks' inputs and of one block (Chen et al., 2016). For
+      GPUs and TPUs: XLA's CPU compiler was seen to need the same memory with it.
 
   A subclass defines `features(x, train) -> [batch, features]`, with its parts inside `self.block`,
   and states its image sizes: height and width are at least `smallest` and multiples of `multiple`.

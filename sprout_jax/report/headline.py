@@ -121,9 +121,12 @@ def table(runs: list[Run], found: list[Measure]) -> blocks.Table:
   is_same = len({images(run, number) for run, number in counted if number.count is not None}) < 2
   rows = []
   for run in runs:
-    failed = [name for name, state in run.checks().items() if state == "failed"]
+    states = run.checks()
+    failed = [name for name, state in states.items() if state == "failed"]
+    absent = list(states.values()).count("not made")
     cells = [_cell(run, measure, is_same) for measure in found]
-    checks = blocks.Cell(run.passed(), ", ".join(failed), (blocks.FAILED,) if failed else ())
+    detail = ", ".join([*failed, *([f"{absent} not made"] if absent else [])])
+    checks = blocks.Cell(run.passed(), detail, (blocks.FAILED,) if failed else ())
     rows.append((blocks.Cell(run.name), *cells, _cost([run]), checks))
   titles = (measure.title for measure in found)
   best = [measure for measure in found if blocks.BEST in measure.verdicts.values()]

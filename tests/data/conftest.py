@@ -78,7 +78,8 @@ def records(seed, count, *ranges):
 def cifar_bytes(images, labels):
   """Returns the official binary layout: label bytes, then the red, green and blue planes."""
   return b"".join(
-    bytes(l) + b"".join(i[..., c].tobytes() for c in range(3)) for i, l in zip(images, labels)
+    bytes(label) + b"".join(i[..., c].tobytes() for c in range(3))
+    for i, label in zip(images, labels)
   )
 
 
@@ -109,7 +110,7 @@ def cifar10(server, monkeypatch):
   test_images, test_labels = records(1, 4, 10)
   files = {
     "cifar-10-batches-bin/data_batch_1.bin": cifar_bytes(images[:4], labels[:4]),
-    "cifar-10-batches-bin/batches.meta.txt": "\n".join(CLASSES + ("", "")).encode(),
+    "cifar-10-batches-bin/batches.meta.txt": "\n".join((*CLASSES, "", "")).encode(),
   }
   for i in (2, 4, 3, 1):  # the official archive is not in order either
     files[f"cifar-10-batches-bin/data_batch_{i + 1}.bin"] = cifar_bytes(
@@ -140,8 +141,8 @@ def cifar100(server, monkeypatch):
   images, labels = records(2, 9, 20, 100)
   test_images, test_labels = records(3, 5, 20, 100)
   files = {
-    "cifar-100-binary/coarse_label_names.txt": "\n".join(COARSE + [""]).encode(),
-    "cifar-100-binary/fine_label_names.txt": "\n".join(FINE + [""]).encode(),
+    "cifar-100-binary/coarse_label_names.txt": "\n".join([*COARSE, ""]).encode(),
+    "cifar-100-binary/fine_label_names.txt": "\n".join([*FINE, ""]).encode(),
     "cifar-100-binary/test.bin": cifar_bytes(test_images, test_labels),
     "cifar-100-binary/train.bin": cifar_bytes(images, labels),
   }

@@ -407,7 +407,7 @@ def test_adversarial_labels_of_known_probabilities():
 
 
 def test_curvature_of_a_quadratic():
-  """loss = x^T H x / 2: the gradient changes by h H z, z the unit vector of the gradient's signs."""
+  """loss = x^T H x / 2: the gradient changes by h H z, z the unit vector of gradient signs."""
   rng = np.random.default_rng(0)
   hessian = rng.normal(size=(6, 6))
   hessian = (hessian + hessian.T).astype(np.float32)

@@ -73,7 +73,7 @@ def products(convolve, *shapes):
         found.append(eqn.outvars[0].aval.shape)
       todo += [
         value
-        for value in map(lambda v: getattr(v, "jaxpr", v), eqn.params.values())
+        for value in (getattr(v, "jaxpr", v) for v in eqn.params.values())
         if hasattr(value, "eqns")
       ]
   return found

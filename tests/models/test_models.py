@@ -137,7 +137,9 @@ def test_runs_and_updates_statistics_only_in_training(name, size, channels):
     assert np.isfinite(logits).all()
     assert (logits[0] != logits[1]).all()  # it looks at the image
     dense = variables["params"]["dense"]
-    features = HEADS[name](lambda layer: np.array(new["intermediates"][layer]["__call__"][0]))
+    features = HEADS[name](
+      lambda layer, new=new: np.array(new["intermediates"][layer]["__call__"][0])
+    )
     np.testing.assert_allclose(
       logits, features @ dense["kernel"] + dense["bias"][None], rtol=1e-4, atol=1e-4
     )

@@ -101,7 +101,7 @@ def test_the_first_table_has_a_row_for_each_run(made):
     "61 s 1 x cpu",
     "10 of 10",
   ]
-  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 of 10"]
+  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 of 10 2 not made"]
   assert table["B natural, seed 0"][2:] == others
   kinds = page.table("", cells="classes")
   assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
@@ -319,7 +319,7 @@ def test_a_number_that_failed_a_check_is_marked_where_it_stands(tmp_path):
   page = make(runs.workdir(tmp_path / "a", "one", only=(), change=change))
   text = "PGD leaves 20.0 points more than AutoAttack"
   assert page.table("")["A one"][1] == "70.0 % ! [63.3, 75.9]"
-  assert page.table("")["A one"][-1] == "0 of 10 ! gap"
+  assert page.table("")["A one"][-1] == "0 of 10 ! gap, 9 not made"
   assert any(text in said and "check gap" in said for said in page.said(""))
   notes = [said for said in page.said(ATTACKS) if said.startswith("A: !")]
   assert len(notes) == 1 and text in notes[0]

@@ -68,6 +68,9 @@ CORRUPTIONS = {
 }
 
 
+__all__ = ["CORRUPTIONS", "SEVERITIES", "corrupt"]
+
+
 def corrupt(name, key, images, severity, indices=None):
   """Corrupts each image: `CORRUPTIONS[name](key, images, severity, indices)`.
 

@@ -1,0 +1,1 @@
+"""Configs: files with `get_config`, which returns the values of a run."""

@@ -1,0 +1,125 @@
+"""Worst-case accuracy under AutoAttack."""
+
+import contextlib
+import functools
+import pathlib
+from typing import Annotated
+
+import numpy as np
+
+from sprout_jax import attacks
+from sprout_jax.evaluation.options import PIXELS
+from sprout_jax.evaluation.options import Epsilon
+from sprout_jax.evaluation.options import Norm
+from sprout_jax.evaluation.options import NumExamples
+from sprout_jax.evaluation.options import Option
+from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.options import with_epsilon
+from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.evaluation.subject import to_float
+from sprout_jax.results.numbers import Number
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
+
+# A subject draws no random numbers: "rand" is for models that do.
+VERSIONS = tuple(sorted([*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS]))
+REMARKS = {
+  "not_misclassified_again": "adversarial images were misclassified only during the attack",
+  "not_finite": "adversarial images have outputs that are not finite",
+}
+
+
+def evaluate_auto_attack(
+  subject: Subject,
+  *,
+  num_examples: NumExamples,
+  norm: Norm,
+  version: Annotated[
+    str, Option("AutoAttack, or one of its attacks", choices=VERSIONS)
+  ] = "standard",
+  epsilon: Epsilon,
+  epsilons: Annotated[
+    tuple[float, ...],
+    Option(f"perturbation budgets beside epsilon, {PIXELS}", 0, np.inf, ascends=True),
+  ] = (),
+  seed: Seed,
+) -> Measurement:
+  """Measures worst-case accuracy under AutoAttack; continues within an attack after a kill."""
+  images, numbers, specs, notes = subject.select(num_examples), [], [], []
+  with contextlib.ExitStack() as stack:
+    bars = {}
+
+    def on_progress(epsilon, now):
+      name = f"{now.attack}, epsilon {epsilon:g}"
+      if name not in bars:
+        bars[name] = stack.enter_context(subject.progress(name, now.total))
+      text = f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust"
+      bars[name](int(now.work), text)
+
+    for radius in with_epsilon(epsilons, epsilon):
+      found = subject.memo(
+        f"epsilon {radius!r}",
+        lambda radius=radius: _attack(
+          subject, images, version, norm, radius, seed, functools.partial(on_progress, radius)
+        ),
+      )
+      numbers += _numbers(found, images, version, norm, radius, seed)
+      specs.append({"epsilon": radius, "spec": found["spec"]})
+      notes += found["spec"]["notes"] + [
+        f"At epsilon {radius:g}, {found['spec'][key]} {text}."
+        for key, text in REMARKS.items()
+        if found["spec"][key]
+      ]
+  return Measurement(Numbers(numbers), {"specs": specs}, tuple(dict.fromkeys(notes)))
+
+
+def _attack(
+  subject: Subject,
+  images: Images,
+  version: str,
+  norm: str,
+  epsilon: float,
+  seed: int,
+  on_progress,
+) -> dict:
+  """Runs AutoAttack at one epsilon; its state stays in the memo's folder until it is done."""
+  state_file = None
+  if hasattr(subject.memo, "folder"):
+    state_file = pathlib.Path(subject.memo.folder) / f"epsilon-{epsilon!r}.npz"
+    state_file.parent.mkdir(parents=True, exist_ok=True)
+  result = attacks.auto_attack(
+    root_key(seed),
+    subject.predict,
+    np.asarray(to_float(images.images)),
+    images.labels,
+    epsilon=epsilon,
+    norm=norm,
+    version=version,
+    batch_size=subject.batch_size,
+    on_progress=on_progress,
+    state_file=state_file,
+  )
+  return {"robust": result.robust, "per_attack": result.per_attack, "spec": result.spec}
+
+
+def _numbers(
+  found: dict, images: Images, version: str, norm: str, epsilon: float, seed: int
+) -> list[Number]:
+  """The accuracy after each attack, where there are several, and that after all."""
+  keys = {
+    "attack": "auto_attack",
+    "version": version,
+    "norm": norm,
+    "epsilon": epsilon,
+    "steps": min(entry["steps"] for entry in found["spec"]["attacks"].values()),
+    "restarts": attacks.RESTARTS.get(version, 1),
+    "seed": seed,
+  }
+  stages = found["per_attack"] if len(found["per_attack"]) > 1 else {}
+  return [
+    *(accuracy(robust, images.indices, stage=name, **keys) for name, robust in stages.items()),
+    accuracy(found["robust"], images.indices, **keys),
+  ]

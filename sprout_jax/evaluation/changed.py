@@ -1,0 +1,151 @@
+"""Accuracy on images that were changed: by transformations with a strength, or by corruptions."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+
+from sprout_jax import attacks
+from sprout_jax.errors import UserError
+from sprout_jax.evaluation import randomness
+from sprout_jax.evaluation.corruptions import CORRUPTIONS
+from sprout_jax.evaluation.corruptions import SEVERITIES
+from sprout_jax.evaluation.corruptions import corrupt
+from sprout_jax.evaluation.options import NumExamples
+from sprout_jax.evaluation.options import Option
+from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.evaluation.transformations import TRANSFORMATIONS
+from sprout_jax.results.numbers import Number
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
+
+
+def right_fn(change: Callable) -> Callable:
+  """Whether changed images are classified correctly, for `Subject.map`.
+
+  Args:
+    change: (images, strength, indices) -> images.
+
+  Returns:
+    (predict, strength, images, labels, indices) -> bool [batch].
+  """
+
+  def run(predict, strength, images, labels, indices):
+    return ~attacks.is_wrong(predict(change(images, strength, indices)), labels)
+
+  return run
+
+
+def right(subject: Subject, images: Images, fn: Callable, strength: float | int) -> np.ndarray:
+  """Runs `fn` from `right_fn` on a choice of images: bool [n]."""
+  return subject.map(
+    fn, images.images, images.labels, images.indices.astype(np.int32), shared=(strength,)
+  )
+
+
+def evaluate_invariance(
+  subject: Subject,
+  *,
+  num_examples: NumExamples = 0,
+  transformations: Annotated[
+    tuple[str, ...],
+    Option("transformations of the images", choices=tuple(TRANSFORMATIONS), example="rotation"),
+  ] = tuple(TRANSFORMATIONS),
+) -> Measurement:
+  """Measures accuracy over each transformation's grid of strengths."""
+  images, numbers, details = subject.select(num_examples), [], {}
+  with subject.progress("invariance", len(transformations), "transformations") as bar:
+    for number, name in enumerate(transformations, 1):
+      row = TRANSFORMATIONS[name]
+      strengths = sorted({*row.grid, *row.named.values()})
+
+      def compute(row=row, strengths=strengths):
+        fn = right_fn(lambda x, strength, _: row.apply(x, strength))
+        return [right(subject, images, fn, float(strength)) for strength in strengths]
+
+      for strength, outcome in zip(strengths, subject.memo(name, compute), strict=True):
+        keys = dict(transformation=name, strength=strength)
+        numbers.append(accuracy(outcome, images.indices, **keys))
+      details[name] = {"unit": row.unit, "identity": row.identity, "named": dict(row.named)}
+      bar(number, name)
+  return Measurement(Numbers(numbers), {"transformations": details})
+
+
+def evaluate_corruptions(
+  subject: Subject,
+  *,
+  num_examples: NumExamples = 0,
+  corruptions: Annotated[
+    tuple[str, ...], Option("common corruptions", choices=tuple(CORRUPTIONS), example="fog")
+  ] = tuple(CORRUPTIONS),
+  origin: Annotated[
+    str,
+    Option(
+      "computed here from the test images, or read from the prepared TFDS set NAME_corrupted",
+      choices=("computed", "tfds"),
+    ),
+  ] = "computed",
+  seed: Seed,
+) -> Measurement:
+  """Measures accuracy for each corruption and severity, and the means."""
+  images, numbers = subject.select(num_examples), []
+  measure = {"computed": _computed, "tfds": _prepared}[origin]
+  keys = {"origin": origin} | ({"seed": seed} if origin == "computed" else {})
+  with subject.progress("corruptions", len(corruptions), "corruptions") as bar:
+    for number, name in enumerate(corruptions, 1):
+      found = subject.memo(name, lambda name=name: measure(subject, name, images, seed))
+      for severity, (outcome, indices) in zip(SEVERITIES, found, strict=True):
+        at = dict(corruption=name, severity=severity, **keys)
+        numbers.append(accuracy(outcome, indices, **at))
+      bar(number, name)
+  return Measurement(Numbers([*_means(numbers, keys), *numbers]))
+
+
+def _means(numbers, keys):
+  """The mean over all corruptions and severities, then that of each severity."""
+  mean = lambda some: float(np.mean([number.value for number in some]))
+  count = min(number.count for number in numbers)
+  return [
+    Number("mean_accuracy", mean(numbers), keys, count=count),
+    *(
+      Number(
+        "mean_accuracy",
+        mean([number for number in numbers if number["severity"] == severity]),
+        {"severity": severity, **keys},
+        count=count,
+      )
+      for severity in SEVERITIES
+    ),
+  ]
+
+
+def _computed(subject, name, images, seed):
+  """Outcomes at the five severities of a corruption, computed here."""
+  key = randomness.named_key(randomness.root_key(seed), name)
+  fn = right_fn(lambda x, severity, indices: corrupt(name, key, x, severity, indices))
+  return [(right(subject, images, fn, severity), images.indices) for severity in SEVERITIES]
+
+
+def _prepared(subject, name, images, seed):
+  """Outcomes at the five severities of a corruption, on as many images of the prepared set.
+
+  Its order is its own: the images are not those of the test set at the same places.
+  """
+  del seed
+  if subject.find_corrupted is None:
+    raise UserError("corruptions: origin is 'tfds', but no prepared set is known; use 'computed'")
+  fn, found = right_fn(lambda x, strength, indices: x), []
+  for severity in SEVERITIES:
+    corrupted, labels = subject.find_corrupted(name, severity)
+    if corrupted.shape[1:] != subject.images.shape[1:]:
+      raise UserError(
+        f"the prepared set of {name} has images of shape {corrupted.shape[1:]}, the test set "
+        f"{subject.images.shape[1:]}; use --config.evaluation.corruptions.origin=computed"
+      )
+    rows = randomness.choose(len(labels), len(images.labels))
+    chosen = Images(corrupted[rows], labels[rows], rows, np.ones(len(rows), bool))
+    found.append((right(subject, chosen, fn, 0.0), rows))
+  return found

@@ -1,0 +1,114 @@
+"""The evaluations there are: a row each.
+
+To add one: a file with a function (subject, *, options) -> `Measurement`, a row here, a test. Its
+options are its keyword arguments (`options`). Its config section, the validation, the list in the
+documentation, the terminal's table and the report's section follow from the row.
+
+Raise the version of a row when its numbers change for the same model, data and options: what was
+measured with an earlier version is then measured again. `tests/evaluation/test_golden.py` notices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+from sprout_jax.errors import UserError
+from sprout_jax.errors import check_choice
+from sprout_jax.evaluation import options as options_lib
+from sprout_jax.evaluation.auto_attack import evaluate_auto_attack
+from sprout_jax.evaluation.binarization import evaluate_binarization
+from sprout_jax.evaluation.calibration import evaluate_calibration
+from sprout_jax.evaluation.changed import evaluate_corruptions
+from sprout_jax.evaluation.changed import evaluate_invariance
+from sprout_jax.evaluation.examples import evaluate_examples
+from sprout_jax.evaluation.gradients import evaluate_gradients
+from sprout_jax.evaluation.landscape import evaluate_landscape
+from sprout_jax.evaluation.noise import evaluate_noise
+from sprout_jax.evaluation.pgd import evaluate_pgd
+from sprout_jax.evaluation.sanity import evaluate_sanity
+from sprout_jax.evaluation.smoothing import evaluate_smoothing
+from sprout_jax.evaluation.strength import evaluate_strength
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.evaluation.transfer import evaluate_transfer
+from sprout_jax.evaluation.transfer import source_digests
+from sprout_jax.results.store import Measurement
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """A row of `EVALUATIONS`.
+
+  Attributes:
+    function: (subject, *, options) -> `Measurement`.
+    version: raised when its numbers change.
+    title: its name for readers.
+    depends: (subject, options) -> JSON, what decides about its numbers besides the subject and the
+      options; None: nothing does.
+  """
+
+  function: Callable[..., Measurement]
+  version: int
+  title: str
+  depends: Callable[[Subject, dict], Any] | None = None
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+  "pgd": Evaluation(evaluate_pgd, 1, "accuracy under PGD"),
+  "auto_attack": Evaluation(evaluate_auto_attack, 1, "accuracy under AutoAttack"),
+  "strength": Evaluation(evaluate_strength, 1, "PGD from weak to strong"),
+  "noise": Evaluation(evaluate_noise, 1, "accuracy under random noise"),
+  "transfer": Evaluation(evaluate_transfer, 1, "transferred attacks", source_digests),
+  "invariance": Evaluation(evaluate_invariance, 1, "transformed images"),
+  "corruptions": Evaluation(evaluate_corruptions, 1, "common corruptions"),
+  "smoothing": Evaluation(evaluate_smoothing, 1, "certified accuracy"),
+  "calibration": Evaluation(evaluate_calibration, 1, "calibration"),
+  "landscape": Evaluation(evaluate_landscape, 1, "loss around images"),
+  "gradients": Evaluation(evaluate_gradients, 1, "gradients of SPROUT's modules"),
+  "sanity": Evaluation(evaluate_sanity, 1, "attacks that the checks compare"),
+  "binarization": Evaluation(evaluate_binarization, 1, "binarisation test"),
+  "examples": Evaluation(evaluate_examples, 1, "adversarial images"),
+}
+
+
+def defaults() -> dict[str, Any]:
+  """The options of all evaluations: the shared keys, and a section for each that has its own."""
+  shared = {name: default for name, (_, default) in options_lib.SHARED.items()}
+  sections = {name: options_lib.own(row.function) for name, row in EVALUATIONS.items()}
+  return shared | {name: section for name, section in sections.items() if section}
+
+
+def choose(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The keyword arguments of one evaluation from settings as `defaults` has them."""
+  section = settings.get(name, {})
+  return options_lib.choose(EVALUATIONS[name].function, settings, section)
+
+
+def check_settings(where: str, settings: Mapping[str, Any]) -> None:
+  """Checks settings as `defaults` has them.
+
+  Args:
+    where: how the user names them, as "config.evaluation".
+    settings: the shared keys and the sections.
+
+  Raises:
+    UserError: a value is of another type or out of range; the message names it.
+  """
+  for name, (annotation, _) in options_lib.SHARED.items():
+    options_lib.check(f"{where}.{name}", settings[name], annotation)
+  for name, row in EVALUATIONS.items():
+    section = settings.get(name, {})
+    for option, (annotation, _) in options_lib.declared(row.function).items():
+      if option in section:
+        options_lib.check(f"{where}.{name}.{option}", section[option], annotation)
+    chosen = choose(name, settings)
+    budgets = [*chosen.get("epsilons", ()), *([chosen["epsilon"]] if "epsilon" in chosen else ())]
+    options_lib.check_budgets(f"{where}.epsilon", chosen.get("norm", ""), budgets)
+
+
+def check_names(where: str, names) -> None:
+  """Raises UserError for a name that is no evaluation, listing them, or one that comes twice."""
+  for name in names:
+    check_choice(f"{where}: an entry", name, EVALUATIONS)
+  if len(set(names)) < len(names):
+    raise UserError(f"{where} is {tuple(names)}; name each evaluation once")

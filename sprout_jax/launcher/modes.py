@@ -1,0 +1,340 @@
+"""The three modes of the launcher: train (and evaluate), evaluate, report.
+
+Order of events in `train`: everything that can be checked without compiling (config, method,
+workdir, devices, data, model) is checked; the workdir is claimed; the loop trains; the selected
+weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from sprout_jax import data
+from sprout_jax import methods
+from sprout_jax import models
+from sprout_jax import report
+from sprout_jax import sharding
+from sprout_jax.data import array_cache
+from sprout_jax.errors import UserError
+from sprout_jax.evaluation import pgd as pgd_lib
+from sprout_jax.evaluation import preflight
+from sprout_jax.evaluation import session
+from sprout_jax.evaluation import subject as subject_lib
+from sprout_jax.evaluation.subject import Source
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.launcher import configuration
+from sprout_jax.launcher import trained as trained_lib
+from sprout_jax.results import workdir as workdir_lib
+from sprout_jax.training import loop
+
+
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+  """Trains, evaluates and reports; continues whatever is already done in the workdir.
+
+  Returns:
+    Whether the run is complete; False after a signal (everything is saved then).
+
+  Raises:
+    UserError: wrong input, before anything is compiled or written.
+    TrainingDiverged: the loss turned NaN or infinite.
+  """
+  configuration.validate(config)
+  models.check_name(config.model.name)
+  cache_compilations()
+  method = methods.create(config.method.name, configuration.options(config.method))
+  penalty = methods.create_penalty(config.penalty.name, configuration.options(config.penalty))
+  _check_owner(workdir, config)
+  mesh = _mesh(config)
+  dataset = _load(config)
+  model = trained_lib.create_model(config, dataset.num_classes, dataset.image_shape)
+  loop.prepare(
+    config, dataset, model, method, penalty, mesh
+  )  # shapes only: finds what does not fit
+  initial = _initial_variables(config, workdir, model)
+  if jax.process_index() == 0:
+    facts = _facts(dataset)
+    workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
+  _say(
+    f"{_method(config)} | {config.model.name} | {dataset.name}: "
+    f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
+    f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}"
+  )
+  finished = loop.train(
+    config,
+    workdir,
+    dataset,
+    model,
+    method,
+    penalty,
+    mesh,
+    validate=validation(config, dataset.validation, model),
+    initial_variables=initial,
+  )
+  if not finished:
+    _say("Stopped by a signal; everything is saved. The same command continues.")
+    return False
+  _evaluate(config, workdir, dataset, config.evaluation.after_training)
+  return True
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Evaluates a trained workdir as `config.evaluation` says; what is there already is not repeated.
+
+  Raises:
+    UserError: wrong input, or nothing was trained there.
+  """
+  trained_lib.read_config(workdir)  # there must be one
+  _check_owner(workdir, config)
+  configuration.validate(config)
+  cache_compilations()
+  _mesh(config)
+  _evaluate(config, workdir, _load(config), config.evaluation.evaluations)
+
+
+def show_report(workdirs: Sequence[pathlib.Path]) -> None:
+  """Writes one page about several runs into the first workdir, and prints its table.
+
+  Raises:
+    UserError: a workdir without results.
+  """
+  print(report.compare(workdirs), flush=True)
+
+
+def validation(
+  config: ml_collections.ConfigDict, split: data.Split, model: Any
+) -> Callable[[Any], dict]:
+  """variables -> accuracies on the validation split as `config.validation` says; {} without one."""
+  options, programs = config.validation, {}
+  pgd = pgd_lib.Pgd("linf", options.num_steps, options.step_size, 1, "cross_entropy", config.seed)
+  attack, (predict, _) = (
+    pgd_lib.attack_fn(pgd.attack, pgd.norm, pgd.seed),
+    trained_lib.functions(model),
+  )
+
+  def validate(variables):
+    if not len(split.labels):
+      return {}
+    subject = Subject(
+      subject_lib.as_pytree(jax.tree_util.Partial(predict, variables)),
+      split.images,
+      split.labels,
+      batch_size=config.evaluation.batch_size,
+      shows_progress=False,
+      programs=programs,
+    )
+    found = {"accuracy": float(subject.correct.mean())}
+    if options.epsilon:
+      images = subject.select(0)
+      robust = pgd_lib.outcomes(subject, images, attack, options.epsilon, name=pgd.name)
+      found["robust_accuracy"] = float(robust.mean())
+    return found
+
+  return validate
+
+
+def selection(config: ml_collections.ConfigDict) -> str:
+  """What the best checkpoint is best in, in words."""
+  options = config.validation
+  if not options.epsilon:
+    return "clean validation accuracy"
+  return (
+    f"validation accuracy under PGD-{options.num_steps}, Linf, epsilon {options.epsilon:g}, steps "
+    f"of {options.step_size:g}, one start"
+  )
+
+
+def cache_compilations() -> None:
+  """Keeps compiled programs in the user's cache folder, unless JAX's own settings say otherwise.
+
+  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(array_cache.directory() / "xla"))
+
+
+def _evaluate(config, workdir, dataset, names):
+  """Runs evaluations of the selected checkpoint, as far as they are not there, and reports.
+
+  Raises:
+    UserError: at the end, if what the user can mend has kept some from being measured.
+  """
+  evaluation = config.evaluation
+  trained = trained_lib.load_as(workdir, config, evaluation.checkpoint)
+  if trained.data["fingerprint"] != dataset.fingerprint:
+    raise UserError(
+      f"{workdir} was trained on another {trained.data['name']} than the one that is there now "
+      "(their digests differ); give the data that it was trained on, or train in another --workdir"
+    )
+  subject = Subject(
+    subject_lib.as_pytree(trained.predict),
+    dataset.test.images,
+    dataset.test.labels,
+    dataset.class_names,
+    batch_size=evaluation.batch_size,
+    features=None if trained.features is None else subject_lib.as_pytree(trained.features),
+    beta=trained.beta,
+    find_source=functools.cache(lambda name: _source(name, dataset)),
+    find_corrupted=functools.partial(_corrupted, config),
+  )
+  preflight.check_subject(subject, _say)
+  digest = trained.sha256
+  model = configuration.flatten(config.model)
+  beta = None if trained.beta is None else [float(value) for value in trained.beta]
+  _, refused = session.run(
+    subject,
+    names,
+    evaluation.to_dict(),
+    workdir=workdir,
+    identity={"weights": digest, "model": model, "data": dataset.fingerprint, "beta": beta},
+    about=_about(config, workdir, dataset, trained, digest),
+    say=_say,
+  )
+  if jax.process_index() == 0:
+    print(report.summarize(workdir), flush=True)
+  if refused:
+    listed = "; ".join(f"{name} was not measured: {reason}" for name, reason in refused.items())
+    raise UserError(listed)
+
+
+def _about(config, workdir, dataset, trained, digest):
+  """What results.json says of a run besides what was measured."""
+  history = workdir_lib.read_metrics(workdir)
+  seconds = [record for record in history if "seconds" in record]
+  # The median: the first record has compilation in it, others a checkpoint.
+  per_step = [record["seconds"] / record["steps"] for record in seconds]
+  per_epoch = loop.steps_per_epoch(config, dataset)
+  return {
+    "parameters_sha256": digest,
+    "config": config.to_dict(),
+    "versions": session.versions(),
+    "label": {
+      "method": _method(config),
+      "model": config.model.name,
+      "data": dataset.name,
+      "seed": config.seed,
+    },
+    "data": _facts(dataset) | {"count": len(dataset.test.labels)},
+    "checkpoint": {
+      "which": config.evaluation.checkpoint if trained.validated else "last",
+      "step": trained.step,
+      "selected_by": selection(config) if trained.validated else "",
+      "weights": "ema" if config.evaluation.use_ema else "raw",
+    },
+    "training": {
+      "devices": workdir_lib.read_versions(workdir).get("devices", ""),
+      "seconds": sum(record["seconds"] for record in seconds),
+      "steps": max((record["step"] for record in history), default=trained.step),
+      "seconds_per_epoch": float(np.median(per_step)) * per_epoch if per_step else None,
+      "peak_memory_bytes": max((r.get("peak_memory_bytes", 0) for r in history), default=0),
+      "planned_steps": config.num_epochs * per_epoch,
+    },
+  }
+
+
+def _facts(dataset):
+  """What data.json says of a data set."""
+  return {
+    "name": dataset.name,
+    "fingerprint": dataset.fingerprint,
+    "provenance": dataset.provenance,
+    "class_names": list(dataset.class_names),
+    "image_shape": list(dataset.image_shape),
+  }
+
+
+def _method(config):
+  """What a run trains with, in words: the method (with SPROUT's variant) and what is added."""
+  method = config.method
+  variant = [str(method[key]) for key in ("concentration", "draw") if key in method]
+  added = [config.penalty.name] * (config.penalty.name != "none")
+  added += [f"AWP {config.awp_gamma:g}"] * bool(config.awp_gamma)
+  return " + ".join([" ".join([method.name, *variant]), *added])
+
+
+def _source(name, dataset):
+  """The selected weights of another run on the same data, to transfer attacks from."""
+  where = f"config.evaluation.transfer.sources: {name}"
+  other = trained_lib.load(name)
+  if other.data["fingerprint"] != dataset.fingerprint:
+    raise UserError(
+      f"{where} was trained on other data ({other.data['name']}), not on this {dataset.name}; name "
+      "runs on the same data"
+    )
+  predict = subject_lib.place(subject_lib.as_pytree(other.predict))
+  label = f"{_method(other.config)}, {other.config.model.name}, seed {other.config.seed}"
+  return Source(label, other.sha256, predict)
+
+
+def _corrupted(config, corruption, severity):
+  """A prepared set of corrupted test images."""
+  options = config.dataset
+  split = data.load_test(
+    f"{options.name}_corrupted/{corruption}_{severity}",
+    data_dir=options.data_dir,
+    cache_dir=options.cache_dir,
+  )
+  return split.images, split.labels
+
+
+def _check_owner(workdir, config):
+  """Raises UserError if the workdir belongs to a config that trains different parameters."""
+  if workdir_lib.is_run(workdir):
+    found = configuration.differences(trained_lib.read_config(workdir), config)
+    if found:
+      raise UserError(
+        f"{workdir} belongs to a different config:\n  "
+        + "\n  ".join(found)
+        + "\nChoose another --workdir, or the config that it was made with."
+      )
+  elif workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir {workdir} is a file; name a folder")
+
+
+def _mesh(config):
+  mesh = sharding.make_mesh()
+  sharding.check_batch("config.batch_size", config.batch_size, mesh)
+  return mesh
+
+
+def _load(config):
+  options = config.dataset
+  return data.load(
+    options.name,
+    data_dir=options.data_dir,
+    cache_dir=options.cache_dir,
+    train_split=options.train_split,
+    test_split=options.test_split,
+    validation_fraction=options.validation_fraction,
+  )
+
+
+def _initial_variables(config, workdir, model):
+  """A function that loads the weights of `config.init_from`; None for a random start.
+
+  A run that has checkpoints of its own no longer needs the one it started from.
+  """
+  own = (workdir / "checkpoints").glob("*")
+  is_gone = not workdir_lib.is_run(config.init_from)
+  if not config.init_from or (is_gone and any(path.name.isdigit() for path in own)):
+    return None
+  source = trained_lib.read_config(config.init_from)
+  here, there = (configuration.flatten(c.model) for c in (config, source))
+  if here != there:
+    listed = "; ".join(
+      f"model.{key} is {there.get(key)!r} there, {here[key]!r} here"
+      for key in here
+      if here[key] != there.get(key)
+    )
+    raise UserError(f"config.init_from {config.init_from} has another model: {listed}")
+  return lambda: trained_lib.load(config.init_from).variables
+
+
+def _say(text):
+  if jax.process_index() == 0:
+    print(text, flush=True)

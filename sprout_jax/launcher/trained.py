@@ -1,0 +1,168 @@
+"""A trained workdir as a model that can be called."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from sprout_jax import models
+from sprout_jax import sharding
+from sprout_jax.errors import UserError
+from sprout_jax.launcher import configuration
+from sprout_jax.models.layers import Classifier
+from sprout_jax.results import files
+from sprout_jax.results import workdir as workdir_lib
+from sprout_jax.training import checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained model; `trained(images)` gives logits.
+
+  Attributes:
+    predict: images [batch, height, width, channels] in [0, 1] -> logits, in evaluation mode; a
+      pytree whose leaves are the variables.
+    features: images -> the input of the last layer; None where the model has none of its own.
+    model: the Flax module. variables: {"params", "batch_stats"}.
+    config: of the run.
+    class_names: of the data set. image_shape: (height, width, channels).
+    data: what the run was trained on: {name, fingerprint, ...}.
+    step: of the checkpoint. validated: whether a held-out split selected it.
+    beta: [classes], what SPROUT has learned; None for other methods.
+    workdir: where it lies.
+  """
+
+  predict: Callable
+  features: Callable | None
+  model: Any
+  variables: Any
+  config: ml_collections.ConfigDict
+  class_names: tuple[str, ...]
+  image_shape: tuple[int, ...]
+  data: dict
+  step: int
+  validated: bool
+  beta: np.ndarray | None
+  workdir: str
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    return self.predict(images)
+
+  @property
+  def sha256(self) -> str:
+    """SHA-256 (hex) of the variables."""
+    return checkpoints.sha256(self.variables)
+
+
+def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
+  """Loads the model that a workdir has trained. The data set is not needed.
+
+  Example:
+    >>> model = sprout_jax.load("runs/digits")
+    >>> logits = model(images)
+
+  Args:
+    workdir: the run's folder.
+    checkpoint: "best" on the held-out split or "last"; default as the run's config has it.
+
+  Raises:
+    UserError: nothing was trained there, or its checkpoints are damaged.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  config = read_config(workdir)
+  return load_as(workdir, config, checkpoint or config.evaluation.checkpoint)
+
+
+def read_config(workdir: pathlib.Path | str) -> ml_collections.ConfigDict:
+  """The config that a workdir belongs to.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  value = workdir_lib.read_config(workdir)
+  try:
+    config = configuration.from_json(value)
+    configuration.validate(config)
+  except UserError:
+    raise
+  except (KeyError, AttributeError, TypeError, ValueError) as error:
+    path = pathlib.Path(workdir) / "config.json"
+    raise files.Damaged(
+      f"{path} is no config of this version ({type(error).__name__}: {error}); choose another "
+      "--workdir"
+    ) from error
+  return config
+
+
+def load_as(workdir: pathlib.Path, config: ml_collections.ConfigDict, checkpoint: str) -> Trained:
+  """`load` with another config for the evaluation."""
+  data = workdir_lib.read_data(workdir)
+  model = create_model(config, len(data["class_names"]), tuple(data["image_shape"]))
+  loaded = checkpoints.load_model(
+    workdir, checkpoint, abstract_model(config, model, tuple(data["image_shape"]))
+  )
+  parts = loaded.model
+  variables = (
+    parts["ema"]
+    if config.evaluation.use_ema
+    else {name: parts[name] for name in ("params", "batch_stats")}
+  )
+  predict, features = functions(model)
+  return Trained(
+    jax.tree_util.Partial(predict, variables),
+    None if features is None else jax.tree_util.Partial(features, variables),
+    model,
+    variables,
+    config,
+    tuple(data["class_names"]),
+    tuple(data["image_shape"]),
+    data,
+    loaded.step,
+    loaded.validated,
+    loaded.beta,
+    str(workdir),
+  )
+
+
+def functions(model: Any) -> tuple[Callable, Callable | None]:
+  """(variables, images) -> logits, and -> the input of the last layer where the model has one."""
+
+  def predict(variables, images):
+    return model.apply(variables, images, train=False)
+
+  def features(variables, images):
+    _, found = model.apply(
+      variables,
+      images,
+      train=False,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, name: module.name is None and name == "features",
+    )
+    return found["intermediates"]["features"][0]
+
+  return predict, features if isinstance(model, Classifier) else None
+
+
+def create_model(config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple) -> Any:
+  """The Flax module of a config."""
+  options = configuration.options(config.model)
+  return models.create(
+    config.model.name, num_classes=num_classes, image_shape=image_shape, **options
+  )
+
+
+def abstract_model(config: ml_collections.ConfigDict, model: Any, image_shape: tuple) -> dict:
+  """The shapes of a checkpoint's model part, replicated over all devices."""
+  images = jnp.zeros((1, *image_shape))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+  shapes = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+  everywhere = sharding.replicated(sharding.make_mesh())
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    shapes | {"ema": shapes if config.ema_decay else {}},
+  )

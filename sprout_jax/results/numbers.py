@@ -1,0 +1,239 @@
+"""A number of an evaluation as a record: what it is a number of, in typed keys, and its value.
+
+Nothing that reads a number parses a sentence: tables, plots, pages, checks and data frames are
+queries on the keys.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sprout_jax import intervals
+from sprout_jax.results.files import Damaged
+
+# The keys that a number can have: type and meaning. A column each of `results.frame`.
+KEYS: dict[str, tuple[type, str]] = {
+  "attack": (str, "the attack: pgd, auto_attack, noise, fgsm, ..."),
+  "version": (str, "AutoAttack's version, or the one attack of it that ran"),
+  "stage": (str, "of AutoAttack: the number is that after this attack and all before it"),
+  "norm": (str, "the norm of the perturbation: linf or l2"),
+  "epsilon": (float, "the perturbation budget, in pixel units (images in [0, 1])"),
+  "steps": (int, "gradient steps of a run"),
+  "step_size": (float, "size of a step, in pixel units"),
+  "restarts": (int, "runs from different starts; the worst counts"),
+  "loss": (str, "the loss that the attack maximises"),
+  "draws": (int, "random perturbations per image; the worst counts"),
+  "seed": (int, "the seed of the random draws"),
+  "source": (str, "the model whose adversarial images were tried on this one"),
+  "transformation": (str, "the transformation of the images"),
+  "strength": (float, "its strength, in the transformation's own unit"),
+  "corruption": (str, "the common corruption"),
+  "severity": (int, "its severity, 1 to 5"),
+  "origin": (str, "where the changed images are from: computed, or a prepared set (tfds)"),
+  "sigma": (float, "standard deviation of the smoothing noise, in pixel units"),
+  "radius": (float, "the certified L2 radius, in pixel units"),
+  "n0": (int, "draws of smoothing that select the class"),
+  "n": (int, "draws of smoothing that bound its probability"),
+  "alpha": (float, "probability per image that a certificate is wrong"),
+  "bins": (int, "bins of confidence"),
+  "module": (str, "the part of SPROUT's vicinity whose gradient is compared"),
+  "other_module": (str, "the part that it is compared with"),
+  "place": (str, "where along an attack the gradients were taken"),
+}
+FIELDS = ("evaluation", "metric", "value", "unit", "count", "interval", "images", "outcomes")
+MOST_IMAGES = 10**7  # of a file that is still read
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Number:
+  """One number of an evaluation.
+
+  Attributes:
+    metric: what was measured: "accuracy", "expected_calibration_error", ...
+    value: the number; None where it is not defined.
+    keys: what it is a number of: a subset of `KEYS`, of their types.
+    unit: "share" of the images (0 to 1), "nats", "pixels", "images", "s", "" (none).
+    count: how many images it is about.
+    interval: a 95 % confidence interval.
+    indices: int [count], the images' positions in the test set; None where no image is meant.
+    outcomes: bool [count], in the order of `indices`: whether each image is classified correctly.
+    evaluation: the row of `EVALUATIONS` that found it; `evaluate` fills it in.
+
+  Raises:
+    ValueError: an unknown key, or a value of another type.
+  """
+
+  metric: str
+  value: float | None
+  keys: Mapping[str, Any]
+  unit: str = "share"
+  count: int | None = None
+  interval: tuple[float, float] | None = None
+  indices: np.ndarray | None = None
+  outcomes: np.ndarray | None = None
+  evaluation: str = ""
+
+  def __post_init__(self):
+    typed = {}
+    for key, value in self.keys.items():
+      if key not in KEYS:
+        raise ValueError(f"a number has no key {key!r}; the keys are: {', '.join(KEYS)}")
+      kind = KEYS[key][0]
+      is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+      if (kind is str) == is_number or (kind is int and value != int(value)):
+        raise ValueError(f"the key {key!r} of a number is {value!r}; expected {kind.__name__}")
+      typed[key] = kind(value)
+    object.__setattr__(self, "keys", typed)
+
+  def __getitem__(self, key: str) -> Any:
+    """A key's value; None where the number has no such key."""
+    return self.keys.get(key)
+
+  def matches(self, **wanted: Any) -> bool:
+    """Whether the number has all the wanted keys and fields; None stands for "no such key"."""
+    return all(
+      (getattr(self, name) if name in ("evaluation", "metric") else self.keys.get(name)) == value
+      for name, value in wanted.items()
+    )
+
+
+def accuracy(
+  outcomes: np.ndarray, indices: np.ndarray, metric: str = "accuracy", /, **keys: Any
+) -> Number:
+  """The share of images that are classified correctly, with its 95 % Wilson interval.
+
+  Args:
+    outcomes: bool [n].
+    indices: int [n], the images' positions in the test set.
+    metric: the name of the number.
+    **keys: what it is a number of.
+  """
+  outcomes = np.asarray(outcomes, bool)
+  share = intervals.proportion(outcomes.sum(), len(outcomes))
+  return Number(
+    metric,
+    share["accuracy"],
+    keys,
+    count=share["count"],
+    interval=tuple(share["interval"]),
+    indices=np.asarray(indices),
+    outcomes=outcomes,
+  )
+
+
+class Numbers:
+  """Numbers in order, and queries on their keys."""
+
+  def __init__(self, numbers: Iterable[Number] = ()):
+    self._numbers = tuple(numbers)
+
+  def __iter__(self) -> Iterator[Number]:
+    return iter(self._numbers)
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def where(self, **wanted: Any) -> "Numbers":
+    """Those that have all the wanted keys and fields; None stands for "no such key"."""
+    return Numbers(number for number in self if number.matches(**wanted))
+
+  def first(self, **wanted: Any) -> Number | None:
+    """The first that matches; None where none does."""
+    return next(iter(self.where(**wanted)), None)
+
+  def values(self, key: str) -> list:
+    """The different values of a key, "evaluation" or "metric", in the order of their first use."""
+    found = (getattr(n, key) if key in ("evaluation", "metric") else n[key] for n in self)
+    return [value for value in dict.fromkeys(found) if value is not None]
+
+
+def encode(numbers: Iterable[Number]) -> dict:
+  """Numbers as JSON: {"numbers": [flat records], "images": {name: positions in the test set}}.
+
+  A record has the fields of `FIELDS` and the number's keys. "images" of a record names an entry of
+  "images": {"count": n} for the first n images in order, else {"indices": [...]}. "outcomes" are
+  the bits of `Number.outcomes`, packed big-endian, deflated, in base64.
+  """
+  choices, records = {}, []
+  for number in numbers:
+    record = {
+      "evaluation": number.evaluation,
+      "metric": number.metric,
+      "value": number.value,
+      "unit": number.unit,
+      "count": number.count,
+      "interval": None if number.interval is None else list(number.interval),
+      **number.keys,
+    }
+    if number.indices is not None:
+      indices = [int(index) for index in number.indices]
+      in_order = indices == list(range(len(indices)))
+      choice = {"count": len(indices)} if in_order else {"indices": indices}
+      name = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
+      choices[name], record["images"] = choice, name
+    if number.outcomes is not None:
+      bits = zlib.compress(np.packbits(number.outcomes).tobytes(), 9)
+      record["outcomes"] = base64.b64encode(bits).decode()
+    records.append(record)
+  return {"numbers": records, "images": choices}
+
+
+def decode(encoded: Mapping[str, Any]) -> Numbers:
+  """What `encode` made.
+
+  Raises:
+    Damaged: records that are none.
+  """
+  try:
+    choices = {name: _images(choice) for name, choice in encoded["images"].items()}
+    return Numbers(_decode(record, choices) for record in encoded["numbers"])
+  except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
+    raise Damaged(f"these are no records of numbers ({type(error).__name__}: {error})") from error
+
+
+def _images(choice: Mapping[str, Any]) -> np.ndarray:
+  if "count" in choice and not 0 <= choice["count"] <= MOST_IMAGES:
+    raise ValueError(f"{choice['count']} images; expected {MOST_IMAGES} at most")
+  indices = np.arange(choice["count"]) if "count" in choice else np.array(choice["indices"], int)
+  if indices.ndim != 1:
+    raise ValueError("the positions of images are no list of integers")
+  return indices
+
+
+def _decode(record: Mapping[str, Any], choices: Mapping[str, np.ndarray]) -> Number:
+  indices = choices[record["images"]] if "images" in record else None
+  low, high = record["interval"] or (0.0, 0.0)
+  if not all(isinstance(record[name], str) for name in ("evaluation", "metric", "unit")):
+    raise TypeError("evaluation, metric and unit of a number are no texts")
+  if not (math.isfinite(record["value"] or 0.0) and math.isfinite(low) and math.isfinite(high)):
+    raise ValueError("value and interval of a number are not finite")
+  count = record["count"]
+  if (count or 0) < 0 or (indices is not None and count != len(indices)):
+    raise ValueError(f"a number has the count {count!r}, which is not that of its images")
+  outcomes = None
+  if "outcomes" in record:
+    size, deflated = -(-len(indices) // 8), base64.b64decode(record["outcomes"])
+    packed = zlib.decompressobj().decompress(deflated, max_length=size + 1)
+    if len(packed) != size:
+      raise ValueError(f"the outcomes of {len(indices)} images are not {size} bytes")
+    outcomes = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(indices)).astype(bool)
+  return Number(
+    record["metric"],
+    record["value"],
+    {key: value for key, value in record.items() if key not in FIELDS},
+    record["unit"],
+    record["count"],
+    None if record["interval"] is None else tuple(record["interval"]),
+    indices,
+    outcomes,
+    record["evaluation"],
+  )

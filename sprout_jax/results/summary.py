@@ -1,0 +1,234 @@
+"""results.json: everything that was measured of one model, in one file.
+
+Its keys are an interface; other tools read them:
+
+    format              1 clean               {accuracy, count, interval} on the test set attacks
+    [{name, norm, epsilon, steps, restarts, seed, count, accuracy, interval, ...}]
+                        of PGD and AutoAttack
+    parameters_sha256   of the evaluated weights
+    config              of the run; {} for a model that was not trained here
+    versions            of packages, and the devices, of the evaluation
+    wall_seconds        of all evaluations
+    label               what was evaluated, in parts: {"method", "model", "data", "seed"} or
+      {"name"}
+    data                {name, fingerprint, provenance, class_names, count}
+    checkpoint          which weights were taken: {which, step, selected_by, weights}, or null
+    training            what the training took: {devices, seconds, steps, planned_steps, ...}, or
+      null
+    numbers, images     every number as a record with typed keys (`results.numbers.encode`)
+    findings            what the checks found (`results.checks.Finding`)
+    evaluations         {name: {version, options, seconds, provenance, details, notes}}
+    failed              {name: why it could not be measured}
+    sha256              the digest of all the rest
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+from sprout_jax.errors import UserError
+from sprout_jax.results import checks
+from sprout_jax.results import files
+from sprout_jax.results import numbers as numbers_lib
+from sprout_jax.results import workdir as workdir_lib
+from sprout_jax.results.checks import Finding
+from sprout_jax.results.numbers import Number
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.store import Stored
+
+FORMAT = 1
+NAME = "results.json"
+PUBLISHED = ("pgd", "auto_attack")  # evaluations whose numbers stand in "attacks" as well
+ABOUT = (
+  "parameters_sha256",
+  "config",
+  "versions",
+  "label",
+  "data",
+  "checkpoint",
+  "training",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What is known of one model: the content of results.json, with its metrics.
+
+  Attributes:
+    workdir: where it lies.
+    about: the entries of `ABOUT`.
+    numbers: all numbers; the clean accuracy is the first ("clean").
+    stored: {evaluation: `Stored`}.
+    findings: what the checks found.
+    failed: {evaluation: why it could not be measured}.
+    metrics: the records of metrics.jsonl.
+  """
+
+  workdir: str
+  about: Mapping[str, Any]
+  numbers: Numbers
+  stored: Mapping[str, Stored]
+  findings: tuple[Finding, ...]
+  failed: Mapping[str, str]
+  metrics: tuple[Mapping[str, Any], ...] = ()
+
+  @property
+  def seconds(self) -> float:
+    """What all evaluations took."""
+    return sum(stored.seconds for stored in self.stored.values())
+
+  @property
+  def clean(self) -> Number:
+    """The clean accuracy on the test set."""
+    return self.numbers.first(evaluation="clean")
+
+  def failed_checks(self, number: Number) -> list[Finding]:
+    """The checks that failed and concern a number."""
+    return [f for f in self.findings if not f.passed and f.is_about(number)]
+
+
+def collect(
+  workdir: pathlib.Path | str,
+  about: Mapping[str, Any],
+  clean: Number,
+  stored: Iterable[Stored],
+  failed: Mapping[str, str],
+) -> Results:
+  """Puts together what is known of a model, and derives the findings."""
+  by_name = {one.name: one for one in stored}
+  clean = dataclasses.replace(clean, evaluation="clean")
+  numbers = Numbers([clean, *(n for one in by_name.values() for n in one.numbers)])
+  found = tuple(checks.findings(checks.Evidence(numbers, by_name)))
+  return Results(str(workdir), dict(about), numbers, by_name, found, dict(failed))
+
+
+def write(results: Results) -> bool:
+  """Writes results.json into the workdir, unless it says the same already.
+
+  Where the file that is there has numbers that the new one lacks, it is kept as
+  results_previous.json.
+
+  Returns:
+    Whether a file was kept as results_previous.json.
+  """
+  path = pathlib.Path(results.workdir) / NAME
+  content = to_json(results)
+  earlier = None
+  if path.exists():
+    try:
+      earlier = files.read_sealed(path)
+    except files.Damaged:
+      earlier = None  # it is made anew from what the evaluations have left
+  if earlier == content:
+    return False
+  kept = earlier is not None and not _extends(content, earlier)
+  if kept:
+    path.replace(path.with_name("results_previous.json"))
+  files.write_sealed(path, content)
+  return kept
+
+
+def to_json(results: Results) -> dict:
+  """The content of results.json, but for its digest."""
+  clean = results.clean
+  return files.plain(
+    {
+      "format": FORMAT,
+      "clean": {"accuracy": clean.value, "count": clean.count, "interval": clean.interval},
+      "attacks": [_published(number) for number in results.numbers if _is_published(number)],
+      "wall_seconds": results.seconds,
+      **{key: results.about.get(key) for key in ABOUT},
+      **numbers_lib.encode(results.numbers),
+      "findings": [finding.to_json() for finding in results.findings],
+      "evaluations": {name: _without_numbers(one) for name, one in results.stored.items()},
+      "failed": results.failed,
+    }
+  )
+
+
+def read(workdir: pathlib.Path | str) -> Results:
+  """Reads a workdir's results.json and metrics.jsonl.
+
+  Raises:
+    UserError: there is no results.json, it is damaged, or it has another format.
+  """
+  path = pathlib.Path(workdir) / NAME
+  again = f"python launch.py --mode evaluate --workdir {workdir}"
+  if not path.exists():
+    raise UserError(f"{workdir} has no results.json; make it with: {again}")
+  try:
+    content = files.read_sealed(path)
+    if content.get("format") != FORMAT:
+      raise files.Damaged(f"{path} has format {content.get('format')!r}, expected {FORMAT}")
+    return from_json(workdir, content)
+  except files.Damaged as error:
+    raise files.Damaged(f"{error}; delete it and make it anew with: {again}") from error
+
+
+def from_json(workdir: pathlib.Path | str, content: Mapping[str, Any]) -> Results:
+  """What `to_json` wrote.
+
+  Raises:
+    Damaged: the content is no results.json.
+  """
+  try:
+    numbers = numbers_lib.decode(content)
+    for key in ABOUT[1:]:
+      if not isinstance(content[key], dict | None):
+        raise TypeError(f"{key!r} holds {type(content[key]).__name__}, expected an object or null")
+    stored = {
+      name: Stored(
+        numbers=numbers.where(evaluation=name),
+        name=name,
+        **{**one, "notes": tuple(one["notes"])},
+      )
+      for name, one in content["evaluations"].items()
+    }
+    return Results(
+      str(workdir),
+      {key: content[key] for key in ABOUT},
+      numbers,
+      stored,
+      tuple(Finding.from_json(finding) for finding in content["findings"]),
+      dict(content["failed"]),
+      tuple(workdir_lib.read_metrics(workdir)),
+    )
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise files.Damaged(f"it is no results.json ({type(error).__name__}: {error})") from error
+
+
+def _is_published(number):
+  is_whole = number["stage"] is None and number.metric == "accuracy"
+  return number.evaluation in PUBLISHED and is_whole
+
+
+def _published(number):
+  """An entry of "attacks"."""
+  name = f"autoattack-{number['version']}" if number["version"] else f"pgd-{number['steps']}"
+  return {
+    "name": name,
+    **{key: value for key, value in number.keys.items() if key not in ("attack", "version")},
+    "count": number.count,
+    "accuracy": number.value,
+    "interval": number.interval,
+  }
+
+
+def _without_numbers(stored):
+  return {
+    "version": stored.version,
+    "options": stored.options,
+    "seconds": stored.seconds,
+    "provenance": stored.provenance,
+    "details": stored.details,
+    "notes": stored.notes,
+  }
+
+
+def _extends(content, earlier):
+  """Whether no number of an earlier results.json is missing from a later one."""
+  return content["parameters_sha256"] == earlier.get("parameters_sha256") and all(
+    number in content["numbers"] for number in earlier.get("numbers", ())
+  )

@@ -1,0 +1,80 @@
+"""All numbers of several runs as one tidy data frame."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sprout_jax.results import summary
+from sprout_jax.results.numbers import KEYS
+
+if TYPE_CHECKING:
+  import pandas
+
+LABELS = ("name", "method", "model", "data", "seed")
+
+
+def frame(workdirs: Iterable[pathlib.Path | str]) -> "pandas.DataFrame":
+  """Returns all numbers of several workdirs, one row for each number.
+
+  Columns, in this order:
+
+  - `workdir`: where the number is from.
+  - `run_name`, `run_method`, `run_model`, `run_data`, `run_seed`: what was evaluated.
+  - `evaluation`, `metric`: which evaluation found the number, and what it measured.
+  - the keys of `sprout_jax.results.KEYS` (`attack`, `norm`, `epsilon`, ...): what it is a number
+    of. A key that a number does not have is missing (`pandas.NA`).
+  - `value`, `unit`, `count`, `low`, `high`: the number, its unit, the images that it is about, and
+    its 95 % interval.
+  - `passed`: False where a check that concerns the number failed, True where all passed, missing
+    where no check concerns it.
+
+  Integer keys have the type Int64, so that missing values stay integers.
+
+  Example:
+    >>> numbers = results.frame(["runs/sprout", "runs/natural"])
+    >>> attacks = numbers.query("evaluation == 'pgd' and metric == 'accuracy'")
+    >>> attacks.pivot(index="epsilon", columns="workdir", values="value")
+
+  Args:
+    workdirs: folders with a results.json.
+
+  Raises:
+    UserError: a workdir has no results.json, or a damaged one.
+  """
+  import pandas  # slow to import
+
+  rows = []
+  for workdir in workdirs:
+    run = summary.read(workdir)
+    label = {f"run_{part}": (run.about["label"] or {}).get(part) for part in LABELS}
+    label = {part: None if found is None else str(found) for part, found in label.items()}
+    for number in run.numbers:
+      about = [finding.passed for finding in run.findings if finding.is_about(number)]
+      low, high = number.interval or (None, None)
+      rows.append(
+        {
+          "workdir": run.workdir,
+          **label,
+          "evaluation": number.evaluation,
+          "metric": number.metric,
+          **{key: number[key] for key in KEYS},
+          "value": number.value,
+          "unit": number.unit,
+          "count": number.count,
+          "low": low,
+          "high": high,
+          "passed": all(about) if about else None,
+        }
+      )
+  kinds = {str: "string", int: "Int64", float: "Float64"}
+  types = {key: kinds[kind] for key, (kind, _) in KEYS.items()}
+  types |= dict.fromkeys(("workdir", "evaluation", "metric", "unit"), "string")
+  types |= {f"run_{part}": "string" for part in LABELS}
+  types |= {"value": "Float64", "low": "Float64", "high": "Float64", "count": "Int64"}
+  types |= {"passed": "boolean"}
+  # Halves of surrogate pairs, which JSON can hold, are no text for pandas: "?" is.
+  encodable = lambda v: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v
+  rows = [{name: encodable(entry) for name, entry in row.items()} for row in rows]
+  columns = ["workdir", *(f"run_{part}" for part in LABELS), "evaluation", "metric", *KEYS]
+  columns += ["value", "unit", "count", "low", "high", "passed"]
+  return pandas.DataFrame(rows, columns=columns).astype(types)
