@@ -37,11 +37,16 @@ def claim(workdir: pathlib.Path | str, config: Mapping, versions: Mapping, data:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(
-      f"--workdir {workdir} cannot be made ({error.strerror or error}); name another folder"
+      f"--workdir {workdir} cannot be written ({error.strerror or error}); name another folder"
     ) from error
-  files.write_json(workdir / "config.json", dict(config))
-  files.write_json(workdir / "versions.json", dict(versions))
-  files.write_json(workdir / "data.json", dict(data))
+  for name, value in (("config", config), ("versions", versions), ("data", data)):
+    path = workdir / f"{name}.json"
+    try:
+      is_there = path.exists() and files.read_json(path) == files.plain(dict(value))
+    except files.Damaged:
+      is_there = False
+    if not is_there:
+      files.write_json(path, dict(value))
 
 
 def read_config(workdir: pathlib.Path | str) -> dict:
