@@ -205,7 +205,7 @@ def evaluate_binarization(
   ]
   found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   built = found["built"]
-  threat.refuse(f"{pgd.name} in the binarisation test", found["excess"][built])
+  threat.refuse(f"{pgd.name} in the binarisation test", found["excess"][built], epsilon)
   keys, count = {**pgd.keys, "epsilon": epsilon}, int(built.sum())
   share, noise_share, interval = None, None, None
   if count:

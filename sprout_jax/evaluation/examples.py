@@ -68,7 +68,7 @@ def evaluate_examples(
     images.indices.astype(np.int32),
     shared=(float(epsilon),),
   )
-  threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", excess)
+  threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", excess, epsilon)
   shown = []
   for place, row in enumerate(images.indices):
     image, clean = to_float(images.images[place]), subject.logits[row]

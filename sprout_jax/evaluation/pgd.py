@@ -135,7 +135,7 @@ def outcomes(
         shared=(model, float(epsilon), restart),
         on_batch=lambda done, skipped=skipped, text=text: on_progress(skipped + done, text),
       )
-      threat.refuse(f"{name} at epsilon {epsilon:g}", found["excess"])
+      threat.refuse(f"{name} at epsilon {epsilon:g}", found["excess"], epsilon)
       robust[rows] = found["right"]
   return robust
 

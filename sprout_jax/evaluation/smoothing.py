@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sprout_jax import intervals
 from sprout_jax import vicinity
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.evaluation.options import NumExamples
@@ -22,6 +21,7 @@ from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.randomness import root_key
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import rows_per_call
+from sprout_jax.intervals import lower_bound
 from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
@@ -126,7 +126,7 @@ def certify(
   successes = votes(ESTIMATION, smoothing.n)[np.arange(len(selected)), selected]
   found = []
   for index, chosen, hits in zip(indices, selected, successes, strict=True):
-    bound = intervals.lower_bound(hits, smoothing.n, smoothing.alpha)
+    bound = lower_bound(hits, smoothing.n, smoothing.alpha)
     sure = bound > 0.5
     radius = smoothing.sigma * statistics.NormalDist().inv_cdf(bound) if sure else 0.0
     found.append(

@@ -68,7 +68,7 @@ def trace(
     rows.astype(np.int32),
     shared=(float(epsilon), restart),
   )
-  threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", found["size"] - epsilon)
+  threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", found["size"] - epsilon, epsilon)
   return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sprout_jax import attacks
 
-TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon
+TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon, per unit above 1
 
 
 def excess(images: jax.Array, adversarial: jax.Array, epsilon: float, norm: str) -> jax.Array:
@@ -15,15 +15,16 @@ def excess(images: jax.Array, adversarial: jax.Array, epsilon: float, norm: str)
   return jnp.maximum(attacks.NORMS[norm].size(adversarial - images) - epsilon, outside)
 
 
-def refuse(attack: str, excess_found: np.ndarray) -> None:
+def refuse(attack: str, excess_found: np.ndarray, epsilon: float) -> None:
   """Raises RuntimeError if an attack has left its threat model: its numbers would be worth nothing.
 
   Args:
     attack: its name, for the message.
     excess_found: from `excess`, of all images.
+    epsilon: the perturbation budget: rounding grows with it.
   """
   worst = np.max(excess_found, initial=-np.inf)
-  if not worst <= TOLERANCE:
+  if not worst <= TOLERANCE * max(1, epsilon):
     raise RuntimeError(
       f"{attack} left its threat model by {worst:.2g} (perturbation over epsilon, or pixels "
       "outside "
