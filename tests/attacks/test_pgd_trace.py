@@ -16,44 +16,63 @@ IMAGES = RNG.uniform(size=(16, 3, 3, 2)).astype(np.float32)
 
 
 def predict(images):
-  return jnp.tanh((images - 0.5).reshape(len(images), -1) @ FIRST) @ SECOND
+  """Gradients that mislead: the loss falls again on the way."""
+  bumpy = images - 0.5 + 0.03 * jnp.sin(90 * images)
+  return jnp.tanh(bumpy.reshape(len(images), -1) @ FIRST) @ SECOND
 
 
 LABELS = np.asarray(predict(IMAGES)).argmax(-1)
 
 
+def losses(logits):
+  """Margin and log odds, in NumPy."""
+  logits = np.asarray(logits, float)
+  others = np.where(np.arange(4) == LABELS[:, None], -np.inf, logits)
+  true = logits[np.arange(16), LABELS]
+  return {"margin": others.max(-1) - true, "cross_entropy": np.log(np.exp(others).sum(-1)) - true}
+
+
 @pytest.mark.parametrize("norm, loss", [("linf", "margin"), ("l2", "cross_entropy")])
 def test_each_column_is_what_a_run_of_so_many_steps_finds(norm, loss):
-  radius = {"linf": 0.05, "l2": 0.2}[norm]
-  options = dict(epsilon=radius, step_size=radius / 3, norm=norm, loss=loss)
+  """Beside the same path step by step, in NumPy but for the gradient."""
+  radius = {"linf": 0.06, "l2": 0.2}[norm]
+  options = dict(epsilon=radius, step_size=radius / 3, num_steps=STEPS, norm=norm, loss=loss)
   indices = np.arange(20, 36)
-  trace = attacks.pgd_trace(
-    KEY, predict, IMAGES, LABELS, num_steps=STEPS, indices=indices, **options
-  )
-  given = dict(indices=indices, **options)
-  best = attacks.pgd(KEY, predict, IMAGES, LABELS, num_steps=STEPS, **given)
+  trace = attacks.pgd_trace(KEY, predict, IMAGES, LABELS, indices=indices, **options)
+  best = attacks.pgd(KEY, predict, IMAGES, LABELS, indices=indices, **options)
   np.testing.assert_allclose(trace.images, best, atol=1e-6)
 
-  highest, broken = np.full(16, -np.inf), np.zeros(16, bool)
-  for steps in range(STEPS + 1):
-    points = np.asarray(
-      attacks.pgd(KEY, predict, IMAGES, LABELS, num_steps=steps, keep="last", **given)
-    )
-    logits = np.asarray(predict(points)).astype(float)
-    others = np.where(np.arange(4) == LABELS[:, None], -np.inf, logits)
-    true = logits[np.arange(16), LABELS]
-    value = {
-      "margin": others.max(-1) - true,
-      "cross_entropy": np.log(np.exp(others).sum(-1)) - true,  # the log odds
-    }[loss]
-    highest, broken = np.maximum(highest, value), broken | (logits.argmax(-1) != LABELS)
-    np.testing.assert_allclose(trace.best_loss[:, steps], highest, atol=1e-4)
-    np.testing.assert_array_equal(trace.broken[:, steps], broken)
-    away = (points - IMAGES).reshape(16, -1)
-    size = np.abs(away).max(-1) if norm == "linf" else np.linalg.norm(away, axis=-1)
-    np.testing.assert_allclose(trace.size[:, steps], size, atol=1e-5)
-  assert 0 < trace.broken[:, -1].sum() < 16
-  assert (trace.broken[:, -1] > trace.broken[:, 0]).any()
+  def size(away):
+    away = away.reshape(16, -1)
+    return np.abs(away).max(-1) if norm == "linf" else np.linalg.norm(away, axis=-1)
+
+  def project(points):
+    away = points - IMAGES
+    if norm == "linf":
+      away = np.clip(away, -radius, radius)
+    else:
+      away = away * np.minimum(1, radius / size(away))[:, None, None, None]
+    return np.clip(IMAGES + away, 0, 1)
+
+  gradient = jax.jit(jax.grad(lambda x: attacks.LOSSES[loss](predict(x), LABELS).sum()))
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(KEY, 0), i))(indices)
+  points = project(IMAGES + np.asarray(attacks.NORMS[norm].start(keys, IMAGES, radius)))
+  highest, broken, fell, healed = np.full(16, -np.inf), np.zeros(16, bool), 0, 0
+  for step in range(STEPS + 1):
+    logits = np.asarray(predict(points))
+    value, wrong = losses(logits)[loss], logits.argmax(-1) != LABELS
+    fell, healed = fell + (value < highest - 1e-3).sum(), healed + (broken & ~wrong).sum()
+    highest, broken = np.maximum(highest, value), broken | wrong
+    np.testing.assert_allclose(trace.best_loss[:, step], highest, atol=1e-4)
+    np.testing.assert_array_equal(trace.broken[:, step], broken)
+    np.testing.assert_allclose(trace.size[:, step], size(points - IMAGES), atol=1e-5)
+    direction = np.asarray(gradient(points))
+    if norm == "linf":
+      direction = np.sign(direction)
+    else:
+      direction = direction / size(direction)[:, None, None, None]
+    points = project(points + radius / 3 * direction)
+  assert 0 < broken.sum() < 16 and fell and healed
 
 
 def fragile(images):
