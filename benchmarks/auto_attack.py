@@ -23,11 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from sprout_jax.evaluation.accuracy import predict_fn
-
-from sprout_jax import attacks  # noqa: E402: after the path
+from sprout_jax import attacks
 from sprout_jax import models
 from sprout_jax.attacks.attack import run_alone
+from sprout_jax.evaluation.subject import as_pytree
 
 ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -49,7 +48,9 @@ def load(path):
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images[:1], train=False))["params"]
   (head,) = shapes.keys() - params.keys()
   params[head] = {"kernel": dense.reshape(512, -1), "bias": stored["dense_bias"]}
-  predict = predict_fn(model, {"params": params})
+  predict = as_pytree(
+    jax.tree_util.Partial(lambda v, x: model.apply(v, x, train=False), {"params": params})
+  )
   error = np.abs(predict(images) - stored["logits"]).max()
   if error > 1e-3:
     sys.exit(f"{path}: the logits differ from the reference's by {error}")

@@ -357,7 +357,7 @@ def export_weights(run, path):
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
     {"params": shapes["params"], "batch_stats": shapes["batch_stats"], "ema": {}},
   )
-  loaded, _ = checkpoints.load_model(run, "last", abstract)
+  loaded = checkpoints.load_model(run, "last", abstract).model
   flat = {
     "/".join(key.key for key in keys): np.asarray(leaf)
     for keys, leaf in jax.tree.leaves_with_path(

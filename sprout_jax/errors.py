@@ -7,6 +7,10 @@ class UserError(ValueError):
   """Wrong input. The message says what was wrong, what was expected, and what to type next."""
 
 
+class ProcessLost(UserError):
+  """Another process does not answer. End with `os._exit`: JAX's own shutdown would wait for it."""
+
+
 class TrainingDiverged(RuntimeError):
   """The loss or the gradient is not finite. The message names the step and what is kept."""
 

@@ -6,15 +6,18 @@ python launch.py --mode report --workdir runs/a,runs/b
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
 MODES = ("train", "evaluate", "report")
+HEARTBEAT_SECONDS = 30  # without a word from a process, after which it counts as lost
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,13 +128,19 @@ def _connect(args):
   if args.coordinator:
     import jax
 
-    jax.distributed.initialize(*([] if detects else [args.coordinator, *several]))
+    jax.distributed.initialize(
+      *([] if detects else [args.coordinator, *several]),
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
 
 
 def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
   """Runs; what the user can mend is one message, without a traceback. Returns the exit status."""
   try:
     run(argv, prog)
+  except ProcessLost as error:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)  # JAX's own end would wait for the lost process
   except (UserError, TrainingDiverged, argparse.ArgumentError) as error:
     return f"error: {error}"
   return 0

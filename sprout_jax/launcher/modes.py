@@ -76,8 +76,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     validate=validation(config, dataset.validation, model),
     initial_variables=initial,
   )
-  if not finished:
-    _say("Stopped by a signal; everything is saved. The same command continues.")
+  if not finished:  # after a signal: the loop says what is saved
     return False
   _evaluate(config, workdir, dataset, config.evaluation.after_training)
   return True

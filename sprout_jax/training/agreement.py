@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sprout_jax.errors import TrainingDiverged
+from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import UserError
 
 # How JAX's errors begin, and what they name, when another process does not answer any more. They
@@ -24,10 +25,6 @@ LOST = re.compile(
   "(gloo|connection|socket|heartbeat|coordination|barrier|nccl)",
   re.IGNORECASE | re.DOTALL,
 )
-
-
-class ProcessLost(UserError):
-  """Another process does not answer. End with `os._exit`: JAX's own shutdown would wait for it."""
 
 
 def gather(text: str) -> list[str]:
