@@ -138,14 +138,6 @@ def project(candidates, batch, norm):
   return norms.project(candidates, batch.images, batch.epsilon, norm)
 
 
-def explicit_axes():
-  """The axes of the kind "explicit" that `jax.set_mesh` has set: their names."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return tuple(
-    name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit
-  )
-
-
 def under_any_mesh(fn, predict, images, *arrays):
   """fn(predict, images, *arrays), also where `jax.set_mesh` has set axes of the explicit kind.
 
@@ -158,9 +150,12 @@ def under_any_mesh(fn, predict, images, *arrays):
     images, arrays: JAX arrays, or Python numbers.
 
   Returns:
-    What `fn` does, split over devices as the images are.
+    What `fn` does, split over devices as the batch of images is.
   """
-  explicit = explicit_axes()
+  mesh = jax.sharding.get_abstract_mesh()
+  explicit = tuple(
+    name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit
+  )
   if not explicit:
     return fn(predict, images, *arrays)
   spec = jax.typeof(images).sharding.spec
