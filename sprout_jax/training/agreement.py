@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import ProcessLost
+from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
 # How JAX's errors begin, and what they name, when another process does not answer any more. They
