@@ -145,8 +145,11 @@ def check(where: str, value: Any, annotation: Any) -> None:
   kind, option = typing.get_args(annotation)[:2]
   is_tuple = typing.get_origin(kind) is tuple
   entries = value if is_tuple else (value,)
-  if is_tuple and (not isinstance(value, (tuple, list)) or (not value and option.example)):
-    raise UserError(f"{where} is {value!r}; give at least one entry, e.g. {where}={option.example}")
+  example = f", e.g. {where}={option.example}" if option.example else ""
+  if is_tuple and not isinstance(value, (tuple, list)):
+    raise UserError(f"{where} is {value!r}; expected several values in a tuple{example}")
+  if is_tuple and not value and option.example:
+    raise UserError(f"{where} is empty; give at least one entry{example}")
   what = f"{where}: an entry" if is_tuple else where
   kind = typing.get_args(kind)[0] if is_tuple else kind
   for entry in entries:

@@ -21,6 +21,8 @@ from sprout_jax.evaluation.subject import Subject
 from sprout_jax.progress import format_seconds
 from sprout_jax.results import numbers
 from sprout_jax.results import summary
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.store import Measurement
 from sprout_jax.results.store import Store
 from sprout_jax.results.summary import Results
 
@@ -97,7 +99,7 @@ def run(
   is_first = jax.process_index() == 0
   identity = {"subject": identity, "numerics": subject_lib.numerics()}
   store = Store(workdir, identity, versions(), is_first, wait_for_all)
-  clean = numbers.accuracy(subject.correct, np.arange(len(subject.labels)))
+  clean = store.run("clean", 1, {}, lambda memo: _clean(subject)).numbers.first()
   refused: dict[str, str] = {}
 
   def options(name):
@@ -140,6 +142,11 @@ def run(
     say(f"{name}: {format_seconds(found.seconds)}")
     collect()  # so that a kill leaves what is known
   return collect(), refused
+
+
+def _clean(subject):
+  """The accuracy on the test set. It is stored: findings can be derived without the model."""
+  return Measurement(Numbers([numbers.accuracy(subject.correct, np.arange(len(subject.labels)))]))
 
 
 def evaluate(
@@ -189,7 +196,7 @@ def evaluate(
     class_names: default "0", "1", ...
     features: images -> [batch, features], the input of the model's last layer, for the binarisation
       test; default its logits.
-    sources: {name: predict} of other models, for the evaluation "transfer".
+    sources: {name: predict} of other models; with them, "transfer" is measured as well.
     batch_size: images of one compiled call, over all devices.
     progress: whether lines and bars are shown.
     **options: other options: shared ones (`num_examples=1000`, `seed=1`), or a dictionary for one
@@ -203,6 +210,8 @@ def evaluate(
   """
   from sprout_jax import report
 
+  if sources and "transfer" not in evaluations:
+    evaluations = (*evaluations, "transfer")
   table.check_names("evaluations", evaluations)
   images, labels = preflight.check_data(images, labels)
   settings = _settings(options) | {
@@ -277,6 +286,11 @@ def _settings(options):
         + ", ".join(settings)
       )
     if isinstance(settings[key], dict):
+      if not isinstance(value, Mapping):
+        raise UserError(
+          f"the options of the evaluation {key!r} are {value!r}; expected a dictionary with some "
+          "of: " + ", ".join(settings[key])
+        )
       unknown = value.keys() - settings[key].keys()
       if unknown:
         raise UserError(

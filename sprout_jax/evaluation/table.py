@@ -102,8 +102,10 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
       if option in section:
         options_lib.check(f"{where}.{name}.{option}", section[option], annotation)
     chosen = choose(name, settings)
-    budgets = [*chosen.get("epsilons", ()), *([chosen["epsilon"]] if "epsilon" in chosen else ())]
-    options_lib.check_budgets(f"{where}.epsilon", chosen.get("norm", ""), budgets)
+    if "epsilon" in chosen:
+      norm = chosen["norm"]
+      options_lib.check_budgets(f"{where}.epsilon", norm, [chosen["epsilon"]])
+      options_lib.check_budgets(f"{where}.epsilons", norm, chosen.get("epsilons", ()))
 
 
 def check_names(where: str, names) -> None:

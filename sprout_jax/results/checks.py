@@ -242,20 +242,16 @@ def effort(evidence: Evidence) -> Iterable[Finding]:
   if base is None:
     return
   more = {
-    f"{n['steps']} steps and {n['restarts']} restarts": n
-    for n in evidence.of("sanity", metric="accuracy", attack="pgd")
-    if n is not base
+    _runs(n): n for n in evidence.of("sanity", metric="accuracy", attack="pgd") if n is not base
   }
   moves = {name: 100 * (base.value - n.value) for name, n in more.items()}
   if not moves:
     return
   worst = max(moves, key=lambda name: abs(moves[name]))
   passed = abs(moves[worst]) <= EFFORT_POINTS + ROUNDING
-  verb = "lower" if moves[worst] >= 0 else "raise"
   text = (
-    f"{_threat(base)}: {worst} {verb} the accuracy under PGD by {abs(moves[worst]):.1f} points, "
-    "from "
-    f"{base['steps']} steps and {base['restarts']} on {base.count} images"
+    f"{_threat(base)}: PGD with {worst} leaves {abs(moves[worst]):.1f} points "
+    f"{'less' if moves[worst] >= 0 else 'more'} than with {_runs(base)}, of {base.count} images"
     f"{'' if passed else ': the attack is too weak'}."
   )
   yield Finding(
@@ -371,6 +367,11 @@ def _base_pgd(evidence):
 
 def _have_outcomes(*numbers):
   return all(number is not None and number.outcomes is not None for number in numbers)
+
+
+def _runs(number):
+  restarts = number["restarts"]
+  return f"{number['steps']} steps and {restarts} restart{'s' * (restarts != 1)}"
 
 
 def _first_with(numbers, key, prefix):

@@ -2,15 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from sprout_jax import sharding
-from sprout_jax.evaluation import accuracy
 from sprout_jax.evaluation.calibration import calibration
-from tests.linear import Linear
-from tests.linear import linear_problem
+from tests.evaluation import subjects
 
 
 def test_three_images_by_hand():
@@ -72,11 +68,22 @@ def test_wrong_input_is_refused(logits, labels, message):
     calibration(logits, labels)
 
 
-def test_logits_on_all_devices():
-  split, variables, margin, _ = linear_problem()
-  mesh = sharding.make_mesh()
-  fn = accuracy.logits_fn(Linear(), mesh)
-  logits = accuracy.map_batches(lambda x: fn(variables, x), (split.images,), 16, mesh)
-  difference = logits[np.arange(37), split.labels] - logits[np.arange(37), 1 - split.labels]
-  np.testing.assert_allclose(difference, margin, rtol=1e-4, atol=1e-5)
-  assert jax.device_count() == 8
+def test_numbers_of_a_subject():
+  """Each number of the function, with its unit and the number of bins."""
+  subject, margin, _ = subjects.two_classes()
+  found = subjects.measure("calibration", subject, calibration={"num_bins": 4})
+  logits = np.stack([margin, 0 * margin], -1)  # the same probabilities, the label first
+  expected = calibration(logits, np.zeros(37, int), num_bins=4)
+  by = {number.metric: (number.value, number.unit) for number in found.numbers}
+  for metric, name, unit in (
+    ("expected_calibration_error", "ece", "share"),
+    ("mean_confidence", "confidence", "share"),
+    ("negative_log_likelihood", "nll", "nats"),
+    ("brier_score", "brier", ""),
+    ("accuracy", "accuracy", "share"),
+  ):
+    np.testing.assert_allclose(by[metric][0], expected[name], rtol=1e-4)
+    assert by[metric][1] == unit
+  np.testing.assert_array_equal(found.numbers.first(metric="accuracy").outcomes, margin > 0)
+  assert all(number["bins"] == 4 and number.count == 37 for number in found.numbers)
+  assert [b["count"] for b in found.details["bins"]] == [b["count"] for b in expected["bins"]]

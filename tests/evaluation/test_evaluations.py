@@ -1,557 +1,474 @@
-"""EVALUATIONS: every row on a linear model whose answers are known; killed, continued, not repeated."""
+"""EVALUATIONS: one contract for all rows, on a linear model; and what its answers must be."""
 
+import base64
 import dataclasses
+import io
 import json
 import math
-import pathlib
+import types
 
-import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
-from configs import default
-from sprout_jax import sharding
-from sprout_jax.data import Split
 from sprout_jax.errors import UserError
-from sprout_jax.evaluation import EVALUATIONS
-from sprout_jax.evaluation import options
-from sprout_jax.evaluation import store as store_lib
-from sprout_jax.evaluation import subject as subject_lib
-from sprout_jax.evaluation.corruptions import CORRUPTIONS
-from sprout_jax.evaluation.store import Memo
-from sprout_jax.evaluation.store import Store
+from sprout_jax.evaluation import changed
+from sprout_jax.evaluation import session
+from sprout_jax.evaluation import table
+from sprout_jax.evaluation.subject import Source
+from sprout_jax.evaluation.table import EVALUATIONS
+from sprout_jax.results.numbers import KEYS
+from sprout_jax.results.numbers import encode
+from sprout_jax.results.store import Store
+from sprout_jax.results.store import Stored
 from tests.evaluation import subjects
+from tests.evaluation.subjects import EPSILON
 
-EPSILON = 0.01
-
-
-def small_config():
-  """An evaluation config that takes seconds."""
-  config = default.get_config("natural").evaluation
-  config.unlock()
-  config.update(
-    epsilon=EPSILON,
-    epsilons=(0.0, EPSILON, 0.012),
-    num_steps=10,
-    step_size=0.0025,
-    auto_attack=dict(version="apgd-ce", epsilons=(EPSILON, 0.012)),
-    strength=dict(steps=(2, 10), restarts=(1, 2)),
-    noise=dict(num_draws=5),
-    invariance=dict(transformations=("rotation", "brightness")),
-    corruptions=dict(corruptions=("gaussian_noise", "contrast")),
-    smoothing=dict(num_examples=20, n0=20, n=2000, radii=(0.0, 0.1)),
-    landscape=dict(num_points=5),
-    gradients=dict(num_draws=2),
-    binarization=dict(num_examples=8, num_inner=20),
-    examples=dict(num_examples=3),
-    transfer=dict(sources=(("there", "abc"),)),
-  )
-  return config
+UNITS = {"share", "nats", "pixels", "images", ""}
 
 
-def other_model(workdir):
-  subject = subjects.make()
-  kernel = subjects.weights() + 0.5 * subjects.weights(5)
-  return subject_lib.Source(
-    workdir,
-    f"another in {workdir}",
-    "abc",
-    subject.model,
-    {"params": {"dense": {"kernel": kernel}}},
-  )
+# What all must do.
 
 
-def evaluate(name, config=None, memo=None, **changes):
-  subject = subjects.make(load=other_model, **({"memo": memo} if memo else {}), **changes)
-  return EVALUATIONS[name](subject, **options.options(name, config or small_config())), subject
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_contract(results, name):
+  stored = results[name]
+  assert stored.name == name and stored.version == EVALUATIONS[name].version >= 1
+  assert EVALUATIONS[name].title and EVALUATIONS[name].function.__doc__
+  for number in stored.numbers:
+    assert number.evaluation == name and number.metric and number.unit in UNITS
+    assert all(type(value) is KEYS[key][0] for key, value in number.keys.items())
+    assert number.value is None or (type(number.value) in (int, float) and number.count >= 1)
+    assert number.value is None or number.unit != "share" or 0 <= number.value <= 1
+    if number.outcomes is not None:
+      assert number.outcomes.dtype == bool and number.value == number.outcomes.mean()
+      assert number.count == len(number.outcomes) == len(set(number.indices.tolist()))
+      assert set(number.indices.tolist()) <= set(range(40))
+      assert number.interval[0] <= number.value <= number.interval[1]
+  # A number is known by its keys: no two have the same.
+  known = {(number.metric, *sorted(number.keys.items())) for number in stored.numbers}
+  assert len(known) == len(stored.numbers)
 
 
-class Folder:
-  """A memo that keeps nothing, with a folder."""
-
-  def __init__(self, folder):
-    self.folder = folder
-
-  def __call__(self, name, compute):
-    return compute()
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-  """{name: what the evaluation found}, each computed once."""
-  folder = tmp_path_factory.mktemp("evaluations")
-  return {name: evaluate(name, memo=Folder(folder / name))[0] for name in EVALUATIONS}
-
-
-def test_every_row_is_json_and_its_options_are_config_keys(results):
-  config = default.get_config("natural").evaluation
-  for name, found in results.items():
-    json.dumps(found, allow_nan=False)
-    assert options.options(name, config).keys()
-    for finding in found.get("findings", ()):
-      assert finding["passed"] or finding["concerns"], finding
-
-
-def test_every_key_of_a_section_is_an_option_of_its_row():
-  config = default.get_config("natural").evaluation
-  for name in EVALUATIONS:
-    section = set(config[name]) if name in config else set()
-    assert section <= options.options(name, config).keys(), name
-  shared = {key for name in EVALUATIONS for key in options.options(name, config)}
-  rest = set(config) - set(EVALUATIONS) - shared
-  assert rest == {"checkpoint", "use_ema", "batch_size", "after_training", "evaluations"}
-
-
-def test_a_section_comes_before_the_shared_key():
-  config = small_config()
-  config.num_examples, config.sanity.num_examples = 7, 9
-  assert options.options("pgd", config)["num_examples"] == 7
-  assert options.options("sanity", config)["num_examples"] == 9
-  assert options.options("auto_attack", config)["epsilons"] == (EPSILON, 0.012)
-
-
-def test_attacks_reach_the_closed_form(results):
-  """PGD, APGD, every loss and number of restarts: what a linear model leaves is known."""
-  subject = subjects.make()
-  exact = {epsilon: subjects.exact(subject, epsilon).mean() for epsilon in (0.0, EPSILON, 0.012)}
-  assert exact[0.0] == subject.correct.mean() == 0.9 and 0.2 < exact[EPSILON] < 0.8
-  found = {e["epsilon"]: e["accuracy"] for e in results["pgd"]["entries"]}
-  assert (found[0.0], found[EPSILON]) == (0.9, exact[EPSILON])
-  # At an edge, the cross-entropy's gradient mixes the wrong classes: one image short.
-  assert exact[0.012] <= found[0.012] <= exact[0.012] + 1 / 40
-  ensemble = [e["accuracy"] for e in results["auto_attack"]["entries"]]
-  assert ensemble[0] == exact[EPSILON] and exact[0.012] <= ensemble[1] <= exact[0.012] + 1 / 40
-  entries = results["strength"]["entries"]
-  assert {(e["steps"], e["restarts"], e["loss"]) for e in entries} == {
-    (steps, restarts, loss)
-    for steps in (2, 10)
-    for restarts in (1, 2)
-    for loss in ("cross_entropy", "margin", "dlr")
-  }
-  for entry in entries:
-    if entry["steps"] == 10:
-      assert entry["accuracy"] == exact[EPSILON], entry
-    else:  # 2 steps of a quarter of epsilon do not arrive
-      assert exact[EPSILON] <= entry["accuracy"] <= 0.9
-  for name in ("pgd", "apgd-ce and apgd-dlr", "twice the steps", "10 restarts"):
-    assert results["sanity"]["robust"][name]["accuracy"] == exact[EPSILON]
-  assert all(f["passed"] for f in results["sanity"]["findings"]), results["sanity"]["findings"]
-
-
-def test_strength_counts_what_that_pgd_would_have_found():
-  """Two steps, two restarts: the entry of a PGD of just these, from a run of ten."""
-  config = small_config()
-  found, _ = evaluate("strength", config)
-  for steps, restarts in ((2, 1), (2, 2)):
-    config.update(num_steps=steps, num_restarts=restarts, epsilons=(EPSILON,))
-    ((pgd,),) = [evaluate("pgd", config)[0]["entries"]]
-    (entry,) = [
-      e
-      for e in found["entries"]
-      if (e["steps"], e["restarts"], e["loss"]) == (steps, restarts, "cross_entropy")
-    ]
-    assert entry == pgd
-
-
-def test_best_losses_rise_with_the_steps(results):
-  for loss, curve in results["strength"]["best_loss"].items():
-    assert len(curve) == 11 and (np.diff(curve) >= 0).all() and curve[-1] > curve[0], loss
-
-
-def test_two_classes_have_no_dlr():
-  found, _ = evaluate("strength", num_classes=2)
-  assert {e["loss"] for e in found["entries"]} == {"cross_entropy", "margin"}
-  assert "DLR loss needs 3 classes" in found["notes"][0]
-
-
-def test_noise_is_weaker_than_attacks_and_at_radius_0_nothing(results):
-  accuracies = [e["accuracy"] for e in results["noise"]["entries"]]
-  assert accuracies[0] == 0.9 and accuracies[1] > results["pgd"]["entries"][1]["accuracy"]
-
-
-def test_transfer_is_the_source_s_attack_on_this_model(results):
-  """A linear source's adversarial image is x - epsilon sign(w_y - w_k): try it by hand."""
-  found = results["transfer"]["sources"][0]
-  assert (found["workdir"], found["label"], found["parameters_sha256"]) == (
-    "there",
-    "another in there",
-    "abc",
-  )
-  (entry,) = found["entries"]
-  white = results["transfer"]["white_box"]["accuracy"]
-  assert entry["name"] == "transfer-pgd-10" and white < entry["accuracy"] < 0.9
-  subject = subjects.make()
-  kernel = np.asarray(other_model("")[4]["params"]["dense"]["kernel"])
-  robust = subject.correct.copy()
-  for row in np.flatnonzero(robust):
-    image, label = subject.test.images[row].ravel(), subject.test.labels[row]
-    # What the source's attack keeps: misclassified by the source if it can be, else of the highest loss.
-    moved = [
-      image - EPSILON * np.sign(kernel[:, label] - kernel[:, k]) for k in range(3) if k != label
-    ]
-    leads = [
-      np.delete((x - 0.5) @ kernel, label).max() - ((x - 0.5) @ kernel)[label] for x in moved
-    ]
-    best = moved[int(np.argmax(leads))]
-    robust[row] = ((best - 0.5) @ subjects.weights()).argmax() == label
-  assert (
-    abs(robust.mean() - entry["accuracy"]) <= 2 / 40
-  )  # of two wrong classes PGD may prefer the other
-  assert results["transfer"]["findings"][0]["name"] == "black_box"
-
-
-def test_a_transfer_that_beats_the_white_box_is_a_finding():
-  """On a model behind rounding PGD sees nothing; the same weights without it do."""
-  subject = subjects.make(model=subjects.Dense(lambda x: jnp.round(x * 50) / 50))
-  smooth = subjects.make()
-  subject = dataclasses.replace(
-    subject,
-    load=lambda workdir: subject_lib.Source(
-      workdir, "smooth", "abc", smooth.model, smooth.variables
-    ),
-  )
-  found = EVALUATIONS["transfer"](subject, **options.options("transfer", small_config()))
-  (finding,) = found["findings"]
-  assert not finding["passed"] and finding["concerns"] == ["transfer from smooth (abc)"]
-
-
-def test_changed_images(results):
-  subject = subjects.make()
-  points = {
-    name: {p["strength"]: p for p in row["points"]}
-    for name, row in results["invariance"]["transformations"].items()
-  }
-  assert points["rotation"][0.0]["accuracy"] == points["brightness"][1.0]["accuracy"] == 0.9
-  assert (
-    points["rotation"][10.0]["named"] == "rotation by 10 degrees"
-    and not points["rotation"][5.0]["named"]
-  )
-  logits = (np.clip(1.5 * subject.test.images, 0, 1) - 0.5).reshape(40, -1) @ subjects.weights()
-  assert points["brightness"][1.5]["accuracy"] == np.mean(logits.argmax(-1) == subject.test.labels)
-  assert list(points["rotation"]) == sorted(points["rotation"])
-
-
-def test_corruptions_and_their_means(results):
-  found = results["corruptions"]
-  assert list(found["corruptions"]) == ["gaussian_noise", "contrast"]
-  shares = np.array([[e["accuracy"] for e in row] for row in found["corruptions"].values()])
-  assert [e["severity"] for e in found["corruptions"]["contrast"]] == [1, 2, 3, 4, 5]
-  np.testing.assert_allclose(found["mean"], shares.mean())
-  np.testing.assert_allclose(found["mean_per_severity"], shares.mean(0))
-  assert shares[0, 0] > shares[0, 4]  # more noise
-
-
-def test_corrupted_images_that_tfds_has_prepared():
-  """Of another order than the test set: counted on their own labels; as many as were asked for."""
-  whole, asked = subjects.make().test, []
-
-  def load_corrupted(name, severity):
-    asked.append((name, severity))
-    order = np.random.default_rng(severity).permutation(40)
-    images = whole.images if severity < 5 else np.full_like(whole.images, 0.5)
-    return Split(images[order], whole.labels[order])
-
-  config = small_config()
-  config.corruptions.update(source="tfds", corruptions=("fog",), num_examples=0)
-  found, subject = evaluate("corruptions", config, load_corrupted=load_corrupted)
-  assert asked == [("fog", severity) for severity in (1, 2, 3, 4, 5)] and found["source"] == "tfds"
-  assert [e["accuracy"] for e in found["corruptions"]["fog"][:4]] == 4 * [0.9]
-  assert found["corruptions"]["fog"][4]["accuracy"] == np.mean(
-    whole.labels == 0
-  )  # all logits equal
-  config.corruptions.num_examples = 10
-  assert (
-    evaluate("corruptions", config, load_corrupted=load_corrupted)[0]["corruptions"]["fog"][0][
-      "count"
-    ]
-    == 10
-  )
-  with pytest.raises(UserError, match="source=computed"):
-    evaluate(
-      "corruptions",
-      config,
-      load_corrupted=lambda name, severity: Split(
-        np.zeros((40, 9, 9, 1), np.float32), whole.labels
-      ),
-    )
-
-
-def test_a_choice_of_images_keeps_their_own_outcomes():
-  subject = subjects.make()
-  images = subject.select(15)
-  assert len(set(images.rows)) == 15 and sorted(images.rows) != list(range(15))
-  np.testing.assert_array_equal(images.clean_correct, subject.correct[images.rows])
-  np.testing.assert_array_equal(images.split.labels, subject.test.labels[images.rows])
-  assert (
-    subject.correct[images.rows].tolist() != subject.correct[:15].tolist()
-  )  # so that it matters
-
-
-def test_more_draws_of_noise_find_more():
-  accuracies = []
-  for draws in (1, 200):
-    config = small_config()
-    config.epsilons, config.noise.num_draws = (0.1,), draws
-    (entry,) = evaluate("noise", config)[0]["entries"]
-    accuracies.append(entry["accuracy"])
-  assert accuracies[1] < accuracies[0] - 0.05
-
-
-def test_an_image_is_certified_alike_whichever_others_are_chosen(results):
-  """Its draws are those of its place in the test set."""
-  config = small_config()
-  config.smoothing.num_examples = 0
-  whole, subject = evaluate("smoothing", config)
-  np.testing.assert_array_equal(
-    results["smoothing"]["radii"], np.array(whole["radii"])[subject.select(20).rows]
-  )
-
-
-def test_smoothing_agrees_with_the_model_where_it_is_sure(results):
-  """(Radii against the closed form: test_smoothing.py.)"""
-  found, subject = results["smoothing"], subjects.make()
-  rows = subject.select(20).rows
-  right = [p == subject.test.labels[row] for p, row in zip(found["predictions"], rows)]
-  assert found["count"] == 20 and found["smoothed"]["accuracy"] == np.mean(right)
-  agree = [
-    p == subject.logits[row].argmax() for p, row in zip(found["predictions"], rows) if p is not None
-  ]
-  assert np.mean(agree) > 0.9 and len(agree) > 10
-
-
-def test_landscape_examples_and_gradients(results):
-  surface = np.array(results["landscape"]["loss"])
-  assert surface.shape == (5, 5) and "per_image" not in results["landscape"]
-  assert (
-    surface[4].mean() > surface[2].mean() > surface[0].mean()
-  )  # it rises along the sign of the gradient
-  assert results["landscape"]["sign_gradient"][0] == -np.float32(EPSILON)
-  shown = results["examples"]["examples"]
-  assert len(shown) == 3 and all(e["label"] == e["predicted"] for e in shown)
-  assert results["gradients"]["beta"] == [1, 1, 1]
-  assert evaluate("gradients", beta=[0.5, 0.6, 0.7])[0]["beta"] == [
-    np.float32(v) for v in (0.5, 0.6, 0.7)
-  ]
-
-
-def test_examples_show_the_perturbation(results):
-  import base64
-  import io
-
-  from PIL import Image
-
-  shown = results["examples"]["examples"][0]
-  image, adversarial, change = (
-    np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[key])))).astype(float)
-    for key in ("image", "adversarial", "perturbation")
-  )
-  test = subjects.make().test
-  np.testing.assert_array_equal(image, np.round(255 * test.images[shown["index"], ..., 0]))
-  assert np.abs(adversarial - image).max() <= round(255 * EPSILON) + 1
-  assert set(np.unique(change)) == {0, 255}  # every pixel is moved by epsilon
-  np.testing.assert_array_equal(change == 255, adversarial > image)
-
-
-def test_devices_do_not_matter():
-  config, eight = small_config(), sharding.make_mesh()
-  for name in ("pgd", "noise", "strength"):
-    assert (
-      evaluate(name, config)[0]["entries"] == evaluate(name, config, mesh=eight)[0]["entries"]
-    ), name
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_what_is_stored_comes_back(results, name):
+  text = json.dumps(results[name].to_json(), allow_nan=False)
+  back = Stored.from_json(json.loads(text))
+  assert json.dumps(back.to_json(), allow_nan=False) == text
+  for field in dataclasses.fields(Stored):
+    if field.name != "numbers":
+      assert getattr(back, field.name) == getattr(results[name], field.name), field.name
+  for number, other in zip(results[name].numbers, back.numbers, strict=True):
+    fields = "evaluation", "metric", "value", "unit", "count", "interval", "keys"
+    assert all(getattr(number, field) == getattr(other, field) for field in fields)
+    np.testing.assert_array_equal(number.outcomes, other.outcomes)
+    np.testing.assert_array_equal(number.indices, other.indices)
 
 
 class Killed(Exception):
   pass
 
 
-@pytest.mark.parametrize(
-  "name, pieces",
-  [
-    ("pgd", 2),
-    ("auto_attack", 1),
-    ("strength", 2),
-    ("noise", 1),
-    ("invariance", 1),
-    ("corruptions", 1),
-    ("smoothing", 2),
-    ("sanity", 4),
-    ("transfer", 1),
-    ("binarization", 0),
-  ],
-)
-def test_killed_after_some_pieces_and_continued(results, tmp_path, name, pieces):
-  config = small_config()
-
-  def run(pieces):
-    """Runs until `pieces` pieces are computed; returns the result and how many there were."""
-    computed = []
-
-    def compute(memo):
-      def counting(piece, fn):
-        def call():
-          if len(computed) == pieces:
-            raise Killed
-          value = fn()
-          computed.append(piece)
-          return value
-
-        return memo(piece, call)
-
-      counting.folder = memo.folder
-      return evaluate(name, config, memo=counting)[0]
-
-    return Store(tmp_path, ["weights"]).run(name, options.options(name, config), compute), len(
-      computed
-    )
-
-  with pytest.raises(Killed):
-    run(pieces)
-  for partial in (tmp_path / "evaluation").glob("*.partial.jsonl"):
-    assert len(partial.read_text().splitlines()) == pieces
-    partial.write_text(partial.read_text() + '["cut')  # in the middle of a write
-  found, later = run(math.inf)
-  expected = json.loads(json.dumps(results[name]))
-  for entry in [*expected.get("entries", ()), *found.get("entries", ())]:
-    entry.pop("spec", None)  # which has AutoAttack's seconds
-  assert {key: found[key] for key in expected} == expected
-  assert later >= 1 and not list((tmp_path / "evaluation").glob("*.partial.jsonl"))
-  again, _ = run(0)  # nothing is computed again
-  assert again["wall_seconds"] == found["wall_seconds"]
-
-
-def test_other_options_are_another_result(tmp_path):
-  store = Store(tmp_path, ["weights"])
-  one = store.run("pgd", {"epsilon": 1}, lambda memo: {"value": 1})
-  assert store.run("pgd", {"epsilon": 2}, lambda memo: {"value": 2})["value"] == 2
-  assert store.read("pgd", {"epsilon": 1}) == one and one["options"] == {"epsilon": 1}
-  assert Store(tmp_path, ["other weights"]).read("pgd", {"epsilon": 1}) is None
-  assert store.read("noise", {"epsilon": 1}) is None
-
-
-def test_memo_reads_up_to_a_cut_line(tmp_path):
-  path = tmp_path / "a.partial.jsonl"
-  Memo(path)("one", lambda: [1, 2])
-  assert not Memo(tmp_path / "b.partial.jsonl").seconds
-  path.write_text(path.read_text() + '["two", 3')
-  memo = Memo(path)
-  assert memo("one", lambda: pytest.fail("again")) == [1, 2] and memo("two", lambda: 4) == 4
-  assert Memo(path)("two", lambda: pytest.fail("again")) == 4
-  assert memo.folder == pathlib.Path(tmp_path / "a")
+def pieces(path):
+  return path.read_text().splitlines(keepends=True)
 
 
 @pytest.mark.parametrize(
-  "logits, message",
-  [
-    (lambda x: x * np.nan, "not finite"),
-    (lambda x: np.ones_like(x) / x.shape[-1], "probabilities"),
-  ],
+  "name", sorted(EVALUATIONS.keys() - {"calibration", "gradients", "examples"})
 )
-def test_outputs_that_cannot_be_evaluated(logits, message):
-  class Model(subjects.Dense):
-    def __call__(self, images, train):
-      return logits(np.ones((1, 3), np.float32)) + 0 * images.sum((1, 2, 3))[:, None]
+def test_killed_before_its_last_piece_and_continued(measured, tmp_path, name):
+  """It measures that piece alone, and finds what it finds at once; then nothing is left to do."""
+  *kept, last = pieces(measured.pieces[name])
+  folder = tmp_path / "evaluation"
+  folder.mkdir()
+  partial = folder / measured.pieces[name].name
+  partial.write_text("".join(kept) + last[: len(last) // 2])  # in the middle of a write
+  row, chosen = EVALUATIONS[name], table.choose(name, subjects.settings())
+  subject, computed = subjects.make(find_source=subjects.source), []
 
-  with pytest.raises(UserError, match=f"the trained model: .*{message}"):
-    subjects.make(model=Model())
+  def measure(memo):
+    def counting(piece, compute):
+      return memo(piece, lambda: [computed.append(piece), compute()][1])
+
+    counting.folder = memo.folder
+    return row.function(subject.start(counting), **chosen)
+
+  store = Store(tmp_path, ["the linear subject"], {})
+  found = store.run(name, row.version, chosen, measure)
+  assert computed == [json.loads(last)["piece"]] and not partial.exists()
+  assert found.seconds >= sum(json.loads(line)["seconds"] for line in kept)
+  expected = measured.stored[name]
+  assert encode(found.numbers) == encode(expected.numbers) and found.notes == expected.notes
+  assert without_seconds(found.details) == without_seconds(expected.details)
+  again = store.run(name, row.version, chosen, lambda memo: pytest.fail("measured again"))
+  assert again.to_json() == found.to_json()
 
 
-def test_a_model_that_draws_random_numbers_is_refused(monkeypatch):
-  draws = np.random.default_rng(0)
-  original = subject_lib.accuracy.map_batches
-  monkeypatch.setattr(
-    subject_lib.accuracy,
-    "map_batches",
-    lambda *args: original(*args) + draws.normal(size=(1, 3)).astype(np.float32),
+def without_seconds(details):
+  """AutoAttack's details say what it took."""
+  if isinstance(details, dict):
+    return {key: without_seconds(value) for key, value in details.items() if key != "seconds"}
+  return [without_seconds(value) for value in details] if isinstance(details, list) else details
+
+
+def test_an_evaluation_without_pieces_is_quick(measured):
+  """Those that are left out above keep none."""
+  assert measured.pieces.keys() == EVALUATIONS.keys() - {"calibration", "gradients", "examples"}
+
+
+# What each must find on a linear model.
+
+
+@pytest.mark.parametrize("name, attack", [("pgd", "pgd"), ("auto_attack", "auto_attack")])
+def test_attacks_find_the_closed_form(results, name, attack):
+  """x is robust iff the label's lead over each other class exceeds epsilon |w_y - w_k|_1."""
+  subject = subjects.make()
+  for epsilon in (EPSILON, 0.012):
+    number = results[name].numbers.first(attack=attack, epsilon=epsilon, stage=None)
+    np.testing.assert_array_equal(number.outcomes, subjects.exact(subject, epsilon))
+    np.testing.assert_array_equal(number.indices, np.arange(40))
+    assert 0.1 < number.value < 0.9  # so that it says something
+
+
+def test_pgd_s_curve_starts_at_the_clean_accuracy(results):
+  numbers = results["pgd"].numbers
+  assert numbers.values("epsilon") == [0.0, EPSILON, 0.012] and len(numbers) == 3
+  assert numbers.first(epsilon=0.0).value == 0.9
+  expected = dict(attack="pgd", norm="linf", steps=40, step_size=0.01, restarts=5, seed=0)
+  assert all(n.matches(loss="cross_entropy", **expected) for n in numbers)
+
+
+def test_auto_attack_says_what_ran(results):
+  numbers, spec = results["auto_attack"].numbers, results["auto_attack"].details["specs"][0]
+  assert [n["epsilon"] for n in numbers] == [EPSILON, 0.012]
+  assert all(n.matches(version="apgd-ce", steps=100, restarts=1, seed=0) for n in numbers)
+  assert spec["epsilon"] == EPSILON and spec["spec"]["examples"] == 40
+
+
+def test_auto_attack_continues_within_an_attack(results, tmp_path, monkeypatch):
+  """Its state outlives a kill between two pieces: with it there is nothing left to attack."""
+
+  def memo(piece, compute):
+    return compute()
+
+  memo.folder = tmp_path / "auto_attack"
+  run = lambda: subjects.measure(
+    "auto_attack", subjects.make(memo=memo), auto_attack={"epsilons": ()}
   )
-  with pytest.raises(UserError, match="5 passes over the same images differ"):
-    subjects.make()
+  first = run()
+  assert [path.name for path in memo.folder.iterdir()] == [f"epsilon-{EPSILON!r}.npz"]
+  monkeypatch.setattr("sprout_jax.attacks.slots.run", lambda *args: pytest.fail("attacked again"))
+  (number,) = run().numbers
+  np.testing.assert_array_equal(number.outcomes, first.numbers.first().outcomes)
+
+
+def test_auto_attack_of_several_attacks_has_a_number_after_each(monkeypatch):
+  """The last is the worst case; remarks become notes."""
+  right = {"apgd-ce": np.arange(40) < 30, "square": np.arange(40) < 20}
+  spec = {
+    "attacks": {"apgd-ce": {"steps": 100}, "square": {"steps": 5000}},
+    "notes": ["few classes"],
+  }
+  spec |= {"not_misclassified_again": 2, "not_finite": 0}
+  result = types.SimpleNamespace(robust=right["square"], per_attack=right, spec=spec)
+  monkeypatch.setattr("sprout_jax.attacks.auto_attack", lambda *args, **kwargs: result)
+  found = subjects.measure("auto_attack", subjects.make(), auto_attack={"version": "plus"})
+  at = [(n["epsilon"], n["stage"], n.value) for n in found.numbers]
+  assert at[:3] == [(EPSILON, "apgd-ce", 0.75), (EPSILON, "square", 0.5), (EPSILON, None, 0.5)]
+  assert len(at) == 6 and found.numbers.first().matches(steps=100, restarts=5, version="plus")
+  assert found.notes[0] == "few classes" and found.notes[1].startswith(
+    "At epsilon 0.01, 2 adversarial"
+  )
+  assert len(found.notes) == 3  # each once
+
+
+def test_more_steps_and_restarts_break_more(results):
+  numbers = results["strength"].numbers
+  assert numbers.values("loss") == ["cross_entropy", "margin", "dlr"] and len(numbers) == 12
+  subject = subjects.make()
+  for loss in numbers.values("loss"):
+    by = {(n["steps"], n["restarts"]): n.outcomes for n in numbers.where(loss=loss)}
+    assert by.keys() == {(1, 1), (4, 1), (1, 2), (4, 2)}
+    for weaker, stronger in [((1, 1), (4, 1)), ((1, 1), (1, 2)), ((4, 1), (4, 2))]:
+      assert not (by[stronger] & ~by[weaker]).any()
+    assert by[4, 1].sum() < by[1, 1].sum()
+    if loss != "dlr":  # on DLR PGD may follow the class that is harder to reach
+      np.testing.assert_array_equal(by[4, 2], subjects.exact(subject, EPSILON))
+    curve = results["strength"].details["best_loss"][loss]
+    assert len(curve) == 5 and curve == sorted(curve) and curve[0] < curve[-1]
+
+
+def test_strength_is_that_of_runs_of_their_own(results):
+  """One run of 4 steps and 2 restarts tells what PGD of 1 step finds."""
+  subject = subjects.make()
+  (_, number, _) = subjects.measure("pgd", subject, num_steps=1, num_restarts=2).numbers
+  found = results["strength"].numbers.first(loss="cross_entropy", steps=1, restarts=2)
+  np.testing.assert_array_equal(found.outcomes, number.outcomes)
+
+
+def test_of_two_classes_there_is_no_dlr():
+  subject, _, _ = subjects.two_classes()
+  found = subjects.measure("strength", subject, strength=dict(steps=(2,), restarts=(1,)))
+  assert found.numbers.values("loss") == ["cross_entropy", "margin"]
+  assert found.notes == ("The DLR loss needs 3 classes. There are 2: it was not run.",)
+
+
+def test_noise_is_weaker_than_attacks_and_at_radius_0_nothing(results):
+  noise, pgd = results["noise"].numbers, results["pgd"].numbers
+  assert noise.first(epsilon=0.0).value == 0.9
+  assert noise.first(epsilon=EPSILON).value > pgd.first(epsilon=EPSILON).value
+  assert all(n.matches(attack="noise", norm="linf", draws=5, seed=0) for n in noise)
+
+
+def test_more_draws_of_noise_find_more():
+  one, many = (
+    subjects.measure("noise", subjects.make(), epsilon=0.1, epsilons=(), noise={"num_draws": draws})
+    for draws in (1, 200)
+  )
+  assert many.numbers.first().value < one.numbers.first().value - 0.05
+
+
+def test_transfer_is_the_source_s_attack_on_this_model(results):
+  """A linear source's adversarial image is x - epsilon sign(w_y - w_k): try it by hand."""
+  own, other = results["transfer"].numbers
+  assert own["source"] is None and other["source"] == "another there (abcdef012345)"
+  subject, kernel = subjects.make(), subjects.other_kernel()
+  np.testing.assert_array_equal(own.outcomes, subjects.exact(subject, EPSILON))
+  assert own.value < other.value < 0.9
+  robust = subject.correct.copy()
+  for row in np.flatnonzero(robust):
+    image, label = subject.images[row].ravel(), subject.labels[row]
+    # What the attack keeps: misclassified by the source if it can be, else of the highest loss.
+    moved = [
+      image - EPSILON * np.sign(kernel[:, label] - kernel[:, k]) for k in range(3) if k != label
+    ]
+    leads = [
+      np.delete((x - 0.5) @ kernel, label).max() - ((x - 0.5) @ kernel)[label] for x in moved
+    ]
+    robust[row] = ((moved[np.argmax(leads)] - 0.5) @ subjects.kernel()).argmax() == label
+  # Of two wrong classes PGD may prefer the other.
+  assert np.sum(robust != other.outcomes) <= 2 and (robust != own.outcomes).any()
+
+
+def test_transformed_images(results):
+  subject, found = subjects.make(), results["invariance"]
+  at = lambda name, strength: found.numbers.first(transformation=name, strength=strength)
+  assert at("rotation", 0.0).value == at("brightness", 1.0).value == 0.9
+  logits = (np.clip(1.5 * subject.images, 0, 1) - 0.5).reshape(40, -1) @ subjects.kernel()
+  np.testing.assert_array_equal(at("brightness", 1.5).outcomes, logits.argmax(-1) == subject.labels)
+  for name, row in found.details["transformations"].items():
+    strengths = [n["strength"] for n in found.numbers.where(transformation=name)]
+    assert strengths == sorted(strengths) and row["identity"] in strengths
+    assert set(row["named"].values()) <= set(strengths)
+  assert found.details["transformations"]["rotation"]["named"] == {"rotation by 10 degrees": 10.0}
+
+
+def test_corruptions_and_their_means(results):
+  numbers = results["corruptions"].numbers
+  each = numbers.where(metric="accuracy")
+  assert each.values("corruption") == ["gaussian_noise", "contrast"]
+  shares = np.array([n.value for n in each]).reshape(2, 5)
+  assert [n["severity"] for n in each] == 2 * [1, 2, 3, 4, 5]
+  means = numbers.where(metric="mean_accuracy")
+  np.testing.assert_allclose(means.first(severity=None).value, shares.mean())
+  np.testing.assert_allclose([n.value for n in means if n["severity"]], shares.mean(0))
+  assert shares[0, 0] > shares[0, 4]  # more noise
+  assert all(n.matches(origin="computed", seed=0) and n.count == 40 for n in numbers)
+
+
+def test_the_order_of_corruptions_and_transformations_does_not_matter(results):
+  """Their random numbers hang on their names."""
+  subject = subjects.make()
+  turned = subjects.measure(
+    "corruptions", subject, corruptions={"corruptions": ("contrast", "gaussian_noise")}
+  )
+  assert turned.numbers.values("corruption") == ["contrast", "gaussian_noise"]
+  alone = subjects.measure("corruptions", subject, corruptions={"corruptions": ("gaussian_noise",)})
+  for some in (turned, alone):
+    for number in some.numbers.where(metric="accuracy"):
+      expected = results["corruptions"].numbers.first(**number.keys)
+      np.testing.assert_array_equal(number.outcomes, expected.outcomes)
+
+
+def test_the_order_of_the_tables_does_not_matter(results, monkeypatch):
+  """Neither that of the evaluations nor those of the transformations, corruptions and losses."""
+  from sprout_jax import attacks
+  from sprout_jax.evaluation import transformations
+
+  tables = (EVALUATIONS, changed.CORRUPTIONS, transformations.TRANSFORMATIONS, attacks.LOSSES)
+  for rows in tables:
+    turned = dict(reversed(rows.items()))
+    for name in turned:
+      monkeypatch.delitem(rows, name)
+    for name, row in turned.items():
+      monkeypatch.setitem(rows, name, row)
+    assert list(rows) == list(turned)
+  for name in ("noise", "corruptions", "invariance"):
+    found = subjects.measure(name, subjects.make())
+    for number, expected in zip(found.numbers, results[name].numbers, strict=True):
+      assert number.keys == expected.keys and number.value == expected.value
+      np.testing.assert_array_equal(number.outcomes, expected.outcomes)
+
+
+def test_corrupted_images_that_are_prepared():
+  """Of another order than the test set: counted on their own labels; as many as were asked for."""
+  whole, asked = subjects.make(), []
+
+  def find_corrupted(name, severity):
+    asked.append((name, severity))
+    order = np.random.RandomState(severity).permutation(40)
+    images = whole.images if severity < 5 else np.full_like(whole.images, 0.5)
+    return images[order], whole.labels[order]
+
+  def evaluate(find, **options):
+    section = dict(origin="tfds", corruptions=("fog",)) | options
+    return subjects.measure("corruptions", subjects.make(find_corrupted=find), corruptions=section)
+
+  each = evaluate(find_corrupted).numbers.where(metric="accuracy")
+  assert asked == [("fog", severity) for severity in (1, 2, 3, 4, 5)]
+  assert [n.value for n in each][:4] == 4 * [0.9]
+  assert each.first(severity=5).value == np.mean(whole.labels == 0)  # all logits are equal
+  assert all(n["origin"] == "tfds" and n["seed"] is None for n in each)
+  assert {n.count for n in evaluate(find_corrupted, num_examples=10).numbers} == {10}
+  wrong = np.zeros((40, 9, 9, 1), np.float32), whole.labels
+  with pytest.raises(UserError, match="origin=computed"):
+    evaluate(lambda name, severity: wrong)
+  with pytest.raises(UserError, match="no prepared set is known"):
+    evaluate(None)
+
+
+def test_an_image_is_certified_alike_whichever_others_are_chosen(results):
+  """Its draws are those of its place in the test set. (The formulas: test_smoothing.py.)"""
+  subject = subjects.make()
+  whole = subjects.measure("smoothing", subject, smoothing={"num_examples": 0})
+  rows = subject.select(20).indices
+  assert sorted(rows) != list(range(20))
+  for name in ("radii", "predictions"):
+    expected = [whole.details[name][row] for row in rows]
+    assert results["smoothing"].details[name] == expected
+
+
+def test_smoothing_agrees_with_the_model_where_it_is_sure(results):
+  found, subject = results["smoothing"], subjects.make()
+  rows = subject.select(20).indices
+  right = [p == subject.labels[row] for p, row in zip(found.details["predictions"], rows)]
+  np.testing.assert_array_equal(found.numbers.first(metric="smoothed_accuracy").outcomes, right)
+  agree = [
+    p == subject.logits[row].argmax()
+    for p, row in zip(found.details["predictions"], rows)
+    if p is not None
+  ]
+  assert np.mean(agree) > 0.9 and len(agree) > 10
+
+
+def test_calibration_is_that_of_the_logits(results):
+  """(By hand: test_calibration.py.)"""
+  numbers, subject = results["calibration"].numbers, subjects.make()
+  z = subject.logits.astype(float)
+  log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+  nll = -log_p[np.arange(40), subject.labels].mean()
+  np.testing.assert_allclose(numbers.first(metric="negative_log_likelihood").value, nll)
+  np.testing.assert_allclose(
+    numbers.first(metric="mean_confidence").value, np.exp(log_p).max(-1).mean()
+  )
+  assert numbers.first(metric="accuracy").value == 0.9 and numbers.values("bins") == [15]
+  assert sum(b["count"] for b in results["calibration"].details["bins"]) == 40
+
+
+def test_landscape_rises_along_the_sign_of_the_gradient(results):
+  found = results["landscape"]
+  surface = np.array(found.details["loss"])
+  assert surface.shape == (5, 5) and found.numbers.first().value == surface.max()
+  assert surface[4].mean() > surface[2].mean() > surface[0].mean()
+  assert found.details["sign_gradient"][0] == -np.float32(EPSILON)
+  assert found.numbers.first().count == 40  # fewer than the 64 that it would take
+
+
+def test_landscape_of_an_l2_model_stays_in_the_ball():
+  found = subjects.measure("landscape", subjects.make(), norm="l2", epsilon=0.8)
+  np.testing.assert_allclose(found.details["sign_gradient"][-1], 0.8 / 8, rtol=1e-6)  # 64 values
+
+
+def test_examples_show_the_perturbation(results):
+  details, subject = results["examples"].details, subjects.make()
+  assert details["attack"] == "PGD-40, linf, cross_entropy, steps of 0.01, one random start"
+  assert [one["index"] for one in details["examples"]] == subject.select(3).indices.tolist()
+  exact, correct = subjects.exact(subject, EPSILON), subject.correct
+  for one in details["examples"]:
+    row = one["index"]
+    assert one["label"] == subject.labels[row] and one["predicted"] == subject.logits[row].argmax()
+    assert one["broken"] == (correct[row] and not exact[row])
+    p = np.exp(subject.logits[row].astype(float))
+    np.testing.assert_allclose(one["confidence"], p.max() / p.sum(), rtol=1e-5)
+    image, adversarial, change = (
+      np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(one[key])))).astype(float)
+      for key in ("image", "adversarial", "perturbation")
+    )
+    np.testing.assert_array_equal(image, np.round(255 * subject.images[row, ..., 0]))
+    assert np.abs(adversarial - image).max() <= round(255 * EPSILON) + 1
+    if one["broken"]:  # every pixel was moved by epsilon
+      assert set(np.unique(change)) == {0, 255}
+      np.testing.assert_array_equal(change == 255, adversarial > image)
+
+
+def test_sanity_compares_attacks_at_one_radius(results):
+  """The closed form for those that reach it, and the large radius by itself."""
+  found, subject = results["sanity"].numbers, subjects.make()
+  exact = subjects.exact(subject, EPSILON)
+  by = {(n["attack"], n["steps"], n["restarts"]): n for n in found.where(metric="accuracy")}
+  assert by.keys() == {
+    ("noise", None, None),
+    ("fgsm", None, None),
+    ("pgd", 40, 5),
+    ("apgd-ce + apgd-dlr", 100, 5),
+    ("pgd", 80, 5),
+    ("pgd", 40, 10),
+  }
+  for key, number in by.items():
+    if key[0] != "noise":
+      np.testing.assert_array_equal(number.outcomes, exact)
+  assert exact.mean() < by["noise", None, None].value <= 0.9
+  assert by["noise", None, None]["draws"] == 100
+  large = found.first(metric="accuracy_at_large_radius")
+  assert large["epsilon"] == 0.5 and large["steps"] == 50 and large.value == 0
+  faults = [n for n in found if n.metric.endswith("_gradients")]
+  assert len(faults) == 3 * 4 * 3 and all(n.value == 0 and n.count == 36 for n in faults[:12])
+  assert [n["place"] for n in faults[::12]] == [
+    "at the images",
+    "at the start of PGD",
+    "halfway through PGD",
+  ]
+  curve = results["sanity"].details["best_loss"]
+  assert len(curve) == 41 and curve == sorted(curve)
+
+
+def test_gradients_say_what_is_compared(results):
+  numbers = results["gradients"].numbers
+  pairs = [(n["module"], n["other_module"]) for n in numbers.where(metric="cosine_similarity")]
+  assert pairs == [("gaussian", "mixup"), ("gaussian", "dirichlet"), ("mixup", "dirichlet")]
+  assert all(-1 <= n.value <= 1 and n.count == 40 for n in numbers if n.unit == "")
+  assert numbers.first(metric="undefined_gradients").value == 0
 
 
 def test_sources_of_one_label_are_told_apart():
-  """The one that breaks more is found out, in whatever order they come; the white box has no steps."""
-  kernels = {"same": subjects.weights(), "useless": 0 * subjects.weights()}
+  """By their weights: the one that breaks more is seen."""
+  kernels = {"same": subjects.kernel(), "useless": 0 * subjects.kernel()}
+  kernels = {name: subjects.linear_network(kernel) for name, kernel in kernels.items()}
+  subject = subjects.make(
+    weights={"levels": np.float32(50)},
+    find_source=lambda name: Source("one label", name, subjects.model(kernels[name])),
+  )
   for order in (("same", "useless"), ("useless", "same")):
-    config = small_config()
-    config.transfer.sources = tuple((name, name) for name in order)
-    subject = subjects.make(
-      model=subjects.Dense(lambda x: jnp.round(x * 50) / 50),
-      load=lambda workdir: subject_lib.Source(
-        workdir,
-        "one label",
-        workdir,
-        subjects.Dense(),
-        {"params": {"dense": {"kernel": kernels[workdir]}}},
-      ),
-    )
-    (finding,) = EVALUATIONS["transfer"](subject, **options.options("transfer", config))["findings"]
-    assert finding["concerns"] == ["transfer from one label (same)"]
+    found = subjects.measure("transfer", subject, transfer={"sources": order}).numbers
+    assert found.values("source") == [f"one label ({name})" for name in order]
+    values = {n["source"]: n.value for n in found}
+    assert values["one label (same)"] < values[None] <= values["one label (useless)"]
+    assert values["one label (useless)"] == subject.correct.mean()
 
 
-def test_time_of_an_interrupted_evaluation_is_that_of_all_its_runs(tmp_path, monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(store_lib.time, "monotonic", lambda: now[0])
+def test_all_corruptions_are_measured_unless_told_otherwise():
+  from sprout_jax.evaluation.corruptions import CORRUPTIONS
 
-  def takes(seconds):
-    def compute():
-      now[0] += seconds
-      return seconds
-
-    return compute
-
-  store = Store(tmp_path, ["weights"])
-
-  def killed(memo):
-    memo("one", takes(5))
-    raise Killed
-
-  with pytest.raises(Killed):
-    store.run("pgd", {}, killed)
-  now[0] += 1000
-  found = store.run(
-    "pgd", {}, lambda memo: {"value": memo("one", takes(5)) + memo("two", takes(7))}
-  )
-  assert found["wall_seconds"] == 12 and found["value"] == 12
-
-
-def test_numbers_that_are_not_finite_are_none_in_json(tmp_path):
-  found = Store(tmp_path, []).run(
-    "pgd", {}, lambda memo: {"a": [math.nan, 1.0], "b": memo("m", lambda: math.inf)}
-  )
-  assert found["a"] == [None, 1.0] and found["b"] is None
-  assert Store(tmp_path, []).read("pgd", {}) == found
-
-
-def test_another_code_is_another_identity(monkeypatch, tmp_path):
-  """A copy of the sources with one changed line."""
-  import shutil
-
-  root = pathlib.Path(store_lib.__file__).parents[1]
-  copy = tmp_path / "sprout_jax"
-  shutil.copytree(root, copy, ignore=shutil.ignore_patterns("__pycache__"))
-  first = store_lib.code_identity()
-  monkeypatch.setattr(store_lib, "__file__", str(copy / "evaluation" / "store.py"))
-  assert store_lib.code_identity() == first
-  path = copy / "attacks" / "pgd.py"
-  path.write_text(path.read_text() + "# changed\n")
-  assert store_lib.code_identity()["code"] != first["code"]
-
-
-def test_default_radii_let_pgd_and_autoattack_be_compared():
-  from configs import digits
-
-  for config in (default.get_config("natural").evaluation, digits.get_config().evaluation):
-    assert (
-      set(config.auto_attack.epsilons) <= set(config.epsilons) and config.epsilon in config.epsilons
-    )
-
-
-def test_the_landscape_of_an_l2_model_stays_in_the_ball():
-  config = small_config()
-  config.norm, config.epsilon = "l2", 0.8
-  found, _ = evaluate("landscape", config)
-  np.testing.assert_allclose(found["sign_gradient"][-1], 0.8 / 8, rtol=1e-6)  # 64 values
-
-
-def test_all_corruptions_are_listed_by_default():
-  config = default.get_config("natural").evaluation
-  assert config.corruptions.corruptions == tuple(CORRUPTIONS)
+  assert table.defaults()["corruptions"]["corruptions"] == tuple(CORRUPTIONS)
+  assert set(session.USUAL) <= set(EVALUATIONS)
+  assert math.isfinite(sum(row.version for row in EVALUATIONS.values()))

@@ -1,40 +1,32 @@
-"""Findings end to end: each fires on a model that was built to trigger it, none on one trained against PGD."""
+"""Findings end to end: each fires on a model built for it, none on one trained against PGD."""
 
+import dataclasses
 import functools
-import pathlib
-import tempfile
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import digits
 from sprout_jax import attacks
 from sprout_jax import data
 from sprout_jax import losses
 from sprout_jax import vicinity
-from sprout_jax.evaluation import EVALUATIONS
-from sprout_jax.evaluation import checks
-from sprout_jax.evaluation import options
-from sprout_jax.evaluation import subject as subject_lib
-from tests.evaluation.subjects import ALONE
+from sprout_jax.evaluation import table
+from sprout_jax.results import checks
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.store import Stored
+from tests.evaluation import subjects
 
 EPSILON = 0.1
-ALPHA, NOISE = 0.95, 0.3  # of the smoothed model: strong
+ALPHA, NOISE = 0.99, 0.3  # of the smoothed model: strong
+CLASSES = (3, 5, 8, 9)  # digits that are taken for each other
 
 
-class Network(nn.Module):
-  """Two layers, behind `before`, the outputs times `scale`."""
-
-  before: callable = lambda x: x
-  scale: float = 1.0
-
-  @nn.compact
-  def __call__(self, images, train):
-    x = self.before(images).reshape(len(images), -1)
-    return self.scale * nn.Dense(10)(nn.relu(nn.Dense(96)(x)))
+def digits(split):
+  keep = np.isin(split.labels, CLASSES)
+  labels = np.searchsorted(CLASSES, split.labels[keep]).astype(np.int32)
+  return split.images[keep], labels
 
 
 def natural(key, predict, images, one_hot, labels):
@@ -42,170 +34,137 @@ def natural(key, predict, images, one_hot, labels):
 
 
 def adversarial(key, predict, images, one_hot, labels):
-  return attacks.pgd(
+  attacked = attacks.pgd(
     key, predict, images, labels, epsilon=EPSILON, step_size=EPSILON / 3, num_steps=5, keep="last"
-  ), one_hot
+  )
+  return attacked, one_hot
 
 
 def smoothed(key, predict, images, one_hot, labels):
-  return vicinity.gaussian_noise(key, images, NOISE), (1 - ALPHA) * one_hot + ALPHA / 10
+  noisy = vicinity.gaussian_noise(key, images, NOISE)
+  return noisy, (1 - ALPHA) * one_hot + ALPHA / len(CLASSES)
 
 
 @functools.cache
 def train(vicinity_of):
-  """Variables of a `Network` after 400 steps of Adam on all digits at once."""
-  split, model, optimizer = data.load("digits").train, Network(), optax.adam(3e-3)
-  images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
-  variables = model.init(jax.random.key(0), images[:1], train=False)
+  """Weights of a `subjects.network` after 300 steps of Adam on all digits of `CLASSES` at once."""
+  images, labels = map(jnp.asarray, digits(data.load("digits").train))
+  weights = subjects.draw_network(0)
+  fixed = {name: weights.pop(name) for name in ("scale", "levels", "offset")}
+  predict = lambda weights, x: subjects.network(weights | fixed, x)
+  one_hot, optimizer = jax.nn.one_hot(labels, len(CLASSES)), optax.adam(3e-3)
 
   def step(carry, key):
-    variables, state = carry
-    predict = lambda variables, x: model.apply(variables, x, train=False)
-    x, y = vicinity_of(
-      key, functools.partial(predict, variables), images, jax.nn.one_hot(labels, 10), labels
-    )
-    gradient = jax.grad(lambda v: losses.soft_cross_entropy(predict(v, x), y).mean())(variables)
-    updates, state = optimizer.update(gradient, state)
-    return (optax.apply_updates(variables, updates), state), None
+    weights, state = carry
+    x, y = vicinity_of(key, functools.partial(predict, weights), images, one_hot, labels)
+    loss = lambda weights: losses.soft_cross_entropy(predict(weights, x), y).mean()
+    updates, state = optimizer.update(jax.grad(loss)(weights), state)
+    return (optax.apply_updates(weights, updates), state), None
 
-  run = jax.jit(
-    lambda carry: jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 400))[0]
+  def run(carry):
+    return jax.lax.scan(step, carry, jax.random.split(jax.random.key(1), 300))[0]
+
+  return jax.tree.map(np.asarray, jax.jit(run)((weights, optimizer.init(weights)))[0]) | fixed
+
+
+def measure(rows, weights, **changes):
+  """All findings of these evaluations together, and their numbers."""
+  images, labels = digits(data.load("digits").test)
+  subject = subjects.of_network(weights, images[: subjects.COUNT], labels[: subjects.COUNT])
+  standard = dict(version="standard", epsilons=())
+  settings = subjects.settings(
+    epsilon=EPSILON,
+    epsilons=(0.0, EPSILON),
+    **dict(auto_attack=standard, binarization=dict(num_examples=16)) | changes,
   )
-  return run((variables, optimizer.init(variables)))[0]
+  stored = {}
+  for name in rows:
+    options = table.choose(name, settings)
+    found = table.EVALUATIONS[name].function(subject, **options)
+    numbers = Numbers(dataclasses.replace(number, evaluation=name) for number in found.numbers)
+    stored[name] = Stored(numbers, found.details, found.notes, name, 1, options)
+  numbers = Numbers(number for one in stored.values() for number in one.numbers)
+  return checks.findings(checks.Evidence(numbers, stored)), numbers
 
 
-class Memo:
-  folder = pathlib.Path(tempfile.gettempdir())
-
-  def __call__(self, name, compute):
-    return compute()
+def failed(findings):
+  return {finding.check for finding in findings if not finding.passed}
 
 
-def findings(rows, variables, model=Network(), count=100, folder=None, **changes):
-  """{(name, passed)}, all findings, of these evaluations together with the gap from PGD to AutoAttack."""
-  config = digits.get_config().evaluation
-  config.unlock()
-  config.epsilon, config.epsilons, config.auto_attack.epsilons = EPSILON, (0.0, EPSILON), (EPSILON,)
-  config.binarization.update(num_examples=16, num_inner=100)
-  for name, value in changes.items():
-    config[name].update(value) if isinstance(value, dict) else config.update({name: value})
-  split, memo = data.load("digits").test, Memo()
-  memo.folder = folder
-  test = data.Split(split.images[:count], split.labels[:count])
-  subject = subject_lib.Subject(
-    model=model,
-    variables=variables,
-    test=test,
-    num_classes=10,
-    class_names=tuple("0123456789"),
-    logits=subject_lib.checked_logits(model, variables, test, 128, ALONE),
-    batch_size=128,
-    mesh=ALONE,
-    beta=None,
-    load=None,
-    load_corrupted=None,
-    memo=memo,
-  )
-  found, entries = [], []
-  for row in rows:
-    result = EVALUATIONS[row](subject, **options.options(row, config))
-    found, entries = found + result.get("findings", []), entries + result.get("entries", [])
-  return found + checks.gaps(entries), entries
+def test_a_model_trained_against_pgd_raises_no_finding():
+  rows = ("pgd", "sanity", "binarization", "auto_attack")
+  found, numbers = measure(rows, train(adversarial))
+  assert not failed(found), [finding.text for finding in found if not finding.passed]
+  assert {finding.check for finding in found} == checks.CHECKS.keys()
+  assert numbers.first(evaluation="auto_attack", stage=None).value > 0.7  # it is worth something
 
 
-def failed(found):
-  return {finding["name"] for finding in found if not finding["passed"]}
-
-
-def test_a_model_trained_against_pgd_raises_no_finding(tmp_path):
-  found, entries = findings(
-    ("pgd", "sanity", "binarization", "auto_attack"),
-    train(adversarial),
-    folder=tmp_path,
-    num_steps=40,
-    step_size=0.01,
-    num_restarts=5,
-  )
-  assert not failed(found), [finding["text"] for finding in found if not finding["passed"]]
-  assert {finding["name"] for finding in found} == {
-    "monotone",
-    "gradients",
-    "order",
-    "black_box",
-    "effort",
-    "large_radius",
-    "converged",
-    "binarization",
-    "square",
-    "gap",
-  }
-  assert entries[-1]["accuracy"] > 0.7  # it is worth something
-
-
-def test_smoothed_labels_and_noise_look_robust_to_pgd_with_one_start(tmp_path):
+def test_smoothed_labels_and_noise_look_robust_to_pgd_with_one_start():
   """What PGD on the cross-entropy leaves of it, AutoAttack breaks."""
-  found, entries = findings(("pgd", "auto_attack"), train(smoothed), folder=tmp_path)
-  pgd, ensemble = entries[-2], entries[-1]
+  found, numbers = measure(("pgd", "auto_attack"), train(smoothed), num_restarts=1)
+  pgd = numbers.first(evaluation="pgd", epsilon=EPSILON)
+  ensemble = numbers.first(evaluation="auto_attack", stage=None)
   assert failed(found) == {"gap"} and pgd["restarts"] == 1
-  (gap,) = [finding for finding in found if finding["name"] == "gap"]
-  np.testing.assert_allclose(gap["value"], 100 * (pgd["accuracy"] - ensemble["accuracy"]))
-  assert (
-    gap["value"] > 10
-    and gap["beside"] == ["pgd", "epsilon 0.1"]
-    and "report AutoAttack's number" in gap["text"]
-  )
+  (gap,) = [finding for finding in found if finding.check == "gap"]
+  np.testing.assert_allclose(gap.value, 100 * (pgd.value - ensemble.value))
+  assert gap.value > 10 and gap.is_about(pgd) and not gap.is_about(ensemble)
+  assert "quote the number of AutoAttack" in gap.text
   # Its neighbour without smoothing has no such gap.
-  found, _ = findings(("pgd", "auto_attack"), train(natural), folder=tmp_path / "natural")
+  found, _ = measure(("pgd", "auto_attack"), train(natural), num_restarts=1)
   assert "gap" not in failed(found)
 
 
-def test_a_model_behind_rounding_has_no_gradients_and_is_found_out(tmp_path):
-  model = Network(before=lambda x: jnp.round(x * 16) / 16)
-  found, _ = findings(("pgd", "sanity", "auto_attack"), train(natural), model, folder=tmp_path)
+def test_a_model_behind_rounding_has_no_gradients_and_is_found_out():
+  rounded = train(natural) | {"levels": np.float32(10)}
+  found, numbers = measure(("pgd", "sanity", "auto_attack"), rounded, num_restarts=1)
   assert failed(found) >= {"gradients", "black_box", "large_radius", "square", "gap"}
-  texts = " ".join(finding["text"] for finding in found)
-  assert (
-    "zero for 100.0%" in texts
-    and "Square broke" in texts
-    and "gradients are probably masked" in texts
-  )
+  texts = " ".join(finding.text for finding in found)
+  assert "zero for cross_entropy in 100.0%" in texts and "Square broke" in texts
+  assert "gradients are probably masked" in texts
+  pgd = numbers.first(evaluation="pgd", epsilon=EPSILON)
+  assert {f.check for f in found if f.is_about(pgd) and not f.passed} >= {"gradients", "gap"}
 
 
 def test_a_model_whose_logits_are_blown_up_has_no_gradient_of_the_cross_entropy():
-  found, _ = findings(("sanity",), train(natural), Network(scale=1e4))
-  gradients = [
-    finding for finding in found if finding["name"] == "gradients" and not finding["passed"]
-  ]
-  assert {finding["where"] for finding in gradients} == {
-    "at the images",
-    "at the start of PGD",
-    "halfway through PGD",
-  }
-  assert all(
-    finding["concerns"] == ["cross_entropy: zero"] for finding in gradients
-  )  # not what attacks follow
-  (order,) = [finding for finding in found if finding["name"] == "order"]
-  assert not order["passed"] and "pgd broke" in order["text"]
+  found, numbers = measure(("sanity",), train(natural) | {"scale": np.float32(1e4)})
+  gradients = [f for f in found if f.check == "gradients"]
+  assert len(gradients) == 3 and not any(f.passed for f in gradients)
+  for place in ("at the images", "at the start of PGD", "halfway through PGD"):
+    (finding,) = [f for f in gradients if place in f.text]
+    concerned = [n for n in numbers if finding.is_about(n)]
+    assert concerned and all(
+      n["loss"] == "cross_entropy" and n["place"] == place for n in concerned
+    )
+    assert "log_odds" not in finding.text  # which is what attacks follow
 
 
-def test_gradients_that_are_nan_in_a_pixel_are_found_out_and_spoil_no_attack(tmp_path):
+def test_gradients_that_are_nan_in_a_pixel_are_found_out_and_spoil_no_attack():
   """The square root has no slope at 0, which the first pixel of all digits is."""
-  model = Network(before=lambda x: x + 0 * jnp.sqrt(x[:, :1, :1]))
   rows = ("pgd", "sanity", "strength")
-  changes = dict(steps=(5, 10), restarts=(1, 2), losses=("cross_entropy",))
-  found, entries = findings(rows, train(natural), model, strength=changes)
-  gradients = [finding for finding in found if finding["name"] == "gradients"]
-  assert gradients and not any(finding["passed"] for finding in gradients)
-  assert "cross_entropy: nan for 100.0%" in gradients[0]["text"]
-  _, usual = findings(rows, train(natural), strength=changes)
-  for entry, other in zip(entries, usual, strict=True):  # of 100 images; one pixel less to change
-    assert abs(entry["accuracy"] - other["accuracy"]) <= 0.03
+  found, numbers = measure(rows, train(natural) | {"offset": np.float32(0)})
+  gradients = [f for f in found if f.check == "gradients"]
+  assert gradients and not any(f.passed for f in gradients)
+  assert "not a number for cross_entropy in 100.0%" in gradients[0].text
+  _, usual = measure(rows, train(natural))
+  for number in numbers.where(metric="accuracy"):  # of 40 images; one pixel less to change
+    other = usual.first(evaluation=number.evaluation, metric="accuracy", **number.keys)
+    assert abs(number.value - other.value) <= 0.05
 
 
 def test_an_attack_that_is_too_weak_is_found_out():
-  """Few short steps: more of them find more, the loss still rises, and planted examples are missed."""
-  found, _ = findings(("sanity", "binarization"), train(adversarial), num_steps=10, step_size=0.004)
-  assert failed(found) >= {"effort", "converged", "binarization"}
-  assert "large_radius" not in failed(found)  # whose own steps are long
-  (effort,) = [finding for finding in found if finding["name"] == "effort"]
-  assert "twice the steps" in effort["concerns"]
+  """Few short steps: more find more, the loss still rises, and planted examples are missed."""
+  weak = dict(num_steps=10, step_size=0.004, num_restarts=1)
+  found, _ = measure(("sanity", "binarization"), train(adversarial), **weak)
+  assert failed(found) == {"effort", "converged", "binarization", "order"}
+  # The large radius has long steps of its own.
+  (effort,) = [f for f in found if f.check == "effort"]
+  assert "20 steps" in effort.text and effort.value > checks.EFFORT_POINTS
+
+
+def test_without_gradients_there_are_no_cosines():
+  """None, and the count says so: no number is invented."""
+  found, numbers = measure(("gradients",), train(natural) | {"levels": np.float32(10)})
+  cosines = numbers.where(metric="cosine_similarity")
+  assert len(cosines) == 3 and all(n.value is None and n.count == 0 for n in cosines)
+  undefined = numbers.first(metric="undefined_gradients")
+  assert undefined.value == undefined.count == subjects.COUNT and not found
