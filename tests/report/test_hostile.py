@@ -29,7 +29,7 @@ HOSTILE = [
   "W" * 20_000,
   "=cmd|' /C calc'!A1",
   "half a pair \ud800",
-  "漢字 اللغة $\\frac{",
+  "$\\frac{$ 漢字 اللغة",
 ]
 HIDDEN = re.compile("[\u0000-\u0008\u000b-\u001f\u007f\u200b\u202e\u2028\ud800-\udfff]")
 

@@ -535,6 +535,13 @@ def test_what_is_no_picture_is_refused(data):
     figures.picture(data)
 
 
+def test_a_picture_of_too_many_pixels_is_refused():
+  stream = io.BytesIO()
+  Image.new("L", (4097, 1)).save(stream, "PNG")
+  with pytest.raises(ValueError, match="at most 4096 pixels a side"):
+    figures.picture(stream.getvalue())
+
+
 def test_another_folder(tmp_path):
   folder = runs.workdir(tmp_path / "a", only=LIGHT)
   text = report.compare([folder], tmp_path / "there" / "it")
