@@ -1,6 +1,6 @@
 """The config of a run that is there, to start another from it.
 
-    python launch.py --config configs/stored.py:runs/a --workdir runs/b --config.seed=1
+python launch.py --config configs/stored.py:runs/a --workdir runs/b --config.seed=1
 """
 
 import pathlib
