@@ -1,5 +1,6 @@
 """Evaluations of one model, one after the other, kept in a workdir."""
 
+import dataclasses
 import importlib.metadata
 import pathlib
 import platform
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 import sprout_jax
+from sprout_jax.attacks import convolutions
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import preflight
 from sprout_jax.evaluation import subject as subject_lib
@@ -38,6 +40,7 @@ PACKAGES = (
   "ml_collections",
   "tensorflow-datasets",
 )
+TIMED = 8  # images whose gradient is timed to choose between convolutions
 # What `evaluate` measures unless it is told otherwise; "transfer" needs other models.
 USUAL = (
   "pgd",
@@ -167,6 +170,7 @@ def evaluate(
   features: Callable | None = None,
   sources: Mapping[str, Callable] | None = None,
   batch_size: int = 256,
+  fast_convolutions: bool = True,
   progress: bool = True,
   **options: Any,
 ) -> Results:
@@ -198,6 +202,8 @@ def evaluate(
       test; default its logits.
     sources: {name: predict} of other models; with them, "transfer" is measured as well.
     batch_size: images of one compiled call, over all devices.
+    fast_convolutions: whether plain convolutions of the model may be exchanged for equal ones with
+      faster gradients, where a quick timing says that it pays (`attacks.convolutions`; on a CPU).
     progress: whether lines and bars are shown.
     **options: other options: shared ones (`num_examples=1000`, `seed=1`), or a dictionary for one
       evaluation (`auto_attack={"version": "plus"}`). See `EVALUATIONS`.
@@ -243,6 +249,9 @@ def evaluate(
   if len(names) != subject.num_classes:
     raise UserError(f"there are {len(names)} class_names for {subject.num_classes} classes")
   digest = subject_lib.digest(model, images.shape[1:])
+  if fast_convolutions:
+    faster = convolutions.fastest(subject.predict, subject_lib.to_float(images[:TIMED]))
+    subject = dataclasses.replace(subject, predict=faster, programs={})
   data = subject_lib.data_digest(images, labels)
   extra = [] if features is None else [subject_lib.digest(subject.features, images.shape[1:])]
   about = {

@@ -219,3 +219,26 @@ def test_a_killed_call_continues_with_the_same_numbers(tmp_path):
   found = [json.loads((tmp_path / w / "results.json").read_text()) for w in ("whole", "killed")]
   assert found[0]["numbers"] == found[1]["numbers"] and len(found[0]["numbers"]) > 40
   assert found[0]["findings"] == found[1]["findings"]
+
+
+def test_plain_convolutions_are_exchanged_where_it_pays(tmp_path, monkeypatch):
+  """The attacked function is the exchanged one; the numbers and the identity stay."""
+  from sprout_jax.attacks import convolutions
+
+  model = linen()
+  labels = np.asarray(model(jnp.asarray(IMAGES))).argmax(-1)
+  monkeypatch.setattr(convolutions, "pays", lambda predict, images: True)
+  traced = []
+  original = convolutions.exchange_convolutions
+  monkeypatch.setattr(
+    convolutions, "exchange_convolutions", lambda predict: traced.append(1) or original(predict)
+  )
+  first = evaluation.evaluate(model, IMAGES, labels, workdir=tmp_path / "a", **OPTIONS)
+  assert traced
+  traced.clear()
+  plain = evaluation.evaluate(
+    model, IMAGES, labels, workdir=tmp_path / "b", fast_convolutions=False, **OPTIONS
+  )
+  assert not traced
+  assert [n.value for n in first.numbers] == [n.value for n in plain.numbers]
+  assert first.about["parameters_sha256"] == plain.about["parameters_sha256"]
