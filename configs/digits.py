@@ -33,7 +33,10 @@ def get_config(arguments=""):
   config.dataset.name = "digits"
   config.checkpoint.every_epochs = 10
   config.evaluation.epsilons = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-  config.evaluation.step_size = 0.03
+  # 20 steps of 0.03 from one start fail the check "effort" on honest models; these do not.
+  config.evaluation.num_steps = 50
+  config.evaluation.step_size = 0.01
+  config.evaluation.num_restarts = 5
   config.evaluation.epsilon = 0.1
   config.evaluation.strength.num_examples = 100
   config.evaluation.smoothing.update(num_examples=100, n=10_000)

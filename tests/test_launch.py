@@ -20,6 +20,7 @@ SHORT = (
   "--config.checkpoint.every_steps=7",
   "--config.evaluation.epsilons=0",
   "--config.evaluation.num_steps=3",
+  "--config.evaluation.num_restarts=1",
   "--config.ema_decay=0.9",
   "--config.evaluation.evaluations=pgd,calibration,noise",
   "--config.evaluation.noise.num_draws=3",

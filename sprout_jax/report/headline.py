@@ -44,10 +44,7 @@ class Measure:
 
 
 def threat(runs: list[Run]) -> tuple[str | None, float | None]:
-  """The threat model (norm, epsilon) of most evaluations; of several, the middle one.
-
-  (None, None) without any attack.
-  """
+  """The threat model (norm, epsilon) of most evaluations; of several, one that options name."""
   attacked = {
     (run.place, number.evaluation, number["norm"], number["epsilon"])
     for run in runs
@@ -56,8 +53,11 @@ def threat(runs: list[Run]) -> tuple[str | None, float | None]:
   }
   totals = collections.Counter((norm, epsilon) for *_, norm, epsilon in attacked)
   most = max(totals.values(), default=0)
-  candidates = sorted(threat for threat, count in totals.items() if count == most)
-  return candidates[(len(candidates) - 1) // 2] if candidates else (None, None)
+  often = sorted(threat for threat, count in totals.items() if count == most)
+  options = [one.options for run in runs for one in run.results.stored.values()]
+  named = {(some.get("norm"), some.get("epsilon")) for some in options}
+  often = [threat for threat in often if threat in named] or often
+  return often[(len(often) - 1) // 2] if often else (None, None)
 
 
 def certified_radius(runs: list[Run]) -> float | None:
