@@ -1,5 +1,7 @@
 """The attacks' constants and building blocks, each against another way to compute it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,11 @@ from sprout_jax.attacks.square import side
 from sprout_jax.attacks.square import square_attack
 
 KEY = jax.random.key(8)
+# Each is compiled as one program. Run operation by operation, they are many small programs.
+project = jax.jit(project_on_hyperplane, static_argnums=3)
+pgd = jax.jit(
+  attacks.pgd, static_argnums=1, static_argnames=("num_steps", "start", "keep", "momentum")
+)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +84,7 @@ def hyperplane(seed, reachable=True):
 def test_projection_on_a_hyperplane_against_scipy(norm, seed, sign):
   """Smallest change within the box that reaches the plane: linear or quadratic programme."""
   points, normal, offset, _ = hyperplane(seed)
-  found = np.asarray(
-    project_on_hyperplane(
-      jnp.asarray(points), jnp.asarray(sign * normal), jnp.asarray(sign * offset), norm
-    )
-  ).ravel()
+  found = np.asarray(project(points, sign * normal, sign * offset, norm)).ravel()
   x, w, b = points.ravel().astype(float), normal.ravel().astype(float), float(offset[0])
   np.testing.assert_allclose(w @ (x + found), b, atol=1e-4)
   assert (x + found).min() >= -1e-6 and (x + found).max() <= 1 + 1e-6
@@ -112,7 +115,7 @@ def test_projection_on_a_hyperplane_against_scipy(norm, seed, sign):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_plane_beyond_the_box_is_approached_as_far_as_it_goes(norm):
   points, normal, offset, corner = hyperplane(0, reachable=False)
-  found = project_on_hyperplane(jnp.asarray(points), jnp.asarray(normal), jnp.asarray(offset), norm)
+  found = project(points, normal, offset, norm)
   np.testing.assert_allclose(found, np.where(normal == 0, 0, corner), atol=1e-6)
 
 
@@ -125,9 +128,7 @@ def test_projection_of_many_pixels_reaches_the_plane(norm):
   normal = rng.standard_cauchy((8, 32, 32, 3)).astype(np.float32)
   corner = np.where(normal > 0, 1 - points, -points)
   goal = (normal * (points + 0.7 * corner)).sum((1, 2, 3))
-  found = np.asarray(
-    project_on_hyperplane(jnp.asarray(points), jnp.asarray(normal), jnp.asarray(goal), norm)
-  )
+  found = np.asarray(project(points, normal, goal, norm))
   reached = (normal.astype(float) * (points + found)).sum((1, 2, 3))
   scale = np.abs(normal * corner).sum((1, 2, 3))
   np.testing.assert_allclose((reached - goal) / scale, 0, atol=1e-5)
@@ -141,8 +142,10 @@ def test_dlr_is_invariant_to_shift_and_scale(targeted):
   targets = ((labels + 1 + rng.integers(5, size=50)) % 6).astype(np.int32)
   fn = losses.targeted_difference_of_logits_ratio if targeted else losses.difference_of_logits_ratio
   extra = (targets,) if targeted else ()
-  values = fn(logits, labels, *extra)
-  np.testing.assert_allclose(fn(3.5 * logits + 7.0, labels, *extra), values, rtol=1e-4, atol=1e-5)
+  values = jax.jit(fn)(logits, labels, *extra)
+  np.testing.assert_allclose(
+    jax.jit(fn)(3.5 * logits + 7.0, labels, *extra), values, rtol=1e-4, atol=1e-5
+  )
   by_hand = []
   for z, y, t in zip(logits.astype(float), labels, targets):
     ranked = np.sort(z)[::-1]
@@ -157,7 +160,8 @@ def test_dlr_is_invariant_to_shift_and_scale(targeted):
 
 def test_targets_are_the_wrong_classes_by_rank():
   logits = jnp.array([[0.1, 3.0, 2.0, 1.0], [5.0, 1.0, 2.0, 3.0]])
-  found = [ranked_targets(logits, jnp.array([1, 2]), jnp.full(2, run)).tolist() for run in range(3)]
+  rank = jax.jit(ranked_targets)
+  found = [rank(logits, np.array([1, 2]), np.full(2, run)).tolist() for run in range(3)]
   assert found == [[2, 0], [3, 3], [0, 1]]
 
 
@@ -166,32 +170,37 @@ def square_of(norm):
 
 
 def square_batch(norm_epsilon=0.1, count=6, size=12):
-  images = jnp.full((count, size, size, 3), 0.5)
   return Batch(
-    images,
-    jnp.zeros(count, jnp.int32),
-    example_keys(KEY, jnp.arange(count)),
-    jnp.zeros(count, jnp.int32),
-    jnp.float32(norm_epsilon),
+    np.full((count, size, size, 3), 0.5, np.float32),
+    np.zeros(count, np.int32),
+    example_keys(KEY, np.arange(count)),
+    np.zeros(count, np.int32),
+    np.float32(norm_epsilon),
   )
+
+
+def compiled(attack, predict):
+  """(batch -> state, (batch, state, number of the step [batch]) -> state) as two programs."""
+  return (jax.jit(functools.partial(fn, predict)) for fn in (attack.start, attack.step))
 
 
 def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
   attack, batch = square_of("linf"), square_batch()
   rising = lambda x: jnp.stack([jnp.zeros(len(x)), x.mean((1, 2, 3)) - 9], -1)  # never broken
-  state = attack.start(rising, batch)
+  start, advance = compiled(attack, rising)
+  state = start(batch)
   stripes = np.asarray(state["adversarial"])
   np.testing.assert_allclose(np.abs(stripes - 0.5), 0.1, atol=1e-6)
   assert (stripes == stripes[:, :1]).all() and not (stripes[0] == stripes[1]).all()
-  state = state | {"margin": jnp.full(6, -jnp.inf)}  # so that the step is kept
-  new = np.asarray(attack.step(rising, batch, state, jnp.full(6, 60))["adversarial"])
+  state = state | {"margin": np.full(6, -np.inf, np.float32)}  # so that the step is kept
+  new = np.asarray(advance(batch, state, np.full(6, 60))["adversarial"])
   edge = side(60, 12, 12)
   for before, after in zip(stripes, new):
     changed = (before != after).any(-1)
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     assert 0 < len(rows) <= edge and np.ptp(rows) < edge and np.ptp(columns) < edge
     np.testing.assert_allclose(np.abs(after - 0.5), 0.1, atol=1e-6)
-  worse = attack.step(rising, batch, state | {"margin": jnp.full(6, jnp.inf)}, jnp.full(6, 60))
+  worse = advance(batch, state | {"margin": np.full(6, np.inf, np.float32)}, np.full(6, 60))
   np.testing.assert_array_equal(
     worse["adversarial"], stripes
   )  # a step that does not help is undone
@@ -200,13 +209,14 @@ def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
 def test_square_in_l2_uses_the_whole_ball():
   attack, batch = square_of("l2"), square_batch(0.7)
   rising = lambda x: jnp.stack([jnp.zeros(len(x)), x.mean((1, 2, 3)) - 9], -1)
-  state = attack.start(rising, batch)
+  start, advance = compiled(attack, rising)
+  state = start(batch)
   for step in range(5):
     np.testing.assert_allclose(
-      attacks.NORMS["l2"].size(state["adversarial"] - batch.images), 0.7, rtol=1e-4
+      attacks.NORMS["l2"].size(np.asarray(state["adversarial"]) - batch.images), 0.7, rtol=1e-4
     )
-    state = attack.step(
-      rising, batch, state | {"margin": jnp.full(6, -jnp.inf)}, jnp.full(6, step * 30)
+    state = advance(
+      batch, state | {"margin": np.full(6, -np.inf, np.float32)}, np.full(6, step * 30)
     )
 
 
@@ -243,7 +253,7 @@ def test_momentum_by_hand(keep):
     velocity = 0.9 * velocity + gradient
     x = x + 0.07 * np.sign(velocity)
     path.append(x)
-  found = attacks.pgd(
+  found = pgd(
     KEY,
     predict,
     images,
@@ -257,7 +267,7 @@ def test_momentum_by_hand(keep):
   )
   expected = path[-1] if keep == "last" else min(path, key=lambda value: abs(value - 0.6))
   np.testing.assert_allclose(found, expected, atol=1e-5)
-  plain = attacks.pgd(
+  plain = pgd(
     KEY,
     predict,
     images,
@@ -293,8 +303,24 @@ def test_carlini_wagner_leaves_what_it_cannot_break():
   sure = lambda x: (
     jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x))], -1) + 0 * x.mean((1, 2, 3))[:, None]
   )
-  found = attacks.carlini_wagner(sure, images, np.array([0, 0]), num_steps=5, num_searches=2)
+  found = jax.jit(
+    lambda x: attacks.carlini_wagner(sure, x, np.array([0, 0]), num_steps=5, num_searches=2)
+  )(images)
   np.testing.assert_array_equal(found, images)
+
+
+@pytest.fixture(scope="module")
+def reviewed():
+  """APGD of 100 steps on a model whose margin rises with the mean pixel and is never broken."""
+  predict = lambda x: jnp.stack([jnp.full(len(x), 9.0), x.mean((1, 2, 3))], -1)
+  return tuple(
+    compiled(
+      apgd_attack(
+        norm="linf", loss="margin", targeted=False, num_steps=100, num_runs=1, num_samples=1
+      ),
+      predict,
+    )
+  )
 
 
 @pytest.mark.parametrize(
@@ -307,26 +333,23 @@ def test_carlini_wagner_leaves_what_it_cannot_break():
     (16, True, False, False),
   ],
 )
-def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, halves):
+def test_apgd_halves_its_step_at_a_checkpoint(reviewed, raised, halved_before, improved, halves):
   """The 22nd step of 100, which raises the loss: the step size, and from where the run goes on."""
-  attack = apgd_attack(
-    norm="linf", loss="margin", targeted=False, num_steps=100, num_runs=1, num_samples=1
-  )
-  predict = lambda x: jnp.stack([jnp.full(len(x), 9.0), x.mean((1, 2, 3))], -1)  # never wrong
+  start, advance = reviewed
   batch = square_batch(count=1, size=4)
-  state = attack.start(predict, batch)
-  low = batch.images - 0.05
+  state = start(batch)
+  low = batch.images - np.float32(0.05)
   state |= {
     "x": low,
     "previous": low,
-    "loss": jnp.full(1, -9.0),
-    "best": batch.images - 0.09,
-    "best_loss": jnp.full(1, -9.0 if improved else 5.0),
-    "loss_at_review": jnp.full(1, -8.9 if improved else 5.0),
-    "raised": jnp.full(1, raised),
-    "halved": jnp.full(1, halved_before),
+    "loss": np.full(1, -9.0, np.float32),
+    "best": batch.images - np.float32(0.09),
+    "best_loss": np.full(1, -9.0 if improved else 5.0, np.float32),
+    "loss_at_review": np.full(1, -8.9 if improved else 5.0, np.float32),
+    "raised": np.full(1, raised, np.int32),
+    "halved": np.full(1, halved_before),
   }
-  after = attack.step(predict, batch, state, jnp.full(1, 21))
+  after = advance(batch, state, np.full(1, 21))
   assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
   assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0
   # From -0.05, z = P(-0.05 + 0.2) = 0.1; three quarters of the way: 0.0625. Where the step is
@@ -336,6 +359,6 @@ def test_apgd_halves_its_step_at_a_checkpoint(raised, halved_before, improved, h
     np.testing.assert_allclose(moved, batch.images - 0.09, atol=1e-6)
   else:
     np.testing.assert_allclose(moved, batch.images + 0.0625, atol=1e-6)
-  between = attack.step(predict, batch, state, jnp.full(1, 20))
+  between = advance(batch, state, np.full(1, 20))
   assert float(between["step_size"][0]) == pytest.approx(0.2)
   assert int(between["raised"][0]) == raised + 1

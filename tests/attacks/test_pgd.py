@@ -9,12 +9,22 @@ from sprout_jax import attacks
 
 KEY = jax.random.key(3)
 SHAPE = (3, 4, 2)
+# One program per set of options and shapes. Run operation by operation, it is many small programs,
+# which are what takes time. `predict` is an argument, so that its weights are no constants.
+pgd = jax.jit(
+  attacks.pgd,
+  static_argnames=("num_steps", "norm", "loss", "start", "keep", "momentum", "num_restarts"),
+)
+
+
+def _linear(weights, images):
+  return (images - 0.5).reshape(len(images), -1) @ weights
 
 
 def linear_model(classes=2, seed=0):
   rng = np.random.default_rng(seed)
   weights = rng.normal(size=(int(np.prod(SHAPE)), classes)).astype(np.float32)
-  return weights, lambda images: (images - 0.5).reshape(len(images), -1) @ weights
+  return weights, jax.tree_util.Partial(_linear, weights)
 
 
 def interior_images(count=64, seed=1):
@@ -28,15 +38,18 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
   """Two classes: x is robust at epsilon iff z_y - z_other > epsilon |w_y - w_other|_dual."""
   weights, predict = linear_model()
   if loss == "dlr":  # needs a third class, here one that never matters
-    two, predict = predict, lambda x: jnp.pad(two(x), ((0, 0), (0, 1)), constant_values=-1e3)
+    two, predict = (
+      predict,
+      jax.tree_util.Partial(lambda x: jnp.pad(two(x), ((0, 0), (0, 1)), constant_values=-1e3)),
+    )
   images = interior_images()
   labels = np.asarray(predict(images)).argmax(-1)
   difference = weights[:, 0] - weights[:, 1]
   distance = np.abs((images - 0.5).reshape(len(images), -1) @ difference) / np.linalg.norm(
     difference, dual
   )
-  attack = jax.jit(
-    lambda epsilon: attacks.pgd(
+  for epsilon in np.quantile(distance, [0.1, 0.5, 0.9]):
+    adversarial = pgd(
       KEY,
       predict,
       images,
@@ -47,9 +60,6 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
       norm=norm,
       loss=loss,
     )
-  )
-  for epsilon in np.quantile(distance, [0.1, 0.5, 0.9]):
-    adversarial = attack(epsilon)
     robust = np.asarray(predict(adversarial)).argmax(-1) == labels
     undecided = np.abs(distance - epsilon) < 1e-5
     np.testing.assert_array_equal(robust[~undecided], (distance > epsilon)[~undecided])
@@ -67,9 +77,9 @@ def test_confident_models_are_not_flattered(norm, dual):
     difference, dual
   )
   epsilon = np.quantile(distance, 0.9)
-  scaled = lambda images: 400 * predict(images)
+  scaled = jax.tree_util.Partial(_linear, 400 * weights)
   assert np.ptp(np.asarray(scaled(images)), axis=-1).max() > 60
-  adversarial = attacks.pgd(
+  adversarial = pgd(
     KEY, scaled, images, labels, epsilon=epsilon, num_steps=10, step_size=epsilon / 2, norm=norm
   )
   robust = np.asarray(predict(adversarial)).argmax(-1) == labels
@@ -82,8 +92,8 @@ def test_stays_in_the_ball_and_the_box_and_uses_both(norm):
   _, predict = linear_model(classes=5)
   images = np.random.default_rng(2).random((32, *SHAPE)).astype(np.float32)
   labels = np.zeros(32, np.int32)
-  adversarial = attacks.pgd(
-    KEY, predict, images, labels, epsilon=0.4, step_size=0.1, num_steps=7, norm=norm
+  adversarial = np.asarray(
+    pgd(KEY, predict, images, labels, epsilon=0.4, step_size=0.1, num_steps=7, norm=norm)
   )
   size = attacks.NORMS[norm].size(adversarial - images)
   assert size.max() <= 0.4 + 1e-6 and size.max() > 0.39
@@ -93,7 +103,7 @@ def test_stays_in_the_ball_and_the_box_and_uses_both(norm):
 @pytest.mark.parametrize("norm", attacks.NORMS)
 def test_projection_against_numpy(norm):
   perturbation = np.random.default_rng(3).normal(size=(16, *SHAPE)).astype(np.float32)
-  projected = attacks.NORMS[norm].project(jnp.asarray(perturbation), 0.7)
+  projected = jax.jit(attacks.NORMS[norm].project)(perturbation, 0.7)
   if norm == "linf":
     expected = np.clip(perturbation, -0.7, 0.7)
   else:
@@ -106,7 +116,7 @@ def test_random_starts_fill_the_ball_uniformly():
   keys = jax.random.split(KEY, 4000)
   images = jnp.zeros((4000, 1, 2, 1))
   for norm, share_inside_half in (("linf", 1 / 4), ("l2", 1 / 4)):  # (1/2)^dimension
-    start = attacks.NORMS[norm].start(keys, images, 0.3)
+    start = jax.jit(attacks.NORMS[norm].start)(keys, images, 0.3)
     size = np.asarray(attacks.NORMS[norm].size(start))
     assert size.max() <= 0.3
     assert abs((size < 0.15).mean() - share_inside_half) < 0.03
@@ -117,11 +127,11 @@ def test_outcome_does_not_depend_on_the_batch():
   _, predict = linear_model(classes=4)
   images, labels = interior_images(6), np.arange(6) % 4
   options = dict(epsilon=0.1, step_size=0.03, num_steps=3, num_restarts=2)
-  together = np.asarray(attacks.pgd(KEY, predict, images, labels, **options))
+  together = np.asarray(pgd(KEY, predict, images, labels, **options))
   order = np.array([4, 1, 5])
-  apart = attacks.pgd(KEY, predict, images[order], labels[order], indices=order, **options)
+  apart = pgd(KEY, predict, images[order], labels[order], indices=order, **options)
   np.testing.assert_allclose(apart, together[order], atol=1e-6)
-  swapped = attacks.pgd(KEY, predict, images[order], labels[order], **options)
+  swapped = pgd(KEY, predict, images[order], labels[order], **options)
   assert not np.allclose(swapped, together[order], atol=1e-3)
 
 
@@ -129,12 +139,13 @@ def test_keeps_the_best_iterate():
   """A step far too long leaves the adversarial region again; the best iterate is still found."""
   center, width = 0.5, 0.02
 
+  @jax.tree_util.Partial
   def predict(images):  # wrong only within +-0.02 of the clean image + 0.1
     value = images.mean((1, 2, 3))
     return jnp.stack([jnp.zeros_like(value), width - jnp.abs(value - center - 0.1)], -1)
 
   images = np.full((1, *SHAPE), center, np.float32)
-  adversarial = attacks.pgd(
+  adversarial = pgd(
     KEY, predict, images, np.array([0]), epsilon=0.3, step_size=0.1, num_steps=7, start="clean"
   )
   assert predict(adversarial).argmax(-1) == 1
@@ -144,6 +155,7 @@ def test_a_misclassified_iterate_beats_one_with_a_higher_loss():
   """Along the path the image is wrong at +0.1 (p_y = 0.45), and right at +0.2 (p_y = 0.34)."""
   table = np.log([[0.8, 0.1, 0.1], [0.45, 0.5, 0.05], [0.34, 0.33, 0.33]])
 
+  @jax.tree_util.Partial
   def predict(images):
     value = images.mean((1, 2, 3)) - 0.5
     return jnp.stack(
@@ -151,7 +163,7 @@ def test_a_misclassified_iterate_beats_one_with_a_higher_loss():
     )
 
   images = np.full((1, *SHAPE), 0.5, np.float32)
-  adversarial = attacks.pgd(
+  adversarial = pgd(
     KEY, predict, images, np.array([0]), epsilon=0.2, step_size=0.1, num_steps=3, start="clean"
   )
   np.testing.assert_allclose(adversarial, 0.6, atol=1e-6)
@@ -162,13 +174,14 @@ def test_more_restarts_never_help_the_model():
   images = interior_images(200, seed=5)
   labels = np.asarray(predict(images)).argmax(-1)
 
+  @jax.tree_util.Partial
   def bumpy(x):  # gradients that mislead
     return predict(x + 0.02 * jnp.sin(200 * x))
 
   robust = [
     np.asarray(
       bumpy(
-        attacks.pgd(
+        pgd(
           KEY,
           bumpy,
           images,
@@ -188,14 +201,12 @@ def test_more_restarts_never_help_the_model():
 
 def test_zero_radius_and_zero_gradient_leave_the_image():
   images, labels = interior_images(4), np.zeros(4, np.int32)
-  flat = lambda x: jnp.zeros((len(x), 3))
+  flat = jax.tree_util.Partial(lambda x: jnp.zeros((len(x), 3)))
   for norm in attacks.NORMS:
-    adversarial = attacks.pgd(
-      KEY, flat, images, labels, epsilon=0.0, step_size=0.1, num_steps=3, norm=norm
-    )
+    adversarial = pgd(KEY, flat, images, labels, epsilon=0.0, step_size=0.1, num_steps=3, norm=norm)
     np.testing.assert_array_equal(adversarial, images)
-    assert jnp.isfinite(
-      attacks.pgd(KEY, flat, images, labels, epsilon=0.1, step_size=0.1, num_steps=3, norm=norm)
+    assert np.isfinite(
+      pgd(KEY, flat, images, labels, epsilon=0.1, step_size=0.1, num_steps=3, norm=norm)
     ).all()
 
 
@@ -206,9 +217,9 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
   images = np.random.default_rng(6).random((5, *SHAPE)).astype(np.float32)
   weights = np.random.default_rng(7).normal(size=SHAPE).astype(np.float32)
   scale = np.array([1.0, -2.0, 3.0, 0.5, -1.0], np.float32)
-  adversarial = attacks.pgd(
+  adversarial = pgd(
     KEY,
-    lambda x: jnp.sum(x * weights[None], axis=(1, 2, 3))[:, None],
+    jax.tree_util.Partial(lambda x: jnp.sum(x * weights[None], axis=(1, 2, 3))[:, None]),
     images,
     scale,
     epsilon=0.2,
