@@ -280,7 +280,7 @@ def _kernel_gradient(
   """The cotangent of the kernel, in its layout: one matmul for each of the window's rows."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   _, channels, rows, columns = (kernel.aval.shape[axis] for axis in kernel_spec)
-  batch, features, height, width = (cotangent.shape[axis] for axis in out_spec)
+  _, features, height, width = (cotangent.shape[axis] for axis in out_spec)
   images = lax.transpose(images, [images_spec[i] for i in (0, 2, 3, 1)])
   images = lax.pad(
     images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)]
