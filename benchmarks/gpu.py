@@ -431,7 +431,7 @@ REAL = Sizes(
 )
 DRY = Sizes(
   models={"vgg16": "small_cnn", "preact_resnet18": "small_cnn", "wrn_28_10": "wrn_10_1"},
-  batches={128: 8, 512: 16, 1024: 16},
+  batches={128: 8, 512: 8, 1024: 8},
   image_shape=(8, 8, 3),
   steps=2,
   timed_images=16,

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import pytest
@@ -10,18 +10,6 @@ import pytest
 from sprout_jax.evaluation import table
 from sprout_jax.results.store import Store
 from tests.evaluation import subjects
-
-
-class Measured(NamedTuple):
-  """Every evaluation of the linear subject.
-
-  Attributes:
-    stored: {evaluation: `Stored`}.
-    pieces: {evaluation: the file of its pieces, as it was before the evaluation was finished}.
-  """
-
-  stored: dict
-  pieces: dict
 
 
 @contextlib.contextmanager
@@ -43,33 +31,40 @@ def _compile_once(tmp_path_factory):
     yield
 
 
+class Measured(Mapping):
+  """{evaluation: `Stored`} of the linear subject, each measured when it is first asked for.
+
+  Attributes:
+    pieces: {evaluation: the file of its pieces, as it was before the evaluation was finished}.
+  """
+
+  def __init__(self, folder, tmp_path_factory):
+    self._folder, self._factory = folder, tmp_path_factory
+    self._store, self._found, self.pieces = Store(folder, ["the linear subject"], {}), {}, {}
+
+  def __getitem__(self, name):
+    if name not in self._found:
+      row, chosen = table.EVALUATIONS[name], table.choose(name, subjects.settings())
+      subject = subjects.make(find_source=subjects.source)
+
+      def compute(memo):
+        found = row.function(subject.start(memo), **chosen)
+        for path in (self._folder / "evaluation").glob("*.partial.jsonl"):  # soon it is gone
+          self.pieces[name] = shutil.copyfile(path, self._folder / path.name)
+        return found
+
+      with _programs_kept(self._factory):
+        self._found[name] = self._store.run(name, row.version, chosen, compute)
+    return self._found[name]
+
+  def __iter__(self):
+    return iter(table.EVALUATIONS)
+
+  def __len__(self):
+    return len(table.EVALUATIONS)
+
+
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory):
+def results(tmp_path_factory):
   """`Measured`, for all tests together."""
-  folder = tmp_path_factory.mktemp("measured")
-  settings = subjects.settings()
-  subject = subjects.make(find_source=subjects.source)
-  store, found = Store(folder, ["the linear subject"], {}), Measured({}, {})
-
-  def keeping(name, chosen, memo):
-    measurement = table.EVALUATIONS[name].function(subject.start(memo), **chosen)
-    for path in (folder / "evaluation").glob("*.partial.jsonl"):  # gone when all is stored
-      found.pieces[name] = shutil.copyfile(path, folder / path.name)
-    return measurement
-
-  with _programs_kept(tmp_path_factory):
-    for name, row in table.EVALUATIONS.items():
-      chosen = table.choose(name, settings)
-      found.stored[name] = store.run(
-        name,
-        row.version,
-        chosen,
-        lambda memo, name=name, chosen=chosen: keeping(name, chosen, memo),
-      )
-  return found
-
-
-@pytest.fixture(scope="session")
-def results(measured):
-  """{evaluation: `Stored`} of the linear subject."""
-  return measured.stored
+  return Measured(tmp_path_factory.mktemp("measured"), tmp_path_factory)
