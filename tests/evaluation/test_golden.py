@@ -97,7 +97,9 @@ def test_what_moved_is_not_written_under_the_same_version(golden, monkeypatch, t
   for other in EVALUATIONS.keys() - {"calibration"}:
     monkeypatch.delitem(EVALUATIONS, other)
   make_golden.make()
-  assert make_golden.read() == {"calibration": golden["calibration"]}
+  written = make_golden.read()
+  assert written.keys() == {"calibration"}  # another processor may round its numbers otherwise
+  assert make_golden.moved("calibration", written["calibration"], golden["calibration"]) is None
   moved = dataclasses.replace(row, function=shifted(row.function, 1e-3))
   monkeypatch.setitem(EVALUATIONS, "calibration", moved)
   before = path.read_text()
