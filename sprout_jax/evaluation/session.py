@@ -102,7 +102,7 @@ def run(
   is_first = jax.process_index() == 0
   identity = {"subject": identity, "numerics": subject_lib.numerics()}
   store = Store(workdir, identity, versions(), is_first, wait_for_all)
-  clean = store.run("clean", 1, {}, lambda memo: _clean(subject)).numbers.first()
+  clean = store.fetch("clean", 1, {}, lambda memo: _clean(subject)).numbers.first()
   refused: dict[str, str] = {}
 
   def options(name):
@@ -130,7 +130,7 @@ def run(
         say(f"{name}: is there already")
         continue
       say(f"{name} ({number} of {len(names)}): {row.title}")
-      found = store.run(
+      found = store.fetch(
         name,
         row.version,
         key,

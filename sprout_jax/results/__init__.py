@@ -5,10 +5,10 @@
     run.numbers.where(evaluation="pgd", epsilon=0.1)  # queries on keys, never on text
     results.frame(["runs/digits", "runs/natural"])    # all numbers as one tidy data frame
 
-The files: `numbers` (a number, its keys, its outcomes for each image), `store` (what an evaluation
-leaves in a workdir), `summary` (results.json), `table` (the data frame), `checks` (findings,
-derived from stored numbers), `comparison` (two models on the same images), `workdir` (what lies in
-a run's folder), `files` (whole, sealed files).
+The files: `numbers` (a number, its keys, its outcome for each image), `store` (stored evaluations
+of a workdir), `summary` (results.json), `table` (the data frame), `checks` (findings, derived from
+stored numbers), `comparison` (two models on the same images), `workdir` (the files of a run's
+folder), `files` (files written atomically, with a digest).
 """
 
 from sprout_jax.results.comparison import Comparison

@@ -1,8 +1,8 @@
-"""Signs that a robustness number is too good to be true.
+"""Checks of robustness numbers: signs that a number is too high because an attack is too weak.
 
-`findings` derives all of them from the numbers, outcomes and curves that evaluations have left; no
-model is needed. A new wording or a new check measures nothing again. Each check looks for the
-numbers that it needs and finds nothing where they were not measured.
+`findings` derives every finding from stored numbers, outcomes and curves. It needs no model, so a
+new wording or a new check repeats no measurement. A check gives no finding where the numbers that
+it needs were not measured.
 
 (Carlini et al., "On Evaluating Adversarial Robustness", 2019; Croce, Hein, "Reliable Evaluation of
 Adversarial Robustness", ICML 2020; Zimmermann et al., "Increasing Confidence in Adversarial
@@ -22,28 +22,29 @@ from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Stored
 
-BLACK_BOX_POINTS = 0.2  # that attacks without gradients may win over those with them
-EFFORT_POINTS = 1.0  # by which more steps or restarts may move an accuracy
-LARGE_RADIUS_POINTS = 1.0  # of accuracy that may be left at a radius that hides any image
-GAP_POINTS = 10.0  # from PGD to AutoAttack
-MOVING_SHARE = 0.05  # of the running best loss's range, in the last tenth of the steps
-BINARIZATION_SHARE = 0.95  # of the planted adversarial examples that an attack must find
+# Thresholds. Points are percentage points of accuracy.
+BLACK_BOX_POINTS = 0.2  # most that an attack without gradients may lower the white-box accuracy
+EFFORT_POINTS = 1.0  # most that more steps or restarts may change the accuracy
+LARGE_RADIUS_POINTS = 1.0  # highest accuracy at a radius at which every image can be made grey
+GAP_POINTS = 10.0  # largest difference between the accuracies under PGD and AutoAttack
+MOVING_SHARE = 0.05  # largest change of the best loss in the last tenth of the steps, per range
+BINARIZATION_SHARE = 0.95  # smallest share of the planted adversarial examples to be found
 ROUNDING = 1e-9
 THREAT = ("norm", "epsilon")
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What one check found.
+  """The outcome of one check.
 
   Attributes:
     check: a key of `CHECKS`.
-    passed: whether the numbers may be believed as far as this check goes.
-    value: what was compared with the threshold; None where it could not be computed.
-    threshold: the largest value that passes (of "binarization" the smallest).
-    text: one sentence with the numbers in it.
-    concerns: the numbers that it speaks of, a selector each: {"evaluation": ..., keys}. A number is
-      meant if it has all of them.
+    passed: whether the check found no reason to doubt the numbers.
+    value: the value compared with the threshold; None where it could not be computed.
+    threshold: the largest value that passes; for "binarization" the smallest.
+    text: the finding in words, with the numbers.
+    concerns: selectors of the numbers that the finding is about, each {"evaluation": ..., keys}. A
+      selector selects the numbers that have all of its entries.
   """
 
   check: str
@@ -54,43 +55,43 @@ class Finding:
   concerns: tuple[Mapping[str, Any], ...]
 
   def is_about(self, number: Number) -> bool:
-    """Whether a number is one that the finding concerns."""
+    """Returns whether the finding concerns a number."""
     return any(number.matches(**selector) for selector in self.concerns)
 
-  def to_json(self) -> dict:
-    """The finding as JSON."""
+  def to_json(self) -> dict[str, Any]:
+    """Returns the finding as JSON."""
     return dataclasses.asdict(self) | {"concerns": [dict(c) for c in self.concerns]}
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> "Finding":
-    """The finding from JSON."""
+    """Makes the finding from JSON."""
     return cls(**{**value, "concerns": tuple(dict(concern) for concern in value["concerns"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-  """What the checks look at: all numbers of a model, and what else its evaluations have left."""
+  """The input of the checks: all numbers of a model, and its stored evaluations by name."""
 
   numbers: Numbers
   stored: Mapping[str, Stored]
 
   def of(self, evaluation: str, **wanted: Any) -> Numbers:
-    """The numbers of one evaluation that match."""
+    """Returns the numbers of one evaluation that have the wanted keys."""
     return self.numbers.where(evaluation=evaluation, **wanted)
 
   def detail(self, evaluation: str, name: str) -> Any:
-    """One of the details of an evaluation; None where there is none."""
+    """Returns one of the details of an evaluation; None where there is none."""
     stored = self.stored.get(evaluation)
     return None if stored is None else stored.details.get(name)
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-  """Everything that the checks find."""
+  """Returns the findings of all checks."""
   return [finding for check in CHECKS.values() for finding in check.derive(evidence)]
 
 
 def gradients(evidence: Evidence) -> Iterable[Finding]:
-  """No image may have an input gradient that is zero, NaN or infinite."""
+  """Checks that no input gradient is zero, NaN or infinite."""
   found = Numbers(n for n in evidence.of("sanity") if n.metric in FAULTS)
   for place in found.values("place"):
     here = found.where(place=place)
@@ -99,24 +100,23 @@ def gradients(evidence: Evidence) -> Iterable[Finding]:
     threat = f"{_threat(first)}: " if "epsilon" in first.keys else ""
     listed = ", ".join(f"{FAULTS[n.metric]} for {n['loss']} in {n.value:.1%}" for n in bad)
     text = (
-      f"{threat}input gradients {place} cannot be followed ({listed} of {first.count} images): "
-      "attacks that "
-      "follow them may miss adversarial examples."
+      f"{threat}some input gradients {place} are unusable ({listed} of {first.count} images). "
+      "Gradient-based attacks may miss adversarial examples."
       if bad
       else f"{threat}all input gradients {place} are finite and not zero, for "
-      f"{', '.join(here.values('loss'))} "
-      f"on {first.count} images."
+      f"{', '.join(here.values('loss'))} on {first.count} images."
     )
     yield Finding(
       "gradients",
       not bad,
-      max((n.value for n in here), default=0.0),
+      max((n.defined for n in here), default=0.0),
       0.0,
       _sentence(text),
       (_beside_pgd(first), *({"evaluation": "sanity", "metric": n.metric, **n.keys} for n in bad)),
     )
 
 
+MASKED = " The gradients are probably masked."
 FAULTS = {
   "zero_gradients": "zero",
   "nan_gradients": "not a number",
@@ -125,7 +125,7 @@ FAULTS = {
 
 
 def square(evidence: Evidence) -> Iterable[Finding]:
-  """Square, which sees outputs only, must not find what the attacks before it missed."""
+  """Checks that Square, a black-box attack, breaks no images that white-box attacks missed."""
   for last in evidence.of("auto_attack", metric="accuracy", stage="square"):
     chain = [
       n
@@ -135,68 +135,76 @@ def square(evidence: Evidence) -> Iterable[Finding]:
     place = next(i for i, n in enumerate(chain) if n is last)
     if not place:
       continue
-    before, after = chain[place - 1].value, last.value
+    before, after = chain[place - 1].defined, last.defined
     points = 100 * (before - after)
     passed = points <= BLACK_BOX_POINTS + ROUNDING
     text = (
-      f"{_threat(last)}: Square broke {points:.1f} points more than the white-box attacks before "
-      "it "
-      f"({before:.1%} to {after:.1%}){'' if passed else ': gradients are probably masked'}."
+      f"{_threat(last)}: after the white-box attacks, Square lowers the accuracy by {points:.1f} "
+      f"points ({before:.1%} to {after:.1%}).{'' if passed else MASKED}"
     )
     concerns = {"evaluation": "auto_attack", **_keys(last, (*THREAT, "version", "seed"))}
     yield Finding("square", passed, points, BLACK_BOX_POINTS, _sentence(text), (concerns,))
 
 
 def black_box(evidence: Evidence) -> Iterable[Finding]:
-  """Noise of the same size, or a transferred attack, must not break what the white box left."""
+  """Checks that noise and transferred attacks break no images that white-box attacks missed."""
   for noise in evidence.of("sanity", attack="noise"):
-    pgd, apgd = _base_pgd(evidence), _first_with(evidence.of("sanity"), "attack", "apgd")
-    if _have_outcomes(noise, pgd, apgd):
-      white = pgd.outcomes & apgd.outcomes
-      yield _black_box(white, {"random noise": noise.outcomes}, noise, (_beside_pgd(noise),))
+    found = _outcomes(
+      noise, _base_pgd(evidence), _first_with(evidence.of("sanity"), "attack", "apgd")
+    )
+    if found:
+      noisy, pgd, apgd = found
+      yield _black_box(pgd & apgd, {"random noise": noisy}, noise, (_beside_pgd(noise),))
   sources = evidence.of("transfer", metric="accuracy")
   white = sources.first(source=None)
-  if not _have_outcomes(white, *sources):
+  transferred = [number for number in sources if number["source"]]
+  found = _outcomes(white, *transferred)
+  if white is None or not transferred or not found:
     return
-  others = {f"the attack on {n['source']}": n.outcomes for n in sources if n["source"]}
-  if others:
-    yield _black_box(
-      white.outcomes, others, white, ({"evaluation": "transfer"}, _beside_pgd(white))
-    )
+  names = (f"the attack on {number['source']}" for number in transferred)
+  concerns = {"evaluation": "transfer"}, _beside_pgd(white)
+  yield _black_box(found[0], dict(zip(names, found[1:])), white, concerns)
 
 
-def _black_box(white, others, number, concerns):
+def _black_box(
+  white: np.ndarray,
+  others: Mapping[str, np.ndarray],
+  number: Number,
+  concerns: tuple[Mapping[str, Any], ...],
+) -> Finding:
+  """Compares the outcomes of a white-box attack with those of attacks without gradients."""
   points = {name: 100 * float((white & ~outcome).mean()) for name, outcome in others.items()}
-  worst = max(points, key=points.get)
+  worst = max(points, key=lambda name: points[name])
   passed = points[worst] <= BLACK_BOX_POINTS + ROUNDING
   text = (
-    f"{_threat(number)}: of what the white-box attack left, {worst} broke {points[worst]:.1f} "
-    "points of "
-    f"{len(white)} images{'' if passed else ': gradients are probably masked'}."
+    f"{_threat(number)}: {worst} breaks images that the white-box attack leaves robust, "
+    f"{points[worst]:.1f} % of all {len(white)}.{'' if passed else MASKED}"
   )
   return Finding("black_box", passed, points[worst], BLACK_BOX_POINTS, _sentence(text), concerns)
 
 
 def order(evidence: Evidence) -> Iterable[Finding]:
-  """A stronger attack must break every image that a weaker one breaks."""
-  fgsm, pgd = evidence.of("sanity").first(attack="fgsm"), _base_pgd(evidence)
+  """Checks that a stronger attack breaks every image that a weaker one breaks."""
+  pgd = _base_pgd(evidence)
   apgd = _first_with(evidence.of("sanity"), "attack", "apgd")
-  if not _have_outcomes(fgsm, pgd, apgd):
+  found = _outcomes(evidence.of("sanity").first(attack="fgsm"), pgd, apgd)
+  if pgd is None or not found:
     return
-  names = {"FGSM": fgsm, "PGD": pgd, "APGD": apgd}
+  outcomes = dict(zip(("FGSM", "PGD", "APGD"), found))
   missed = {
-    (weak, strong): int((names[strong].outcomes & ~names[weak].outcomes).sum())
-    for weak, strong in itertools.pairwise(names)
+    (weak, strong): int((outcomes[strong] & ~outcomes[weak]).sum())
+    for weak, strong in itertools.pairwise(outcomes)
   }
   listed = "; ".join(
-    f"{weak} broke {count} of {pgd.count} images that {strong} left robust"
+    f"{weak} breaks {count} of {pgd.count} images that {strong} leaves robust"
     for (weak, strong), count in missed.items()
     if count
   )
   text = (
-    f"{_threat(pgd)}: {listed}: the stronger attack is not strong enough here."
+    f"{_threat(pgd)}: {listed}. The stronger attack is too weak for this model."
     if listed
-    else f"{_threat(pgd)}: each of {', '.join(names)} broke all that the one before it broke."
+    else f"{_threat(pgd)}: PGD breaks every image that FGSM breaks, and APGD every image that PGD "
+    "breaks."
   )
   yield Finding(
     "order", not listed, float(max(missed.values())), 0.0, _sentence(text), (_beside_pgd(pgd),)
@@ -204,55 +212,54 @@ def order(evidence: Evidence) -> Iterable[Finding]:
 
 
 def monotone(evidence: Evidence) -> Iterable[Finding]:
-  """Accuracy must not rise with the perturbation budget."""
+  """Checks that the accuracy does not rise with the perturbation budget."""
   curve = sorted(evidence.of("pgd", metric="accuracy"), key=lambda n: n["epsilon"])
-  rises = [(100 * (high.value - low.value), high) for low, high in itertools.pairwise(curve)]
+  rises = [(100 * (high.defined - low.defined), high) for low, high in itertools.pairwise(curve)]
   if not rises:
     return
   worst, where = max(rises, key=lambda rise: rise[0])
   bad = [n for rise, n in rises if rise > 100 * ROUNDING]
   text = (
-    f"accuracy rises by {worst:.2f} points up to epsilon {where['epsilon']:g}: a larger ball "
-    "holds the smaller "
-    "one, so the attack misses adversarial examples."
+    f"accuracy rises by {worst:.2f} points when epsilon grows to {where['epsilon']:g}. A larger "
+    "ball contains the smaller one, so the attack misses adversarial examples."
     if bad
-    else f"accuracy never rises with epsilon, over {len(curve)} values of it."
+    else f"accuracy never rises with epsilon, over {len(curve)} values of epsilon."
   )
   concerns = tuple(_beside_pgd(n) for n in bad) or ({"evaluation": "pgd"},)
   yield Finding("monotone", not bad, max(worst, 0.0), 0.0, _sentence(text), concerns)
 
 
 def large_radius(evidence: Evidence) -> Iterable[Finding]:
-  """At a radius that hides any image, an attack must leave next to nothing right."""
+  """Checks that accuracy falls to about 0 at a radius at which every image can be made grey."""
   for number in evidence.of("sanity", metric="accuracy_at_large_radius"):
-    points = 100 * number.value
+    points = 100 * number.defined
     passed = points <= LARGE_RADIUS_POINTS + ROUNDING
+    fails = " At this radius every image can be made grey, so the attack is too weak."
     text = (
       f"{number.value:.1%} of {number.count} images are still classified correctly at epsilon "
-      f"{number['epsilon']:g}"
-      f"{'' if passed else ', where every image can be made grey: the attack fails'}."
+      f"{number['epsilon']:g}.{'' if passed else fails}"
     )
     concerns = {"evaluation": "pgd", "norm": number["norm"]}
     yield Finding("large_radius", passed, points, LARGE_RADIUS_POINTS, text, (concerns,))
 
 
 def effort(evidence: Evidence) -> Iterable[Finding]:
-  """Twice the steps, or many restarts, must not move the accuracy: else the attack was too weak."""
+  """Checks that the accuracy is stable with twice the steps and with more restarts."""
   base = _base_pgd(evidence)
   if base is None:
     return
   more = {
     _runs(n): n for n in evidence.of("sanity", metric="accuracy", attack="pgd") if n is not base
   }
-  moves = {name: 100 * (base.value - n.value) for name, n in more.items()}
+  moves = {name: 100 * (base.defined - n.defined) for name, n in more.items()}
   if not moves:
     return
   worst = max(moves, key=lambda name: abs(moves[name]))
   passed = abs(moves[worst]) <= EFFORT_POINTS + ROUNDING
   text = (
-    f"{_threat(base)}: PGD with {worst} leaves {abs(moves[worst]):.1f} points "
-    f"{'less' if moves[worst] >= 0 else 'more'} than with {_runs(base)}, of {base.count} images"
-    f"{'' if passed else ': the attack is too weak'}."
+    f"{_threat(base)}: with {worst}, the accuracy under PGD is {abs(moves[worst]):.1f} points "
+    f"{'lower' if moves[worst] >= 0 else 'higher'} than with {_runs(base)}, on {base.count} images."
+    f"{'' if passed else ' The attack is too weak.'}"
   )
   yield Finding(
     "effort", passed, abs(moves[worst]), EFFORT_POINTS, _sentence(text), (_beside_pgd(base),)
@@ -260,73 +267,83 @@ def effort(evidence: Evidence) -> Iterable[Finding]:
 
 
 def converged(evidence: Evidence) -> Iterable[Finding]:
-  """The running best loss must hardly move in the last tenth of the steps."""
+  """Checks that the running best loss hardly changes in the last tenth of the steps."""
   curve, base = evidence.detail("sanity", "best_loss"), _base_pgd(evidence)
   if base is None or not curve or len(curve) < 10:
     return
   values = np.array([np.nan if value is None else value for value in curve], float)
   beside = (_beside_pgd(base),)
   if not np.isfinite(values).all():
-    text = f"{_threat(base)}: the running best loss of PGD is not finite."
+    text = f"{_threat(base)}: the best loss of PGD is not finite at some step."
     yield Finding("converged", False, None, MOVING_SHARE, _sentence(text), beside)
     return
   span = np.ptp(values)
   share = float((values[-1] - values[-1 - len(values) // 10]) / span) if span else 0.0
   passed = share <= MOVING_SHARE + ROUNDING
   text = (
-    f"{_threat(base)}: the running best loss of PGD moved by {share:.1%} of its range in the "
-    "last tenth of "
-    f"its {len(values) - 1} steps{'' if passed else ': more steps would find more'}."
+    f"{_threat(base)}: the best loss of PGD changes by {share:.1%} of its range in the last tenth "
+    f"of its {len(values) - 1} steps.{'' if passed else ' PGD needs more steps.'}"
   )
   yield Finding("converged", passed, share, MOVING_SHARE, _sentence(text), beside)
 
 
 def gap(evidence: Evidence) -> Iterable[Finding]:
-  """PGD must not be far above AutoAttack, on the same images.
+  """Checks that the accuracy under PGD is near that under AutoAttack, on the same images.
 
-  Of RobustBench's 99 CIFAR-10 Linf models, 89 are below 8.8 points, the other 10 above 11.5.
+  The difference is below 8.8 points for 89 of RobustBench's 99 CIFAR-10 Linf models, and above 11.5
+  points for the other 10.
   """
   for strong in evidence.of("auto_attack", metric="accuracy", stage=None):
     if strong["version"] not in ("standard", "plus"):
-      continue  # one of its attacks alone is no AutoAttack
+      continue  # a single attack of the ensemble
     for weak in evidence.of("pgd", metric="accuracy"):
-      if not _shared(weak, strong, THREAT) or not np.array_equal(weak.indices, strong.indices):
+      same_images = (
+        weak.indices is not None
+        and strong.indices is not None
+        and np.array_equal(weak.indices, strong.indices)
+      )
+      if not _shared(weak, strong, THREAT) or not same_images:
         continue
-      points = 100 * (weak.value - strong.value)
+      points = 100 * (weak.defined - strong.defined)
       passed = points <= GAP_POINTS + ROUNDING
       text = (
-        f"{_threat(strong)}: PGD leaves {points:.1f} points more than AutoAttack "
-        f"({weak.value:.1%} against "
-        f"{strong.value:.1%}){'' if passed else ': quote the number of AutoAttack'}."
+        f"{_threat(strong)}: the accuracy under PGD is {points:.1f} points above that under "
+        f"AutoAttack ({weak.value:.1%} against {strong.value:.1%})."
+        f"{'' if passed else ' Report the accuracy under AutoAttack.'}"
       )
       yield Finding("gap", passed, points, GAP_POINTS, _sentence(text), (_beside_pgd(strong),))
 
 
 def binarization(evidence: Evidence) -> Iterable[Finding]:
-  """The attack must find adversarial examples that are known to be there."""
+  """Checks that PGD finds planted adversarial examples, which exist by construction."""
   for found in evidence.of("binarization", metric="planted_found"):
     beside = (_beside_pgd(found), {"evaluation": "binarization"})
     if not found.count:
       text = (
-        "The binarisation test could not be built for any image: the features do not tell a "
-        "point on the edge "
-        "of the ball from those inside."
+        "The binarisation test could not be built for any image: no linear read-out of the "
+        "features separates a point on the edge of the ball from the points inside."
       )
       yield Finding("binarization", False, None, BINARIZATION_SHARE, text, beside)
       continue
     random = evidence.of("binarization", metric="planted_found_by_noise").first()
-    passed = found.value >= BINARIZATION_SHARE - ROUNDING
+    passed = found.defined >= BINARIZATION_SHARE - ROUNDING
+    beside_noise = "" if random is None else f"; random noise finds {random.value:.1%}"
     text = (
-      f"{_threat(found)}: of {found.count} planted adversarial examples PGD found "
-      f"{found.value:.1%}, random "
-      f"noise {random.value:.1%}{'' if passed else ': PGD is too weak for this model'}."
+      f"{_threat(found)}: PGD finds {found.value:.1%} of {found.count} planted adversarial "
+      f"examples{beside_noise}.{'' if passed else ' PGD is too weak for this model.'}"
     )
     yield Finding("binarization", passed, found.value, BINARIZATION_SHARE, _sentence(text), beside)
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """A row of `CHECKS`: what it asks, the unit of its value, and what derives it."""
+  """A row of `CHECKS`.
+
+  Attributes:
+    question: what the check asks; the answer is yes where it passes.
+    unit: the unit of the finding's value.
+    derive: the function that derives the findings.
+  """
 
   question: str
   unit: str
@@ -335,28 +352,28 @@ class Check:
 
 CHECKS = {
   "gradients": Check("Are all input gradients finite and not zero?", "share of images", gradients),
-  "square": Check("Does Square find nothing that white-box attacks missed?", "points", square),
+  "square": Check("Do white-box attacks break every image that Square breaks?", "points", square),
   "black_box": Check(
-    "Do noise and transferred attacks find nothing that white-box attacks missed?",
+    "Do white-box attacks break every image that noise and transferred attacks break?",
     "points",
     black_box,
   ),
-  "order": Check("Do stronger attacks break all that weaker ones break?", "images", order),
-  "monotone": Check("Does accuracy never rise with epsilon?", "points", monotone),
+  "order": Check(
+    "Do stronger attacks break every image that weaker attacks break?", "images", order
+  ),
+  "monotone": Check("Does the accuracy never rise with epsilon?", "points", monotone),
   "large_radius": Check(
-    "Is nothing left at a radius that hides any image?", "points", large_radius
+    "Does the accuracy fall to about 0 at a very large epsilon?", "points", large_radius
   ),
-  "effort": Check("Do more steps and restarts leave the accuracy as it is?", "points", effort),
-  "converged": Check("Has the running best loss settled?", "share of its range", converged),
-  "gap": Check("Is PGD near AutoAttack?", "points", gap),
-  "binarization": Check(
-    "Does the attack find planted adversarial examples?", "share found", binarization
-  ),
+  "effort": Check("Is the accuracy stable with more steps and restarts?", "points", effort),
+  "converged": Check("Has the loss of PGD converged?", "share of its range", converged),
+  "gap": Check("Is the accuracy under PGD near that under AutoAttack?", "points", gap),
+  "binarization": Check("Does PGD find planted adversarial examples?", "share found", binarization),
 }
 
 
-def _base_pgd(evidence):
-  """PGD as the sanity evaluation was asked to run it."""
+def _base_pgd(evidence: Evidence) -> Number | None:
+  """Returns the number of PGD with the steps and restarts of the sanity evaluation's options."""
   stored = evidence.stored.get("sanity")
   if stored is None:
     return None
@@ -365,36 +382,38 @@ def _base_pgd(evidence):
   )
 
 
-def _have_outcomes(*numbers):
-  return all(number is not None and number.outcomes is not None for number in numbers)
+def _outcomes(*numbers: Number | None) -> list[np.ndarray]:
+  """Returns the outcomes of numbers; an empty list where one is None or has none."""
+  found = [number.outcomes for number in numbers if number and number.outcomes is not None]
+  return found if len(found) == len(numbers) else []
 
 
-def _runs(number):
+def _runs(number: Number) -> str:
   restarts = number["restarts"]
   return f"{number['steps']} steps and {restarts} restart{'s' * (restarts != 1)}"
 
 
-def _first_with(numbers, key, prefix):
+def _first_with(numbers: Numbers, key: str, prefix: str) -> Number | None:
   return next((n for n in numbers if (n[key] or "").startswith(prefix)), None)
 
 
-def _keys(number, names):
+def _keys(number: Number, names: Iterable[str]) -> dict[str, Any]:
   return {name: number[name] for name in names if number[name] is not None}
 
 
-def _shared(first, second, names):
+def _shared(first: Number, second: Number, names: Iterable[str]) -> bool:
   return all(first[name] == second[name] for name in names)
 
 
-def _beside_pgd(number):
-  """Selects the PGD number of the same threat model."""
+def _beside_pgd(number: Number) -> dict[str, Any]:
+  """Returns the selector of the PGD number with the same threat model."""
   return {"evaluation": "pgd", **_keys(number, THREAT)}
 
 
-def _threat(number):
+def _threat(number: Number) -> str:
   names = {"linf": "Linf", "l2": "L2", "l1": "L1"}
   return f"at {names.get(number['norm'], number['norm'])} epsilon {number['epsilon']:g}"
 
 
-def _sentence(text):
+def _sentence(text: str) -> str:
   return text[0].upper() + text[1:]

@@ -7,21 +7,21 @@ import numpy as np
 
 from sprout_jax.results.numbers import Number
 
-LEVEL = 0.05  # of the test; the interval has 1 - LEVEL
+LEVEL = 0.05  # significance level of the test; the interval covers 1 - LEVEL
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """How two accuracies on the same images differ.
+  """The difference of two accuracies on the same images.
 
   Attributes:
-    count: images that both were measured on.
+    count: images on which both were measured.
     first_only: images that only the first classifies correctly.
     second_only: images that only the second classifies correctly.
     difference: the first accuracy minus the second, a share.
     interval: 95 % interval of the difference.
-    p_value: of the exact McNemar test, two-sided: the chance of a split of the images on which they
-      differ that is at least as uneven, if both were equally good.
+    p_value: of McNemar's exact test, two-sided: the probability of a split at least as uneven of
+      the images on which the two differ, under the hypothesis of equal accuracies.
   """
 
   count: int
@@ -33,17 +33,19 @@ class Comparison:
 
   @property
   def differs(self) -> bool:
-    """Whether the test sees a difference at the 5 % level."""
+    """Whether the difference is significant at the 5 % level."""
     return self.p_value < LEVEL
 
 
 def compare(first: Number, second: Number) -> Comparison | None:
-  """Compares two numbers with outcomes on the images that they share.
+  """Compares two numbers on the images for which both have outcomes.
 
   Returns:
-    A `Comparison`; None where one has no outcomes, or they share no image.
+    A `Comparison`; None where a number has no outcomes, or the two share no image.
   """
   if first.outcomes is None or second.outcomes is None:
+    return None
+  if first.indices is None or second.indices is None:
     return None
   _, rows, other_rows = np.intersect1d(first.indices, second.indices, return_indices=True)
   if not len(rows):
@@ -52,25 +54,30 @@ def compare(first: Number, second: Number) -> Comparison | None:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
-  """Compares outcomes of the same images, in the same order.
+  """Compares two sets of outcomes of the same images, in the same order.
 
-  The test is McNemar's, exact: of the b + c images on which the two differ, b is binomial with
-  probability 1/2 if both are equally good. The interval is Newcombe's for a difference of paired
-  proportions (his method 10): with the Wilson limits (l1, u1), (l2, u2) of both shares p1, p2 and
-  the correlation phi of the outcomes,
+  The test is McNemar's exact test: of the b + c images on which the two differ, b follows a
+  binomial distribution with probability 1/2 under equal accuracies. The interval is Newcombe's
+  for a difference of paired proportions (his method 10). With the Wilson limits (l1, u1) and
+  (l2, u2) of the proportions p1 and p2, and the correlation phi of the outcomes, it reaches from
+  the first of these values to the second::
 
       p1 - p2 - sqrt((p1 - l1)^2 - 2 phi (p1 - l1) (u2 - p2) + (u2 - p2)^2)
       p1 - p2 + sqrt((u1 - p1)^2 - 2 phi (u1 - p1) (p2 - l2) + (p2 - l2)^2)
 
-  A positive correlation is corrected for continuity: in its numerator a d - b c, of the counts a
-  (both right), b, c, d (neither), it is max(a d - b c - n / 2, 0). Without that, intervals of
-  strongly correlated outcomes of few images are too short.
+  With the counts a (both right), b, c and d (neither right), the numerator of phi is a d - b c. A
+  positive numerator is corrected for continuity: max(a d - b c - n / 2, 0). Without the correction,
+  the intervals are too short for strongly correlated outcomes of few images.
 
   (McNemar, Psychometrika 1947; Newcombe, "Improved confidence intervals for the difference between
   binomial proportions based on paired data", Statistics in Medicine 1998.)
 
   Args:
-    first, second: bool [n], n at least 1.
+    first: bool [n], n at least 1: which images are classified correctly.
+    second: bool [n], the same for the other model.
+
+  Returns:
+    A `Comparison`.
 
   Raises:
     ValueError: the shapes differ, or there is no image.
@@ -91,7 +98,7 @@ def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
   wrong = first_only + second_only
   p_value = scipy.stats.binomtest(first_only, wrong).pvalue if wrong else 1.0
 
-  def wilson(successes):
+  def wilson(successes: int) -> tuple[float, float, float]:
     limits = scipy.stats.binomtest(successes, n).proportion_ci(1 - LEVEL, method="wilson")
     return successes / n, limits.low, limits.high
 
@@ -100,11 +107,11 @@ def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
   margins = (
     (both + first_only) * (second_only + neither) * (both + second_only) * (first_only + neither)
   )
-  together = both * neither - first_only * second_only
+  together = float(both * neither - first_only * second_only)
   together = max(together - n / 2, 0.0) if together > 0 else together
   phi = together / math.sqrt(margins) if margins else 0.0
 
-  def reach(a, b):
+  def reach(a: float, b: float) -> float:
     return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
   return Comparison(

@@ -1,7 +1,6 @@
-"""A number of an evaluation as a record: what it is a number of, in typed keys, and its value.
+"""Numbers of evaluations as records: a value, and typed keys that say what was measured.
 
-Nothing that reads a number parses a sentence: tables, plots, pages, checks and data frames are
-queries on the keys.
+Tables, plots, pages, checks and data frames are queries on the keys. No reader parses text.
 """
 
 import base64
@@ -20,37 +19,37 @@ import numpy as np
 from sprout_jax import intervals
 from sprout_jax.results.files import Damaged
 
-# The keys that a number can have: type and meaning. A column each of `results.frame`.
+# The keys that a number can have: type and meaning. Each is a column of `results.frame`.
 KEYS: dict[str, tuple[type, str]] = {
   "attack": (str, "the attack: pgd, auto_attack, noise, fgsm, ..."),
-  "version": (str, "AutoAttack's version, or the one attack of it that ran"),
-  "stage": (str, "of AutoAttack: the number is that after this attack and all before it"),
-  "norm": (str, "the norm of the perturbation: linf or l2"),
+  "version": (str, "AutoAttack's version, or the single attack of it that ran"),
+  "stage": (str, "AutoAttack: the accuracy after this attack and all attacks before it"),
+  "norm": (str, "the norm of the perturbation: linf, l2 or l1"),
   "epsilon": (float, "the perturbation budget, in pixel units (images in [0, 1])"),
-  "steps": (int, "gradient steps of a run"),
+  "steps": (int, "gradient steps of one restart"),
   "step_size": (float, "size of a step, in pixel units"),
-  "restarts": (int, "runs from different starts; the worst counts"),
+  "restarts": (int, "restarts of the attack; the worst counts"),
   "loss": (str, "the loss that the attack maximises"),
   "draws": (int, "random perturbations per image; the worst counts"),
   "seed": (int, "the seed of the random draws"),
-  "source": (str, "the model whose adversarial images were tried on this one"),
+  "source": (str, "the model that was attacked; its adversarial images are tried on this one"),
   "transformation": (str, "the transformation of the images"),
   "strength": (float, "its strength, in the transformation's own unit"),
   "corruption": (str, "the common corruption"),
   "severity": (int, "its severity, 1 to 5"),
-  "origin": (str, "where the changed images are from: computed, or a prepared set (tfds)"),
+  "origin": (str, "where the corrupted images come from: computed, or a prepared set (tfds)"),
   "sigma": (float, "standard deviation of the smoothing noise, in pixel units"),
   "radius": (float, "the certified L2 radius, in pixel units"),
-  "n0": (int, "draws of smoothing that select the class"),
-  "n": (int, "draws of smoothing that bound its probability"),
+  "n0": (int, "noise draws that select the class"),
+  "n": (int, "noise draws that bound the probability of the class"),
   "alpha": (float, "probability per image that a certificate is wrong"),
   "bins": (int, "bins of confidence"),
-  "module": (str, "the part of SPROUT's vicinity whose gradient is compared"),
-  "other_module": (str, "the part that it is compared with"),
+  "module": (str, "the module of SPROUT whose input gradient is compared"),
+  "other_module": (str, "the module with which it is compared"),
   "place": (str, "where along an attack the gradients were taken"),
 }
 FIELDS = ("evaluation", "metric", "value", "unit", "count", "interval", "images", "outcomes")
-MOST_IMAGES = 10**7  # of a file that is still read
+MOST_IMAGES = 10**7  # larger counts in a file are refused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,14 +58,15 @@ class Number:
 
   Attributes:
     metric: what was measured: "accuracy", "expected_calibration_error", ...
-    value: the number; None where it is not defined.
-    keys: what it is a number of: a subset of `KEYS`, of their types.
+    value: the value; None where it is not defined.
+    keys: the conditions of the measurement: entries of `KEYS`, of the types given there.
     unit: "share" of the images (0 to 1), "nats", "pixels", "images", "s", "" (none).
-    count: how many images it is about.
+    count: number of images.
     interval: a 95 % confidence interval.
-    indices: int [count], the images' positions in the test set; None where no image is meant.
+    indices: int [count], the images' positions in the test set; None where the number is not about
+      single images.
     outcomes: bool [count], in the order of `indices`: whether each image is classified correctly.
-    evaluation: the row of `EVALUATIONS` that found it; `evaluate` fills it in.
+    evaluation: the row of `EVALUATIONS` that measured it; filled in when it is stored.
 
   Raises:
     ValueError: an unknown key, or a value of another type.
@@ -82,8 +82,8 @@ class Number:
   outcomes: np.ndarray | None = None
   evaluation: str = ""
 
-  def __post_init__(self):
-    typed = {}
+  def __post_init__(self) -> None:
+    typed: dict[str, Any] = {}
     for key, value in self.keys.items():
       if key not in KEYS:
         raise ValueError(f"a number has no key {key!r}; the keys are: {', '.join(KEYS)}")
@@ -95,11 +95,22 @@ class Number:
     object.__setattr__(self, "keys", typed)
 
   def __getitem__(self, key: str) -> Any:
-    """A key's value; None where the number has no such key."""
+    """Returns a key's value; None where the number has no such key."""
     return self.keys.get(key)
 
+  @property
+  def defined(self) -> float:
+    """The value of a number that is defined.
+
+    Raises:
+      ValueError: the value is None.
+    """
+    if self.value is None:
+      raise ValueError(f"the number {self.metric!r} of {self.evaluation!r} has no value")
+    return self.value
+
   def matches(self, **wanted: Any) -> bool:
-    """Whether the number has all the wanted keys and fields; None stands for "no such key"."""
+    """Returns whether the number has all wanted keys and fields; None means "no such key"."""
     return all(
       (getattr(self, name) if name in ("evaluation", "metric") else self.keys.get(name)) == value
       for name, value in wanted.items()
@@ -109,31 +120,32 @@ class Number:
 def accuracy(
   outcomes: np.ndarray, indices: np.ndarray, metric: str = "accuracy", /, **keys: Any
 ) -> Number:
-  """The share of images that are classified correctly, with its 95 % Wilson interval.
+  """Makes a number from outcomes: the accuracy with its 95 % Wilson interval.
 
   Args:
-    outcomes: bool [n].
+    outcomes: bool [n], which images are classified correctly.
     indices: int [n], the images' positions in the test set.
     metric: the name of the number.
-    **keys: what it is a number of.
+    **keys: the conditions of the measurement, entries of `KEYS`.
   """
   outcomes = np.asarray(outcomes, bool)
   share = intervals.proportion(outcomes.sum(), len(outcomes))
+  low, high = share["interval"]
   return Number(
     metric,
     share["accuracy"],
     keys,
     count=share["count"],
-    interval=tuple(share["interval"]),
+    interval=(low, high),
     indices=np.asarray(indices),
     outcomes=outcomes,
   )
 
 
 class Numbers:
-  """Numbers in order, and queries on their keys."""
+  """An ordered collection of numbers, with queries on their keys."""
 
-  def __init__(self, numbers: Iterable[Number] = ()):
+  def __init__(self, numbers: Iterable[Number] = ()) -> None:
     self._numbers = tuple(numbers)
 
   def __iter__(self) -> Iterator[Number]:
@@ -143,29 +155,30 @@ class Numbers:
     return len(self._numbers)
 
   def where(self, **wanted: Any) -> "Numbers":
-    """Those that have all the wanted keys and fields; None stands for "no such key"."""
+    """Returns the numbers with all wanted keys and fields; None means "no such key"."""
     return Numbers(number for number in self if number.matches(**wanted))
 
   def first(self, **wanted: Any) -> Number | None:
-    """The first that matches; None where none does."""
+    """Returns the first number with all wanted keys and fields; None where there is none."""
     return next(iter(self.where(**wanted)), None)
 
-  def values(self, key: str) -> list:
-    """The different values of a key, "evaluation" or "metric", in the order of their first use."""
+  def values(self, key: str) -> list[Any]:
+    """Returns the distinct values of a key, of "evaluation" or of "metric", in their order."""
     found = (getattr(n, key) if key in ("evaluation", "metric") else n[key] for n in self)
     return [value for value in dict.fromkeys(found) if value is not None]
 
 
-def encode(numbers: Iterable[Number]) -> dict:
-  """Numbers as JSON: {"numbers": [flat records], "images": {name: positions in the test set}}.
+def encode(numbers: Iterable[Number]) -> dict[str, Any]:
+  """Encodes numbers as JSON: {"numbers": [flat records], "images": {name: choice of images}}.
 
-  A record has the fields of `FIELDS` and the number's keys. "images" of a record names an entry of
-  "images": {"count": n} for the first n images in order, else {"indices": [...]}. "outcomes" are
-  the bits of `Number.outcomes`, packed big-endian, deflated, in base64.
+  A record has the fields of `FIELDS` and the number's keys. Its field "images" names a choice of
+  test images: {"count": n} for the first n in order, else {"indices": [...]}. Its field "outcomes"
+  holds the bits of `Number.outcomes`, packed big-endian, deflated, in base64.
   """
-  choices, records = {}, []
+  choices: dict[str, dict[str, Any]] = {}
+  records: list[dict[str, Any]] = []
   for number in numbers:
-    record = {
+    record: dict[str, Any] = {
       "evaluation": number.evaluation,
       "metric": number.metric,
       "value": number.value,
@@ -177,7 +190,7 @@ def encode(numbers: Iterable[Number]) -> dict:
     if number.indices is not None:
       indices = [int(index) for index in number.indices]
       in_order = indices == list(range(len(indices)))
-      choice = {"count": len(indices)} if in_order else {"indices": indices}
+      choice: dict[str, Any] = {"count": len(indices)} if in_order else {"indices": indices}
       name = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
       choices[name], record["images"] = choice, name
     if number.outcomes is not None:
@@ -188,24 +201,24 @@ def encode(numbers: Iterable[Number]) -> dict:
 
 
 def decode(encoded: Mapping[str, Any]) -> Numbers:
-  """What `encode` made.
+  """Decodes the result of `encode`.
 
   Raises:
-    Damaged: records that are none.
+    Damaged: the records are malformed.
   """
   try:
     choices = {name: _images(choice) for name, choice in encoded["images"].items()}
     return Numbers(_decode(record, choices) for record in encoded["numbers"])
   except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
-    raise Damaged(f"these are no records of numbers ({type(error).__name__}: {error})") from error
+    raise Damaged(f"malformed records of numbers ({type(error).__name__}: {error})") from error
 
 
 def _images(choice: Mapping[str, Any]) -> np.ndarray:
   if "count" in choice and not 0 <= choice["count"] <= MOST_IMAGES:
-    raise ValueError(f"{choice['count']} images; expected {MOST_IMAGES} at most")
+    raise ValueError(f"{choice['count']} images; expected at most {MOST_IMAGES}")
   indices = np.arange(choice["count"]) if "count" in choice else np.array(choice["indices"], int)
   if indices.ndim != 1:
-    raise ValueError("the positions of images are no list of integers")
+    raise ValueError("the positions of images are not a list of integers")
   return indices
 
 
@@ -213,14 +226,16 @@ def _decode(record: Mapping[str, Any], choices: Mapping[str, np.ndarray]) -> Num
   indices = choices[record["images"]] if "images" in record else None
   low, high = record["interval"] or (0.0, 0.0)
   if not all(isinstance(record[name], str) for name in ("evaluation", "metric", "unit")):
-    raise TypeError("evaluation, metric and unit of a number are no texts")
+    raise TypeError("evaluation, metric and unit of a number are not all strings")
   if not (math.isfinite(record["value"] or 0.0) and math.isfinite(low) and math.isfinite(high)):
-    raise ValueError("value and interval of a number are not finite")
+    raise ValueError("the value or the interval of a number is not finite")
   count = record["count"]
   if (count or 0) < 0 or (indices is not None and count != len(indices)):
-    raise ValueError(f"a number has the count {count!r}, which is not that of its images")
+    raise ValueError(f"a number has the count {count!r}, but another number of images")
   outcomes = None
   if "outcomes" in record:
+    if indices is None:
+      raise ValueError("a number has outcomes, but no images")
     size, deflated = -(-len(indices) // 8), base64.b64decode(record["outcomes"])
     packed = zlib.decompressobj().decompress(deflated, max_length=size + 1)
     if len(packed) != size:

@@ -1,14 +1,16 @@
-"""What evaluations leave in a workdir: nothing is measured twice, and a kill loses one piece at
-most.
+"""The store of evaluations in a workdir: nothing is measured twice, and a kill loses little.
 
-    evaluation/NAME-IDENTITY.json             the numbers of an evaluation, its options and its time
-    evaluation/NAME-IDENTITY.partial.jsonl    pieces of one that is not finished
-    evaluation/NAME-IDENTITY/                 files of its own (AutoAttack's state)
+::
 
-IDENTITY is a hash of all that decides about the numbers: the weights, the data, the evaluation's
-options, its version, the kind of device and the precision. Versions of packages are provenance:
-they are written beside the numbers and decide nothing. Every file and every piece carries a digest
-that is checked when it is read: what is damaged is named, moved aside and measured again.
+    evaluation/NAME-IDENTITY.json             numbers of a finished evaluation, options, time
+    evaluation/NAME-IDENTITY.partial.jsonl    pieces of an unfinished evaluation
+    evaluation/NAME-IDENTITY/                 files of the evaluation itself (AutoAttack's state)
+
+IDENTITY is a hash of everything that determines the numbers: the weights, the data, the
+evaluation's options and version, the kind of device and the precision. Package versions are
+provenance: they are stored beside the numbers and do not enter the hash. Every file and every piece
+carries a digest, which is checked on reading. A damaged file is named in a warning, moved aside,
+and its evaluation is measured again.
 """
 
 import base64
@@ -30,11 +32,11 @@ from sprout_jax.results.numbers import Numbers
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-  """What an evaluation found.
+  """The outcome of an evaluation.
 
   Attributes:
-    numbers: `Number`s, in the order in which a reader should see them.
-    details: JSON for figures: curves, surfaces, pictures. Nothing that is a number by itself.
+    numbers: the numbers, in the order in which tables show them.
+    details: JSON for figures: curves, surfaces, pictures. Single numbers belong in `numbers`.
     notes: sentences that a reader of the numbers must know.
   """
 
@@ -45,12 +47,14 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Stored(Measurement):
-  """A finished evaluation as it lies in a workdir.
+  """A finished evaluation as it is stored in a workdir.
 
   Attributes:
-    name: the row of `EVALUATIONS`. version: its version.
-    options: its options. seconds: what it took, over all calls.
-    provenance: versions of packages and the devices that computed it.
+    name: the row of `EVALUATIONS`.
+    version: the version of that row.
+    options: the evaluation's options.
+    seconds: the time it took, over all calls.
+    provenance: package versions and devices of the measurement.
   """
 
   name: str = ""
@@ -59,17 +63,17 @@ class Stored(Measurement):
   seconds: float = 0.0
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def to_json(self) -> dict:
-    """The evaluation as JSON."""
+  def to_json(self) -> dict[str, Any]:
+    """Returns the evaluation as JSON."""
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     return files.plain({**fields, **numbers_lib.encode(self.numbers)})
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> "Stored":
-    """The evaluation from JSON.
+    """Makes the evaluation from JSON.
 
     Raises:
-      Damaged: the value is no stored evaluation.
+      Damaged: the value is not a stored evaluation.
     """
     try:
       fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
@@ -79,17 +83,18 @@ class Stored(Measurement):
 
 
 class Memo:
-  """memo(piece, compute) -> compute(), from disk where an earlier call has left it.
+  """Pieces of an unfinished evaluation: `memo(piece, compute)` computes each piece only once.
 
-  Values are JSON or NumPy arrays, in lists and dictionaries.
+  The call returns the stored value of the piece, or else computes and stores it. Values are JSON
+  or NumPy arrays, in lists and dictionaries.
 
   Attributes:
-    folder: where an evaluation may keep files of its own.
-    seconds: what the pieces took that were there already.
+    folder: a folder for files of the evaluation itself.
+    seconds: the time that the stored pieces took.
   """
 
-  def __init__(self, path: pathlib.Path, is_writer: bool):
-    """Reads the pieces that an earlier call left in `path`."""
+  def __init__(self, path: pathlib.Path, is_writer: bool) -> None:
+    """Reads the pieces that earlier calls stored in `path`."""
     self.folder = path.with_name(path.name.removesuffix(".partial.jsonl"))
     self._path, self._is_writer = path, is_writer
     lines = files.read_lines(path, warnings.warn, sealed=True)
@@ -103,11 +108,11 @@ class Memo:
       if self._is_writer:
         seconds = time.monotonic() - start
         files.append_line(self._path, {"piece": piece, "value": value, "seconds": seconds})
-    return unpack(self._pieces[piece])  # fresh or read: the same value
+    return unpack(self._pieces[piece])  # a computed value is returned as it would be read
 
 
 def pack(value: Any) -> Any:
-  """A value as JSON: NumPy arrays become {"dtype", "shape", "data" (deflated, base64)}."""
+  """Encodes a value as JSON: NumPy arrays become {"dtype", "shape", "data" (deflated, base64)}."""
   if isinstance(value, np.generic):
     return value.item()
   if isinstance(value, np.ndarray):
@@ -119,7 +124,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-  """What `pack` made, with the arrays as NumPy arrays."""
+  """Decodes the result of `pack`."""
   if isinstance(value, dict):
     if value.keys() == {"dtype", "shape", "data"}:
       data = zlib.decompress(base64.b64decode(value["data"]))
@@ -129,7 +134,7 @@ def unpack(value: Any) -> Any:
 
 
 class Store:
-  """The evaluations of one model on one data set, in one workdir."""
+  """The stored evaluations of one model on one data set, in one workdir."""
 
   def __init__(
     self,
@@ -138,22 +143,22 @@ class Store:
     provenance: Mapping[str, Any],
     is_writer: bool = True,
     wait: Callable[[str], None] = lambda name: None,
-  ):
-    """Opens `workdir`/evaluation.
+  ) -> None:
+    """Opens the folder `workdir`/evaluation.
 
     Args:
       workdir: the run's folder.
-      identity: what decides about the numbers besides the evaluation itself, as JSON.
-      provenance: what is written beside the numbers.
-      is_writer: whether this process writes. With several processes, one does.
-      wait: returns when all processes have called it with this name.
+      identity: JSON that determines the numbers besides the evaluation itself: weights, data, ...
+      provenance: JSON that is stored beside the numbers.
+      is_writer: whether this process writes. Of several processes, one writes.
+      wait: a barrier: it returns when all processes have called it with this name.
     """
     self._folder = pathlib.Path(workdir) / "evaluation"
     self._identity, self._provenance = identity, provenance
     self._is_writer, self._wait = is_writer, wait
 
   def read(self, name: str, version: int, options: Mapping[str, Any]) -> Stored | None:
-    """A stored evaluation, or None. A damaged one is moved aside with a warning."""
+    """Returns a stored evaluation, or None. A damaged file is moved aside with a warning."""
     path = self._path(name, version, options)
     if not path.exists():
       return None
@@ -166,21 +171,28 @@ class Store:
       warnings.warn(f"{error}. It is now {aside.name}; {name} is measured again.", stacklevel=2)
       return None
 
-  def run(
+  def fetch(
     self,
     name: str,
     version: int,
     options: Mapping[str, Any],
     compute: Callable[[Memo], Measurement],
   ) -> Stored:
-    """Returns what is stored of an evaluation, or else what `compute` measures, which is stored."""
+    """Returns a stored evaluation, or else measures it with `compute` and stores it.
+
+    Args:
+      name: the row of `EVALUATIONS`.
+      version: the version of that row.
+      options: the evaluation's options; other options are another entry.
+      compute: memo -> `Measurement`; called only if nothing is stored.
+    """
     found = self.read(name, version, options)
     path = self._path(name, version, options)
     partial = path.with_name(f"{path.stem}.partial.jsonl")
     if found is None:
       path.parent.mkdir(parents=True, exist_ok=True)
       start, memo = time.monotonic(), Memo(partial, self._is_writer)
-      self._wait(f"{partial.name} is read")  # none may write what another has yet to read
+      self._wait(f"{partial.name} is read")  # no process may write before all have read
       measured, earlier = compute(memo), memo.seconds
       found = Stored(
         numbers=Numbers(
@@ -199,6 +211,6 @@ class Store:
         partial.unlink(missing_ok=True)
     return found
 
-  def _path(self, name, version, options):
+  def _path(self, name: str, version: int, options: Mapping[str, Any]) -> pathlib.Path:
     identity = files.digest(files.plain([self._identity, name, version, options]))
     return self._folder / f"{name}-{identity[:12]}.json"

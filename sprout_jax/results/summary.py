@@ -1,25 +1,24 @@
-"""results.json: everything that was measured of one model, in one file.
+"""results.json: everything that was measured on one model, in one file.
 
-Its keys are an interface; other tools read them:
+Its keys are an interface, because other tools read them:
 
-    format              1 clean               {accuracy, count, interval} on the test set attacks
-    [{name, norm, epsilon, steps, restarts, seed, count, accuracy, interval, ...}]
-                        of PGD and AutoAttack
-    parameters_sha256   of the evaluated weights
-    config              of the run; {} for a model that was not trained here
-    versions            of packages, and the devices, of the evaluation
-    wall_seconds        of all evaluations
-    label               what was evaluated, in parts: {"method", "model", "data", "seed"} or
-      {"name"}
-    data                {name, fingerprint, provenance, class_names, count}
-    checkpoint          which weights were taken: {which, step, selected_by, weights}, or null
-    training            what the training took: {devices, seconds, steps, planned_steps, ...}, or
-      null
-    numbers, images     every number as a record with typed keys (`results.numbers.encode`)
-    findings            what the checks found (`results.checks.Finding`)
-    evaluations         {name: {version, options, seconds, provenance, details, notes}}
-    failed              {name: why it could not be measured}
-    sha256              the digest of all the rest
+- ``format``: 1.
+- ``clean``: {accuracy, count, interval} on the test set.
+- ``attacks``: PGD and AutoAttack, a list of {name, norm, epsilon, steps, restarts, seed, count,
+  accuracy, interval, ...}.
+- ``parameters_sha256``: the digest of the evaluated weights.
+- ``config``: the config of the run; {} for a model that was not trained by this package.
+- ``versions``: package versions and devices of the evaluation.
+- ``wall_seconds``: the time of all evaluations.
+- ``label``: the names of the evaluated model: {method, model, data, seed}, or {name}.
+- ``data``: {name, fingerprint, provenance, class_names, count}.
+- ``checkpoint``: the evaluated weights: {which, step, selected_by, weights}, or null.
+- ``training``: the cost of training: {devices, seconds, steps, planned_steps, ...}, or null.
+- ``numbers``, ``images``: every number as a record with typed keys (`results.numbers.encode`).
+- ``findings``: the findings of the checks (`results.checks.Finding`).
+- ``evaluations``: {name: {version, options, seconds, provenance, details, notes}}.
+- ``failed``: {name: why it could not be measured}.
+- ``sha256``: the digest of all other entries.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ from sprout_jax.results.store import Stored
 
 FORMAT = 1
 NAME = "results.json"
-PUBLISHED = ("pgd", "auto_attack")  # evaluations whose numbers stand in "attacks" as well
+PUBLISHED = ("pgd", "auto_attack")  # evaluations whose numbers are also in "attacks"
 ABOUT = (
   "parameters_sha256",
   "config",
@@ -54,14 +53,14 @@ ABOUT = (
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What is known of one model: the content of results.json, with its metrics.
+  """The results of one model: the content of results.json, and the metrics of its training.
 
   Attributes:
-    workdir: where it lies.
-    about: the entries of `ABOUT`.
-    numbers: all numbers; the clean accuracy is the first ("clean").
+    workdir: the folder of the run.
+    about: the entries `ABOUT` of results.json.
+    numbers: all numbers; the first is the clean accuracy (evaluation "clean").
     stored: {evaluation: `Stored`}.
-    findings: what the checks found.
+    findings: the findings of the checks.
     failed: {evaluation: why it could not be measured}.
     metrics: the records of metrics.jsonl.
   """
@@ -76,16 +75,23 @@ class Results:
 
   @property
   def seconds(self) -> float:
-    """What all evaluations took."""
+    """The time of all evaluations."""
     return sum(stored.seconds for stored in self.stored.values())
 
   @property
   def clean(self) -> Number:
-    """The clean accuracy on the test set."""
-    return self.numbers.first(evaluation="clean")
+    """The clean accuracy on the test set.
+
+    Raises:
+      ValueError: the results have none.
+    """
+    found = self.numbers.first(evaluation="clean")
+    if found is None:
+      raise ValueError(f"the results of {self.workdir} have no clean accuracy")
+    return found
 
   def failed_checks(self, number: Number) -> list[Finding]:
-    """The checks that failed and concern a number."""
+    """Returns the failed findings that concern a number."""
     return [f for f in self.findings if not f.passed and f.is_about(number)]
 
 
@@ -96,7 +102,15 @@ def collect(
   stored: Iterable[Stored],
   failed: Mapping[str, str],
 ) -> Results:
-  """Puts together what is known of a model, and derives the findings."""
+  """Collects the results of a model and derives the findings.
+
+  Args:
+    workdir: the folder of the run.
+    about: the entries `ABOUT` of results.json.
+    clean: the clean accuracy.
+    stored: the finished evaluations.
+    failed: {evaluation: why it could not be measured}.
+  """
   by_name = {one.name: one for one in stored}
   clean = dataclasses.replace(clean, evaluation="clean")
   numbers = Numbers([clean, *(n for one in by_name.values() for n in one.numbers)])
@@ -105,13 +119,12 @@ def collect(
 
 
 def write(results: Results) -> bool:
-  """Writes results.json into the workdir, unless it says the same already.
+  """Writes results.json into the workdir, unless the file has this content already.
 
-  Where the file that is there has numbers that the new one lacks, it is kept as
-  results_previous.json.
+  If the present file has numbers that the new one lacks, it is kept as results_previous.json.
 
   Returns:
-    Whether a file was kept as results_previous.json.
+    Whether the present file was kept as results_previous.json.
   """
   path = pathlib.Path(results.workdir) / NAME
   content = to_json(results)
@@ -120,7 +133,7 @@ def write(results: Results) -> bool:
     try:
       earlier = files.read_sealed(path)
     except files.Damaged:
-      earlier = None  # it is made anew from what the evaluations have left
+      earlier = None  # the new file is made from the stored evaluations
   if earlier == content:
     return False
   kept = earlier is not None and not _extends(content, earlier)
@@ -130,8 +143,8 @@ def write(results: Results) -> bool:
   return kept
 
 
-def to_json(results: Results) -> dict:
-  """The content of results.json, but for its digest."""
+def to_json(results: Results) -> dict[str, Any]:
+  """Returns the content of results.json without its digest."""
   clean = results.clean
   return files.plain(
     {
@@ -157,24 +170,26 @@ def read(workdir: pathlib.Path | str) -> Results:
   path = pathlib.Path(workdir) / NAME
   again = f"python launch.py --mode evaluate --workdir {workdir}"
   if not path.exists():
-    raise UserError(f"{workdir} has no results.json; make it with: {again}")
+    raise UserError(f"{workdir} has no results.json; create it with: {again}")
   try:
     content = files.read_sealed(path)
     if content.get("format") != FORMAT:
       raise files.Damaged(f"{path} has format {content.get('format')!r}, expected {FORMAT}")
     return from_json(workdir, content)
   except files.Damaged as error:
-    raise files.Damaged(f"{error}; delete it and make it anew with: {again}") from error
+    raise files.Damaged(f"{error}; delete it, then create it again with: {again}") from error
 
 
 def from_json(workdir: pathlib.Path | str, content: Mapping[str, Any]) -> Results:
-  """What `to_json` wrote.
+  """Makes results from the content of results.json, and reads metrics.jsonl of the workdir.
 
   Raises:
-    Damaged: the content is no results.json.
+    Damaged: the content is not that of a results.json.
   """
   try:
     numbers = numbers_lib.decode(content)
+    if numbers.first(evaluation="clean") is None:
+      raise ValueError("it has no clean accuracy")
     for key in ABOUT[1:]:
       if not isinstance(content[key], dict | None):
         raise TypeError(f"{key!r} holds {type(content[key]).__name__}, expected an object or null")
@@ -196,16 +211,18 @@ def from_json(workdir: pathlib.Path | str, content: Mapping[str, Any]) -> Result
       tuple(workdir_lib.read_metrics(workdir)),
     )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise files.Damaged(f"it is no results.json ({type(error).__name__}: {error})") from error
+    raise files.Damaged(
+      f"{pathlib.Path(workdir) / NAME} is damaged ({type(error).__name__}: {error})"
+    ) from error
 
 
-def _is_published(number):
+def _is_published(number: Number) -> bool:
   is_whole = number["stage"] is None and number.metric == "accuracy"
   return number.evaluation in PUBLISHED and is_whole
 
 
-def _published(number):
-  """An entry of "attacks"."""
+def _published(number: Number) -> dict[str, Any]:
+  """Returns the entry of "attacks" for a number."""
   name = f"autoattack-{number['version']}" if number["version"] else f"pgd-{number['steps']}"
   return {
     "name": name,
@@ -216,7 +233,7 @@ def _published(number):
   }
 
 
-def _without_numbers(stored):
+def _without_numbers(stored: Stored) -> dict[str, Any]:
   return {
     "version": stored.version,
     "options": stored.options,
@@ -227,8 +244,8 @@ def _without_numbers(stored):
   }
 
 
-def _extends(content, earlier):
-  """Whether no number of an earlier results.json is missing from a later one."""
+def _extends(content: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
+  """Returns whether a results.json has every number of an earlier one, of the same weights."""
   return content["parameters_sha256"] == earlier.get("parameters_sha256") and all(
     number in content["numbers"] for number in earlier.get("numbers", ())
   )

@@ -14,21 +14,21 @@ LABELS = ("name", "method", "model", "data", "seed")
 
 
 def frame(workdirs: Iterable[pathlib.Path | str]) -> "pandas.DataFrame":
-  """Returns all numbers of several workdirs, one row for each number.
+  """Returns all numbers of several workdirs as a data frame, one row per number.
 
   Columns, in this order:
 
-  - `workdir`: where the number is from.
-  - `run_name`, `run_method`, `run_model`, `run_data`, `run_seed`: what was evaluated.
-  - `evaluation`, `metric`: which evaluation found the number, and what it measured.
-  - the keys of `sprout_jax.results.KEYS` (`attack`, `norm`, `epsilon`, ...): what it is a number
-    of. A key that a number does not have is missing (`pandas.NA`).
-  - `value`, `unit`, `count`, `low`, `high`: the number, its unit, the images that it is about, and
-    its 95 % interval.
+  - `workdir`: the folder of the run.
+  - `run_name`, `run_method`, `run_model`, `run_data`, `run_seed`: the evaluated model.
+  - `evaluation`, `metric`: the evaluation, and what it measured.
+  - the keys of `sprout_jax.results.KEYS` (`attack`, `norm`, `epsilon`, ...): the conditions of the
+    measurement. A key that a number does not have is missing (`pandas.NA`).
+  - `value`, `unit`, `count`, `low`, `high`: the value, its unit, the number of images, and the 95 %
+    interval.
   - `passed`: False where a check that concerns the number failed, True where all passed, missing
     where no check concerns it.
 
-  Integer keys have the type Int64, so that missing values stay integers.
+  Integer columns have the type Int64: they can have missing values.
 
   Example:
     >>> numbers = results.frame(["runs/sprout", "runs/natural"])
@@ -36,7 +36,7 @@ def frame(workdirs: Iterable[pathlib.Path | str]) -> "pandas.DataFrame":
     >>> attacks.pivot(index="epsilon", columns="workdir", values="value")
 
   Args:
-    workdirs: folders with a results.json.
+    workdirs: folders of runs, each with a results.json.
 
   Raises:
     UserError: a workdir has no results.json, or a damaged one.
@@ -72,7 +72,7 @@ def frame(workdirs: Iterable[pathlib.Path | str]) -> "pandas.DataFrame":
   types |= {f"run_{part}": "string" for part in LABELS}
   types |= {"value": "Float64", "low": "Float64", "high": "Float64", "count": "Int64"}
   types |= {"passed": "boolean"}
-  # Halves of surrogate pairs, which JSON can hold, are no text for pandas: "?" is.
+  # JSON can hold lone surrogates and pandas cannot: they become "?".
   encodable = lambda v: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v
   rows = [{name: encodable(entry) for name, entry in row.items()} for row in rows]
   columns = ["workdir", *(f"run_{part}" for part in LABELS), "evaluation", "metric", *KEYS]

@@ -1,15 +1,17 @@
-"""A workdir: the folder of one run, what lies in it, and what may be read from it.
+"""The workdir: the folder of one run, and its files.
 
-config.json      the resolved config; a workdir belongs to one config
-versions.json    versions and settings that could change a number
-data.json        what it was trained on: name, digest, classes, shape of the images
-metrics.jsonl    a line per `config.log_every` steps and per validation: a log, never an input
-tensorboard/     the same as event files
-checkpoints/     the last few and the best
-evaluation/      what each evaluation left (`sprout_jax.results.store`)
-results.json     everything that was measured (`sprout_jax.results.summary`)
-results.txt      the same as a table
-plots/, report/  figures; the page of `--mode report`
+::
+
+    config.json      the resolved config; a workdir belongs to one config
+    versions.json    package versions and settings that can change numbers
+    data.json        the training data: name, digest, classes, shape of the images
+    metrics.jsonl    a record per `config.log_every` steps and per validation; a log, never an input
+    tensorboard/     the same records as event files
+    checkpoints/     the last few checkpoints and the best one
+    evaluation/      the stored evaluations (`sprout_jax.results.store`)
+    results.json     everything that was measured (`sprout_jax.results.summary`)
+    results.txt      the main numbers as a table
+    plots/, report/  figures; the page of `--mode report`
 """
 
 import pathlib
@@ -22,11 +24,16 @@ from sprout_jax.results import files
 
 
 def is_run(workdir: pathlib.Path | str) -> bool:
-  """Whether a folder is a workdir that belongs to a config."""
+  """Returns whether a folder is the workdir of a config."""
   return (pathlib.Path(workdir) / "config.json").exists()
 
 
-def claim(workdir: pathlib.Path | str, config: Mapping, versions: Mapping, data: Mapping) -> None:
+def claim(
+  workdir: pathlib.Path | str,
+  config: Mapping[str, Any],
+  versions: Mapping[str, Any],
+  data: Mapping[str, Any],
+) -> None:
   """Makes a folder the workdir of a config: writes config.json, versions.json and data.json.
 
   Raises:
@@ -49,38 +56,38 @@ def claim(workdir: pathlib.Path | str, config: Mapping, versions: Mapping, data:
       files.write_json(path, dict(value))
 
 
-def read_config(workdir: pathlib.Path | str) -> dict:
-  """The config that a workdir belongs to, as a dictionary.
+def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
+  """Returns the config of a workdir as a dictionary.
 
   Raises:
-    UserError: there is none, or it is damaged.
+    UserError: the workdir has no config.json, or a damaged one.
   """
   if not is_run(workdir):
     raise UserError(
-      f"{workdir} is no workdir of a run (it has no config.json); train there first: "
+      f"{workdir} is not the workdir of a run (it has no config.json); train there first: "
       f"python launch.py --config CONFIG --workdir {workdir}"
     )
   return files.read_json(pathlib.Path(workdir) / "config.json")
 
 
-def read_versions(workdir: pathlib.Path | str) -> dict:
-  """The versions with which a workdir was trained; {} where they are not known."""
+def read_versions(workdir: pathlib.Path | str) -> dict[str, Any]:
+  """Returns the package versions with which a workdir was trained; {} where they are unknown."""
   path = pathlib.Path(workdir) / "versions.json"
   try:
     return files.read_json(path) if path.exists() else {}
   except files.Damaged as error:
-    warnings.warn(f"{error}; where the run was trained is not known", stacklevel=2)
+    warnings.warn(f"{error}; the devices of the training are unknown", stacklevel=2)
     return {}
 
 
-def read_data(workdir: pathlib.Path | str) -> dict:
-  """What a workdir was trained on: {name, fingerprint, provenance, class_names, image_shape}.
+def read_data(workdir: pathlib.Path | str) -> dict[str, Any]:
+  """Returns the training data's {name, fingerprint, provenance, class_names, image_shape}.
 
   Raises:
-    UserError: data.json is not there, or damaged.
+    UserError: data.json is missing or damaged.
   """
   path = pathlib.Path(workdir) / "data.json"
-  again = f"type the training command of {workdir} again: it writes the file anew"
+  again = f"type the training command of {workdir} again: it writes the file"
   try:
     found = files.read_json(path)
   except UserError as error:
@@ -91,6 +98,6 @@ def read_data(workdir: pathlib.Path | str) -> dict:
 
 
 def read_metrics(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
-  """The records of metrics.jsonl; a line that is damaged is left out with a warning."""
+  """Returns the records of metrics.jsonl. A damaged line is skipped with a warning."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   return files.read_lines(path, lambda text: warnings.warn(text, stacklevel=3))

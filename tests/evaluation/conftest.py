@@ -54,7 +54,7 @@ class Measured(Mapping):
         return found
 
       with _programs_kept(self._factory):
-        self._found[name] = self._store.run(name, row.version, chosen, compute)
+        self._found[name] = self._store.fetch(name, row.version, chosen, compute)
     return self._found[name]
 
   def __iter__(self):

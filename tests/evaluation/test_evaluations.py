@@ -87,12 +87,12 @@ def test_killed_before_its_last_piece_and_continued(results, tmp_path, name):
     return row.function(subject.start(counting), **chosen)
 
   store = Store(tmp_path, ["the linear subject"], {})
-  found = store.run(name, row.version, chosen, measure)
+  found = store.fetch(name, row.version, chosen, measure)
   assert computed == [json.loads(last)["piece"]] and not partial.exists()
   assert found.seconds >= sum(json.loads(line)["seconds"] for line in kept)
   assert encode(found.numbers) == encode(expected.numbers) and found.notes == expected.notes
   assert without_seconds(found.details) == without_seconds(expected.details)
-  again = store.run(name, row.version, chosen, lambda memo: pytest.fail("measured again"))
+  again = store.fetch(name, row.version, chosen, lambda memo: pytest.fail("measured again"))
   assert again.to_json() == found.to_json()
 
 

@@ -315,7 +315,7 @@ def test_a_damaged_file_of_another_evaluation_does_not_reach_results_json(bright
   """It is not measured again in this call, and not in results.json."""
   run(tmp_path)
   change_a_digit(stored_file(tmp_path))
-  with pytest.warns(UserWarning, match="its digest does not fit"):
+  with pytest.warns(UserWarning, match="its digest does not match"):
     found = run(tmp_path, ("calibration",))
   assert found.stored.keys() == {"calibration"}
   assert "brightness" not in json.loads((tmp_path / "results.json").read_text())["evaluations"]

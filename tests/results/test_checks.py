@@ -87,74 +87,77 @@ TABLE = {
     evidence(*faults(0.0, 0.0)),
     evidence(*faults(0.02, 0.04)),
     0.04,
-    "input gradients at the images cannot be followed (zero for margin in 2.0%, not a number for "
-    "margin in 4.0% of 50 images)",
+    "some input gradients at the images are unusable (zero for margin in 2.0%, not a number for "
+    "margin in 4.0% of 50 images). Gradient-based attacks may miss adversarial examples.",
     dict(evaluation="pgd", **THREAT),
   ),
   "square": (
     evidence(*stages(2)),
     evidence(*stages(31)),
     3.1,
-    "Square broke 3.1 points more than the white-box attacks before it (40.0% to 36.9%)",
+    "after the white-box attacks, Square lowers the accuracy by 3.1 points (40.0% to 36.9%). The "
+    "gradients are probably masked.",
     dict(evaluation="auto_attack", version="standard", seed=0, **THREAT),
   ),
   "black_box": (
     evidence(*sources(np.r_[0:300, LAST[:2]], 300)),
     evidence(*sources(np.r_[0:300, LAST], 300)),
     0.3,
-    "of what the white-box attack left, the attack on a (1234) broke 0.3 points of 1000 images: "
-    "gradients are probably masked",
+    "the attack on a (1234) breaks images that the white-box attack leaves robust, 0.3 % of all "
+    "1000. The gradients are probably masked.",
     dict(evaluation="pgd", **THREAT),
   ),
   "order": (
     evidence(left("sanity", 5, attack="fgsm", **THREAT), pgd(5), left("sanity", 7, **APGD)),
     evidence(left("sanity", 5, attack="fgsm", **THREAT), pgd(9), left("sanity", 7, **APGD)),
     2,
-    "PGD broke 2 of 1000 images that APGD left robust",
+    "PGD breaks 2 of 1000 images that APGD leaves robust. The stronger attack is too weak",
     dict(evaluation="pgd", **THREAT),
   ),
   "monotone": (
     evidence(*curve(100, 100, 900)),
     evidence(*curve(100, 700, 699, 696, 900)),
     0.3,
-    "ccuracy rises by 0.30 points up to epsilon 0.03",
+    "Accuracy rises by 0.30 points when epsilon grows to 0.03. A larger ball contains the smaller",
     dict(evaluation="pgd", norm="linf", epsilon=0.03),
   ),
   "large_radius": (
     evidence(left("sanity", 990, "accuracy_at_large_radius", **PGD | {"epsilon": 0.5})),
     evidence(left("sanity", 980, "accuracy_at_large_radius", **PGD | {"epsilon": 0.5})),
     2,
-    "2.0% of 1000 images are still classified correctly at epsilon 0.5",
+    "2.0% of 1000 images are still classified correctly at epsilon 0.5. At this radius every image "
+    "can be made grey, so the attack is too weak.",
     dict(evaluation="pgd", norm="linf", epsilon=0.03),
   ),
   "effort": (
     evidence(pgd(500), pgd(510, steps=20), pgd(500, restarts=10)),
     evidence(pgd(500), pgd(505, steps=20), pgd(700, restarts=10)),
     20,
-    "PGD with 10 steps and 10 restarts leaves 20.0 points less than with 10 steps and 1 restart, "
-    "of 1000 images: the attack is too weak",
+    "with 10 steps and 10 restarts, the accuracy under PGD is 20.0 points lower than with 10 steps "
+    "and 1 restart, on 1000 images. The attack is too weak.",
     dict(evaluation="pgd", **THREAT),
   ),
   "converged": (
     evidence(pgd(), best_loss=LEVEL),
     evidence(pgd(), best_loss=RISING),
     10 / 99,
-    "PGD moved by 10.1% of its range in the last tenth of its 99 steps",
+    "the best loss of PGD changes by 10.1% of its range in the last tenth of its 99 steps. PGD "
+    "needs more steps.",
     dict(evaluation="pgd", **THREAT),
   ),
   "gap": (
     evidence(left("pgd", 450, **PGD), left("auto_attack", 550, **STANDARD)),
     evidence(left("pgd", 400, **PGD), left("auto_attack", 550, **STANDARD)),
     15,
-    "PGD leaves 15.0 points more than AutoAttack (60.0% against 45.0%): quote the number of "
-    "AutoAttack",
+    "the accuracy under PGD is 15.0 points above that under AutoAttack (60.0% against 45.0%). "
+    "Report the accuracy under AutoAttack.",
     dict(evaluation="pgd", **THREAT),
   ),
   "binarization": (
     evidence(*planted(0.95)),
     evidence(*planted(0.9)),
     0.9,
-    "of 20 planted adversarial examples PGD found 90.0%, random noise 10.0%: PGD is too weak",
+    "PGD finds 90.0% of 20 planted adversarial examples; random noise finds 10.0%. PGD is too weak",
     dict(evaluation="pgd", **THREAT),
   ),
 }
@@ -244,7 +247,8 @@ def test_autoattack_and_pgd_are_compared_where_they_ran_alike():
   ]
   assert derive("gap", evidence(weak, *others)) == []
   (found,) = derive("gap", evidence(weak, *others, strong))
-  assert found.text.startswith("At Linf epsilon 0.1: PGD leaves 15.0 points more")
+  text = "At Linf epsilon 0.1: the accuracy under PGD is 15.0 points above that under AutoAttack"
+  assert found.text.startswith(text)
   plus = left("auto_attack", 560, **STANDARD | {"version": "plus"})
   assert len(derive("gap", evidence(weak, strong, plus))) == 2
 
@@ -270,18 +274,19 @@ def test_noise_is_compared_with_pgd_and_apgd_together():
   seen = derive("black_box", evidence(pgd(LAST[:1]), left("sanity", LAST[1:], **APGD), noise))
   assert [f.passed for f in seen] == [True] and seen[0].value == 0
   (missed,) = derive("black_box", evidence(pgd(0), left("sanity", 0, **APGD), noise))
-  assert not missed.passed and "random noise broke 0.3 points" in missed.text
+  assert not missed.passed and "random noise breaks images" in missed.text
+  assert "leaves robust, 0.3 % of all 1000" in missed.text
 
 
 def test_of_several_sources_the_worst_counts():
   white, weak = sources(0, 0)
   strong = left("transfer", 100, source="b (5678)", **PGD)
   (found,) = derive("black_box", evidence(white, weak, strong))
-  assert "b (5678) broke 10.0 points" in found.text
+  assert "b (5678) breaks images" in found.text and "10.0 % of all 1000" in found.text
   assert derive("black_box", evidence(white)) == []  # PGD on the model itself is no transfer
 
 
 def test_accuracy_that_rises_with_effort_is_a_finding_as_well():
   (found,) = derive("effort", evidence(pgd(500), pgd(400, steps=20)))
-  assert not found.passed and "leaves 10.0 points more" in found.text
+  assert not found.passed and "is 10.0 points higher than with" in found.text
   np.testing.assert_allclose(found.value, 10)

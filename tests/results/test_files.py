@@ -160,7 +160,7 @@ def test_a_damaged_line_is_left_out_and_named(tmp_path):
   path.write_text("\n".join(lines) + "\n")
   assert files.read_lines(path, said.append, sealed=True) == [{"step": 0}, {"step": 4}]
   assert [sentence.split(" of ")[0] for sentence in said] == ["line 2", "line 3", "line 4"]
-  assert all(str(path) in sentence and "left out" in sentence for sentence in said)
+  assert all(str(path) in sentence and "it is skipped" in sentence for sentence in said)
 
 
 def test_a_line_that_a_kill_has_cut_is_left_out_in_silence(tmp_path):

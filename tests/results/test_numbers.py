@@ -179,5 +179,5 @@ def test_what_is_no_record_is_damaged(name):
   found = encoded()
   assert len(numbers.decode(found)) == 2
   DAMAGES[name](found)
-  with pytest.raises(Damaged, match="no records of numbers"):
+  with pytest.raises(Damaged, match="malformed records of numbers"):
     numbers.decode(found)

@@ -31,9 +31,9 @@ def value(stored):
 
 def test_other_options_versions_and_subjects_are_other_results(tmp_path):
   store = Store(tmp_path, ["weights"], {})
-  one = store.run("pgd", 1, {"epsilon": 1}, lambda memo: number(1.0))
-  assert value(store.run("pgd", 1, {"epsilon": 2}, lambda memo: number(2.0))) == 2
-  assert value(store.run("pgd", 2, {"epsilon": 1}, lambda memo: number(3.0))) == 3
+  one = store.fetch("pgd", 1, {"epsilon": 1}, lambda memo: number(1.0))
+  assert value(store.fetch("pgd", 1, {"epsilon": 2}, lambda memo: number(2.0))) == 2
+  assert value(store.fetch("pgd", 2, {"epsilon": 1}, lambda memo: number(3.0))) == 3
   found = store.read("pgd", 1, {"epsilon": 1})
   assert found.to_json() == one.to_json() and found.options == {"epsilon": 1}
   assert Store(tmp_path, ["other weights"], {}).read("pgd", 1, {"epsilon": 1}) is None
@@ -42,14 +42,14 @@ def test_other_options_versions_and_subjects_are_other_results(tmp_path):
 
 def test_tuples_and_lists_and_the_order_of_options_are_the_same(tmp_path):
   store = Store(tmp_path, {"a": (1, 2), "b": 3}, {})
-  store.run("pgd", 1, {"epsilons": (0.1, 0.2), "seed": 0}, lambda memo: number(1.0))
+  store.fetch("pgd", 1, {"epsilons": (0.1, 0.2), "seed": 0}, lambda memo: number(1.0))
   again = Store(tmp_path, {"b": 3, "a": [1, 2]}, {})
-  assert value(again.run("pgd", 1, {"seed": 0, "epsilons": [0.1, 0.2]}, fail)) == 1
+  assert value(again.fetch("pgd", 1, {"seed": 0, "epsilons": [0.1, 0.2]}, fail)) == 1
 
 
 def test_provenance_decides_nothing(tmp_path):
-  Store(tmp_path, [], {"jax": "1"}).run("pgd", 1, {}, lambda memo: number(1.0))
-  found = Store(tmp_path, [], {"jax": "2"}).run("pgd", 1, {}, fail)
+  Store(tmp_path, [], {"jax": "1"}).fetch("pgd", 1, {}, lambda memo: number(1.0))
+  found = Store(tmp_path, [], {"jax": "2"}).fetch("pgd", 1, {}, fail)
   assert found.provenance == {"jax": "1"}  # of the one that measured
 
 
@@ -60,7 +60,7 @@ def test_stored_numbers_come_back_with_their_evaluation(tmp_path):
     {"curve": np.arange(3).tolist()},
     ("A note.",),
   )
-  Store(tmp_path, [], {}).run("pgd", 3, {"a": 1}, lambda memo: measured)
+  Store(tmp_path, [], {}).fetch("pgd", 3, {"a": 1}, lambda memo: measured)
   found = Store(tmp_path, [], {}).read("pgd", 3, {"a": 1})
   (back,) = found.numbers
   assert (
@@ -74,9 +74,9 @@ def test_stored_numbers_come_back_with_their_evaluation(tmp_path):
 
 def test_numbers_that_are_not_finite_are_none(tmp_path):
   details = {"a": [math.nan, 1.0], "b": {"c": math.inf}}
-  found = Store(tmp_path, [], {}).run("pgd", 1, {}, lambda memo: Measurement(Numbers(), details))
+  found = Store(tmp_path, [], {}).fetch("pgd", 1, {}, lambda memo: Measurement(Numbers(), details))
   assert found.details == {"a": [None, 1.0], "b": {"c": None}}
-  again = Store(tmp_path, [], {}).run("pgd", 1, {}, fail)
+  again = Store(tmp_path, [], {}).fetch("pgd", 1, {}, fail)
   assert again.details == found.details
   (path,) = (tmp_path / "evaluation").glob("*.json")
   json.loads(path.read_text(), parse_constant=fail)
@@ -88,23 +88,23 @@ def damage(path):
 
 def test_a_damaged_file_is_moved_aside_by_the_process_that_writes(tmp_path):
   store = Store(tmp_path, [], {})
-  store.run("pgd", 1, {}, lambda memo: number(1.5))
+  store.fetch("pgd", 1, {}, lambda memo: number(1.5))
   (path,) = (tmp_path / "evaluation").glob("*.json")
   damage(path)
   reader = Store(tmp_path, [], {}, is_writer=False)
-  with pytest.warns(UserWarning, match="its digest does not fit.*pgd is measured again"):
+  with pytest.warns(UserWarning, match="its digest does not match.*pgd is measured again"):
     assert reader.read("pgd", 1, {}) is None
   assert path.exists()
   with pytest.warns(UserWarning, match=path.name):
-    assert value(store.run("pgd", 1, {}, lambda memo: number(1.5))) == 1.5
-  assert value(store.run("pgd", 1, {}, fail)) == 1.5
+    assert value(store.fetch("pgd", 1, {}, lambda memo: number(1.5))) == 1.5
+  assert value(store.fetch("pgd", 1, {}, fail)) == 1.5
   assert [p.name for p in path.parent.glob("*.damaged")] == [path.name + ".damaged"]
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"numbers": []}'])
 def test_what_is_no_stored_evaluation_is_damaged(tmp_path, content):
   store = Store(tmp_path, [], {})
-  store.run("pgd", 1, {}, lambda memo: number(1.5))
+  store.fetch("pgd", 1, {}, lambda memo: number(1.5))
   (path,) = (tmp_path / "evaluation").glob("*.json")
   path.write_text(content)
   with pytest.warns(UserWarning, match="measured again"):
@@ -114,7 +114,7 @@ def test_what_is_no_stored_evaluation_is_damaged(tmp_path, content):
 def test_a_sealed_file_without_its_fields_is_damaged():
   with pytest.raises(files.Damaged, match="lacks 'details'"):
     Stored.from_json({"numbers": [], "images": {}, "name": "pgd"})
-  with pytest.raises(files.Damaged, match="no records of numbers"):
+  with pytest.raises(files.Damaged, match="malformed records of numbers"):
     whole = Stored(Numbers([Number("a", 1.0, {})])).to_json()
     Stored.from_json(whole | {"numbers": [{"metric": "a"}]})
 
@@ -145,7 +145,7 @@ def test_a_changed_piece_is_named_and_computed_again(tmp_path):
   for name, entry in (("one", 1.5), ("two", 2.5)):
     memo(path)(name, lambda entry=entry: entry)
   damage(path)
-  with pytest.warns(UserWarning, match="line 1 of .*a.partial.jsonl is damaged; it is left out"):
+  with pytest.warns(UserWarning, match="line 1 of .*a.partial.jsonl is damaged; it is skipped"):
     found = memo(path)
   assert found("two", fail) == 2.5 and found("one", lambda: 1.5) == 1.5
 
@@ -169,7 +169,7 @@ def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
   path = tmp_path / "a.partial.jsonl"
   assert Memo(path, is_writer=False)("one", lambda: 1) == 1 and not path.exists()
   store = Store(tmp_path, [], {}, is_writer=False)
-  assert value(store.run("pgd", 1, {}, lambda memo: number(memo("a", lambda: 2.0)))) == 2
+  assert value(store.fetch("pgd", 1, {}, lambda memo: number(memo("a", lambda: 2.0)))) == 2
   assert not list((tmp_path / "evaluation").iterdir())
 
 
@@ -177,7 +177,7 @@ def test_all_processes_read_pieces_before_any_is_written(tmp_path):
   waited = []
   store = Store(tmp_path, [], {}, wait=waited.append)
   compute = lambda memo: [waited.append("computed"), number(1.0)][1]
-  store.run("pgd", 1, {}, compute)
+  store.fetch("pgd", 1, {}, compute)
   assert len(waited) == 2 and waited[0].startswith("pgd-") and waited[1] == "computed"
 
 
@@ -202,9 +202,9 @@ def test_time_of_an_interrupted_evaluation_is_that_of_all_its_runs(tmp_path, mon
 
   store = Store(tmp_path, ["weights"], {})
   with pytest.raises(Killed):
-    store.run("pgd", 1, {}, killed)
+    store.fetch("pgd", 1, {}, killed)
   now[0] += 1000
   whole = lambda memo: number(memo("one", takes(5)) + memo("two", takes(7)))
-  found = store.run("pgd", 1, {}, whole)
+  found = store.fetch("pgd", 1, {}, whole)
   assert found.seconds == 12 and value(found) == 12
   assert not list((tmp_path / "evaluation").glob("*.partial.jsonl"))
