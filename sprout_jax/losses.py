@@ -1,17 +1,22 @@
-"""What is minimised or attacked: per-example losses and penalties, as pure functions.
+"""Losses and penalties per example, as pure functions.
 
-`logits` are float [batch, classes]; soft `labels` are float [batch, classes], hard ones int
-[batch]. Every function returns [batch]: the caller takes the mean. Nothing of the package is
-imported.
+`logits` are float [batch, classes]. Soft `labels` are float [batch, classes], hard ones int
+[batch]. Every function returns [batch]: the caller takes the mean. A wrong argument raises
+ValueError.
 """
 
-import chex
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from sprout_jax.arguments import IMAGES
+from sprout_jax.arguments import check_arrays
+from sprout_jax.arguments import check_number
 
-def soft_cross_entropy(logits, labels):
+
+def soft_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Cross-entropy with soft labels: -sum_k y_k log softmax(z)_k, in nats.
 
   Args:
@@ -22,39 +27,43 @@ def soft_cross_entropy(logits, labels):
     Float array [batch].
 
   Raises:
-    AssertionError: shapes differ or are not rank 2.
+    ValueError: wrong dtypes, or shapes that differ or are not [batch, classes].
   """
-  chex.assert_rank([logits, labels], 2)
-  chex.assert_equal_shape([logits, labels])
+  check_arrays(
+    "soft_cross_entropy",
+    logits=(logits, "float", "batch classes"),
+    labels=(labels, "float", "batch classes"),
+  )
   return optax.losses.softmax_cross_entropy(logits, labels)
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Cross-entropy with integer labels: -log softmax(z)_y, in nats.
 
-  Computed as softplus(log_odds), which is the same number but keeps its gradient: that of the usual
-  form, softmax(z) - onehot(y), loses the label's part in float32 once the label leads by about 17.
+  It is computed as softplus(log_odds), the same number with a better gradient. The gradient of the
+  usual form, softmax(z) - onehot(y), loses the label's part in float32 once the label leads by
+  about 17.
 
   Args:
-    logits: float array [batch, classes].
+    logits: float array [batch, classes], at least two classes.
     labels: int array [batch].
 
   Returns:
     Float array [batch].
 
   Raises:
-    AssertionError: wrong ranks or dtypes.
+    ValueError: wrong shapes or dtypes, or fewer than two classes.
   """
   return jax.nn.softplus(log_odds(logits, labels))
 
 
-def log_odds(logits, labels):
+def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Log odds against the label: log((1 - p_y) / p_y) = logsumexp_{k != y}(z_k - z_y).
 
-  A monotone function of the cross-entropy, log(exp(CE) - 1): an attack that follows the direction
-  of its gradient takes the very steps of one on the cross-entropy. But its gradient never vanishes,
-  while that of the cross-entropy is smaller than any float32 once the label leads by about 100:
-  confident models would look robust.
+  This is log(exp(CE) - 1), a monotone function of the cross-entropy CE. So an attack that follows
+  the direction of its gradient takes the same steps as an attack on the cross-entropy. But the
+  gradient of the log odds never vanishes. That of the cross-entropy is smaller than any float32
+  once the label leads by about 100, and confident models would look robust.
 
   Args:
     logits: float array [batch, classes], at least two classes.
@@ -64,18 +73,18 @@ def log_odds(logits, labels):
     Float array [batch].
 
   Raises:
-    AssertionError: wrong ranks or dtypes.
+    ValueError: wrong shapes or dtypes, or fewer than two classes.
   """
-  others, true = _split(logits, labels)
+  others, true = _split("log_odds", logits, labels)
   return jax.nn.logsumexp(others - true[:, None], axis=-1)
 
 
-def margin(logits, labels):
+def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Margin by which the best wrong class wins: max_{k != y} z_k - z_y.
 
-  Positive exactly where the example is misclassified, so its maximisation is the Linf attack with
-  the loss of Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017
-  (f_6 without its clipping).
+  It is positive exactly where the example is misclassified. Maximised in a ball, it is the loss of
+  Carlini & Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017 (f_6 without
+  its clipping).
 
   Args:
     logits: float array [batch, classes], at least two classes.
@@ -85,36 +94,37 @@ def margin(logits, labels):
     Float array [batch].
 
   Raises:
-    AssertionError: wrong ranks or dtypes.
+    ValueError: wrong shapes or dtypes, or fewer than two classes.
   """
-  others, true = _split(logits, labels)
+  others, true = _split("margin", logits, labels)
   return jnp.max(others, axis=-1) - true
 
 
-def targeted_margin(logits, labels, targets):
+def targeted_margin(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
   """Margin by which one wrong class wins: z_t - z_y.
 
   Args:
     logits: float array [batch, classes].
-    labels, targets: int arrays [batch].
+    labels: int array [batch], the true classes y.
+    targets: int array [batch], the wrong classes t.
 
   Returns:
     Float array [batch].
 
   Raises:
-    AssertionError: wrong ranks or dtypes.
+    ValueError: wrong shapes or dtypes.
   """
-  chex.assert_rank([logits, labels, targets], [2, 1, 1])
-  chex.assert_type([labels, targets], int)
+  _check_targeted("targeted_margin", logits, labels, targets)
   return _take(logits, targets) - _take(logits, labels)
 
 
-def difference_of_logits_ratio(logits, labels):
-  """DLR: -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)), z_(i) the i-th largest logit.
+def difference_of_logits_ratio(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Difference of logits ratio: -(z_y - max_{k != y} z_k) / (z_(1) - z_(3)).
 
-  Positive exactly where the example is misclassified; unchanged when the logits are shifted or
-  scaled, so that no confidence hides it. (Croce, Hein, "Reliable Evaluation of Adversarial
-  Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020.)
+  z_(i) is the i-th largest logit. The ratio is positive exactly where the example is misclassified.
+  Shifting or scaling the logits does not change it, so that high confidence hides nothing. (Croce,
+  Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+  Attacks", ICML 2020.)
 
   Args:
     logits: float array [batch, classes], at least 3 classes.
@@ -124,126 +134,170 @@ def difference_of_logits_ratio(logits, labels):
     Float array [batch].
 
   Raises:
-    ValueError: fewer than 3 classes.
-    AssertionError: wrong ranks or dtypes.
+    ValueError: wrong shapes or dtypes, or fewer than 3 classes.
   """
+  _check_hard("difference_of_logits_ratio", logits, labels)
   if logits.shape[-1] < 3:
-    raise ValueError(f"the DLR loss needs at least 3 classes, not {logits.shape[-1]}; use margin")
+    raise ValueError(
+      f"difference_of_logits_ratio: `logits` has {logits.shape[-1]} classes; expected at least 3; "
+      "for fewer, use `margin`"
+    )
   ranked = jnp.sort(logits, axis=-1)
   return margin(logits, labels) / (ranked[:, -1] - ranked[:, -3] + 1e-12)
 
 
-def targeted_difference_of_logits_ratio(logits, labels, targets):
-  """Targeted DLR: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), z_(i) the i-th largest logit.
+def targeted_difference_of_logits_ratio(
+  logits: jax.Array, labels: jax.Array, targets: jax.Array
+) -> jax.Array:
+  """Targeted difference of logits ratio: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2).
+
+  z_(i) is the i-th largest logit. (Croce, Hein, ICML 2020.)
 
   Args:
     logits: float array [batch, classes], at least 4 classes.
-    labels, targets: int arrays [batch].
+    labels: int array [batch], the true classes y.
+    targets: int array [batch], the wrong classes t.
 
   Returns:
     Float array [batch].
 
   Raises:
-    ValueError: fewer than 4 classes.
-    AssertionError: wrong ranks or dtypes.
+    ValueError: wrong shapes or dtypes, or fewer than 4 classes.
   """
+  _check_targeted("targeted_difference_of_logits_ratio", logits, labels, targets)
   if logits.shape[-1] < 4:
     raise ValueError(
-      f"the targeted DLR loss needs at least 4 classes, not {logits.shape[-1]}; use targeted_margin"
+      f"targeted_difference_of_logits_ratio: `logits` has {logits.shape[-1]} classes; expected at "
+      "least 4; for fewer, use `targeted_margin`"
     )
   ranked = jnp.sort(logits, axis=-1)
   scale = ranked[:, -1] - (ranked[:, -3] + ranked[:, -4]) / 2
   return targeted_margin(logits, labels, targets) / (scale + 1e-12)
 
 
-def _take(logits, classes):
+def _take(logits: jax.Array, classes: jax.Array) -> jax.Array:
   return jnp.take_along_axis(logits, classes[:, None], axis=-1)[:, 0]
 
 
-def _split(logits, labels):
-  """The logits with -inf at the label, and the label's logit [batch]."""
-  chex.assert_rank([logits, labels], [2, 1])
-  chex.assert_type(labels, int)
+def _split(who: str, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The logits with -inf at the label, [batch, classes], and the label's logit, [batch]."""
+  _check_hard(who, logits, labels)
+  if logits.shape[-1] < 2:
+    raise ValueError(
+      f"{who}: `logits` has shape {logits.shape}; expected at least 2 classes (one output z of a "
+      "binary model: stack 0 and z)"
+    )
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   return (jnp.where(is_label, -jnp.inf, logits), jnp.sum(jnp.where(is_label, logits, 0), axis=-1))
 
 
-def kl_divergence(logits, target_logits):
-  """KL(softmax(target) || softmax(logits)) = sum_k p_k (log p_k - log q_k), in nats.
+def _check_hard(who: str, logits: jax.Array, labels: jax.Array) -> None:
+  check_arrays(who, logits=(logits, "float", "batch classes"), labels=(labels, "int", "batch"))
 
-  With the clean logits as target this is the regulariser of TRADES (Zhang et al., ICML 2019).
-  Gradients flow through both arguments; use `jax.lax.stop_gradient` where that is not wanted.
+
+def _check_targeted(who: str, logits: jax.Array, labels: jax.Array, targets: jax.Array) -> None:
+  check_arrays(
+    who,
+    logits=(logits, "float", "batch classes"),
+    labels=(labels, "int", "batch"),
+    targets=(targets, "int", "batch"),
+  )
+
+
+def kl_divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
+  """Kullback-Leibler divergence KL(p || q) = sum_k p_k (log p_k - log q_k), in nats.
+
+  p = softmax(target_logits) and q = softmax(logits). With the clean logits as target this is the
+  regulariser of TRADES (Zhang et al., ICML 2019). Gradients flow through both arguments; stop one
+  with `jax.lax.stop_gradient`.
 
   Args:
     logits: float array [batch, classes], gives q.
     target_logits: float array [batch, classes], gives p.
 
   Returns:
-    Float array [batch], >= 0 up to rounding.
+    Float array [batch], at least 0 up to rounding.
 
   Raises:
-    AssertionError: shapes differ or are not rank 2.
+    ValueError: wrong dtypes, or shapes that differ or are not [batch, classes].
   """
-  chex.assert_rank([logits, target_logits], 2)
-  chex.assert_equal_shape([logits, target_logits])
+  check_arrays(
+    "kl_divergence",
+    logits=(logits, "float", "batch classes"),
+    target_logits=(target_logits, "float", "batch classes"),
+  )
   return optax.losses.kl_divergence_with_log_targets(
     jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(target_logits, axis=-1)
   )
 
 
-# For the norm of a ball, the dual norm of the gradient: by how much a small ball raises the loss.
-DUAL_NORMS = {
-  "linf": lambda gradient: jnp.sum(jnp.abs(gradient), axis=(1, 2, 3)),
-  "l2": lambda gradient: _l2(gradient),
-}
+def _l1(values: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.abs(values), axis=(1, 2, 3))
 
 
-def input_gradient_norm(loss, images, norm="linf"):
+def _l2(values: jax.Array) -> jax.Array:
+  """L2 norm per example. The gradient is 0, not NaN, where all values are 0."""
+  return optax.safe_norm(values.reshape(len(values), -1), 1e-30, axis=-1)
+
+
+# Norm of a ball -> dual norm: to first order, epsilon times it is what the ball adds to the loss.
+DUAL_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {"linf": _l1, "l2": _l2}
+
+# Images [batch, height, width, channels] -> one loss per example [batch].
+ImageLoss = Callable[[jax.Array], jax.Array]
+
+
+def input_gradient_norm(loss: ImageLoss, images: jax.Array, norm: str = "linf") -> jax.Array:
   """Dual norm of the input gradient: |grad_x loss(x)|_1 for the norm Linf, |.|_2 for L2.
 
-  Times epsilon it is, to first order, what the worst perturbation of that size adds to the loss.
-  Differentiable with respect to whatever `loss` closes over (double back-propagation; Drucker, Le
-  Cun, "Improving Generalization Performance Using Double Backpropagation", IEEE TNN 1992).
+  epsilon times this norm is, to first order, how much the worst perturbation of size epsilon adds
+  to the loss. The result is differentiable with respect to everything that `loss` closes over
+  (double back-propagation; Drucker, Le Cun, "Improving Generalization Performance Using Double
+  Backpropagation", IEEE TNN 1992).
 
   Args:
     loss: function images -> [batch], one value per example.
     images: float array [batch, height, width, channels].
-    norm: a key of `DUAL_NORMS`.
+    norm: norm of the perturbation, a key of `DUAL_NORMS`.
 
   Returns:
     Float array [batch], in loss per pixel unit. Where a model mixes its batch (batch norm in
     training mode), the gradient is that of the sum of the batch's losses.
 
   Raises:
-    ValueError: unknown norm (the choices are listed).
-    AssertionError: images of a wrong rank or dtype.
+    ValueError: an unknown norm (the choices are listed), or images of a wrong shape or dtype.
   """
   if norm not in DUAL_NORMS:
     raise ValueError(
       f"input_gradient_norm: norm is {norm!r}; choose one of: {', '.join(sorted(DUAL_NORMS))}"
     )
+  check_arrays("input_gradient_norm", images=(images, "float", IMAGES))
   return DUAL_NORMS[norm](_input_gradient(loss, images))
 
 
-def curvature(loss, images, h, squared=True):
+def curvature(
+  loss: ImageLoss, images: jax.Array, h: jax.typing.ArrayLike, squared: bool = True
+) -> jax.Array:
   """Change of the input gradient along its own sign: |g(x + h z) - g(x)|^2, g = grad_x loss.
 
   z = sign(g(x)) / |sign(g(x))|_2, through which no gradient flows. On a quadratic with Hessian H
-  this is h^2 |H z|^2. (CURE: Moosavi-Dezfooli et al., "Robustness via Curvature Regularization, and
-  Vice Versa", CVPR 2019.)
+  the change is h^2 |H z|^2. (CURE: Moosavi-Dezfooli et al., "Robustness via Curvature
+  Regularization, and Vice Versa", CVPR 2019.)
 
   Args:
     loss: function images -> [batch], one value per example.
     images: float array [batch, height, width, channels].
-    h: length of the finite difference, an L2 norm in pixel units.
-    squared: whether to square the norm.
+    h: length of the finite difference, an L2 norm in pixel units; greater than 0.
+    squared: True returns the squared norm, False the norm itself.
 
   Returns:
     Float array [batch].
 
   Raises:
-    AssertionError: images of a wrong rank or dtype.
+    ValueError: images of a wrong shape or dtype, or an `h` that is not greater than 0.
   """
+  check_arrays("curvature", images=(images, "float", IMAGES))
+  check_number("curvature", "h", h, positive=True)
   gradient = _input_gradient(loss, images)
   direction = jnp.sign(jax.lax.stop_gradient(gradient))
   size = _l2(direction)[:, None, None, None]
@@ -251,12 +305,5 @@ def curvature(loss, images, h, squared=True):
   return jnp.sum(difference**2, axis=(1, 2, 3)) if squared else _l2(difference)
 
 
-def _l2(values):
-  """L2 norm per example; the gradient is 0, not NaN, where the values are."""
-  return optax.safe_norm(values.reshape(len(values), -1), 1e-30, axis=-1)
-
-
-def _input_gradient(loss, images):
-  chex.assert_rank(images, 4)
-  chex.assert_type(images, float)
+def _input_gradient(loss: ImageLoss, images: jax.Array) -> jax.Array:
   return jax.grad(lambda x: jnp.sum(loss(x)))(images)

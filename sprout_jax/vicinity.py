@@ -1,13 +1,13 @@
-"""What is trained on: the vicinity of an example, as pure functions.
+"""Vicinity distributions: pure functions that draw training images and labels around an example.
 
 Vicinity risk minimisation replaces each example (x, y) by draws (x~, y~) from a distribution
-around it. Every function here makes one ingredient of such a distribution. They need nothing but
-arrays: no config, no state, no other module of this package. All can be jitted and differentiated.
+around it. Each function makes one ingredient of such a distribution. The functions take and return
+arrays: there is no config and no state. All can be jitted and differentiated.
 
 Conventions: `key` comes first; `images` are float [batch, height, width, channels] in [0, 1];
-`labels` are soft (rows sum to 1), [batch, classes].
+`labels` are soft (rows sum to 1), float [batch, classes]. A wrong argument raises ValueError.
 
-SPROUT's vicinity (Cheng et al., "Self-Progressing Robust Training", AAAI 2021, Algorithm 1) is
+SPROUT's vicinity (Cheng et al., "Self-Progressing Robust Training", AAAI 2021, Algorithm 1) is::
 
     images         = gaussian_noise(key_noise, images, stddev)
     images, labels = mixup(key_mixup, images, labels, alpha)
@@ -15,12 +15,15 @@ SPROUT's vicinity (Cheng et al., "Self-Progressing Robust Training", AAAI 2021, 
         key_labels, dirichlet_concentration(labels, beta, label_weight, beta_weight))
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from sprout_jax.arguments import IMAGES
+from sprout_jax.arguments import check_arrays
+from sprout_jax.arguments import check_number
 
-def gaussian_noise(key, images, stddev):
+
+def gaussian_noise(key: jax.Array, images: jax.Array, stddev: jax.typing.ArrayLike) -> jax.Array:
   """Adds independent Gaussian noise to every pixel: x~ = x + stddev * n, n ~ N(0, 1).
 
   The result is not clamped to [0, 1]: clamping would bias dark and bright pixels, and SPROUT's
@@ -29,113 +32,142 @@ def gaussian_noise(key, images, stddev):
   Args:
     key: a PRNG key.
     images: float array [batch, height, width, channels].
-    stddev: standard deviation in pixel units (SPROUT: 0.1 on a range of [0, 1]); 0 gives `images`.
+    stddev: standard deviation in pixel units, a scalar of at least 0 (SPROUT: 0.1 on a range of
+      [0, 1]). 0 returns the images unchanged.
 
   Returns:
     An array like `images`.
 
   Raises:
-    AssertionError: `images` is not a rank-4 float array.
+    ValueError: `images` has another shape or dtype, or `stddev` is negative.
   """
-  chex.assert_rank(images, 4)
-  chex.assert_type(images, float)
+  check_arrays("gaussian_noise", images=(images, "float", IMAGES))
+  check_number("gaussian_noise", "stddev", stddev)
   return images + jnp.asarray(stddev, images.dtype) * jax.random.normal(
     key, images.shape, images.dtype
   )
 
 
-def mixup_pairs(key, batch_size, alpha):
-  """Draws what a mixup needs: one weight and a partner for every example.
+def mixup_pairs(
+  key: jax.Array, batch_size: int, alpha: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+  """Draws the weight and the pairs of a mixup.
 
-  lambda ~ Beta(alpha, alpha), one for the whole batch, and a uniform permutation of the batch, as
-  in Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+  The weight is lambda ~ Beta(alpha, alpha), one for the whole batch. The pairs are a uniform
+  permutation of the batch. (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.)
 
   Args:
     key: a PRNG key.
     batch_size: number of examples, a Python integer.
-    alpha: parameter of the Beta distribution (SPROUT: 0.2), > 0, or the Python number 0, which
-      gives weight 1: no mixing, the limit up to the order of the batch.
+    alpha: parameter of the Beta distribution, a scalar greater than 0 (SPROUT: 0.2). The Python
+      number 0 gives weight 1: nothing is mixed.
 
   Returns:
-    weight: float32 scalar in [0, 1], the share of the example itself.
-    partners: int array [batch], a permutation.
+    A pair. The weight is a float32 scalar in [0, 1], the share of the example itself. The partners
+    are an int array [batch], a permutation.
+
+  Raises:
+    ValueError: `alpha` is negative or not finite.
   """
+  check_number("mixup_pairs", "alpha", alpha)
   key_weight, key_partners = jax.random.split(key)
-  mixes = not (isinstance(alpha, (int, float)) and alpha == 0)
+  mixes = not (isinstance(alpha, int | float) and alpha == 0)
   weight = jax.random.beta(key_weight, alpha, alpha) if mixes else jnp.float32(1)
   return weight, jax.random.permutation(key_partners, batch_size)
 
 
-def mix(values, weight, partners):
-  """Returns weight * values[i] + (1 - weight) * values[partners[i]] for every example i.
+def mix(values: jax.Array, weight: jax.typing.ArrayLike, partners: jax.Array) -> jax.Array:
+  """Mixes every example i with its partner: weight * v_i + (1 - weight) * v_{partners[i]}.
 
   Args:
-    values: array [batch, ...], images or labels.
+    values: float array [batch, ...], images or labels.
     weight: scalar in [0, 1].
-    partners: int array [batch].
+    partners: int array [batch], the partner's position in the batch.
+
+  Returns:
+    An array like `values`.
+
+  Raises:
+    ValueError: `values` is not floating point: the weight would be rounded to 0 or 1.
   """
   values = jnp.asarray(values)
+  if not jnp.issubdtype(values.dtype, jnp.floating):
+    raise ValueError(
+      f"mix: `values` has dtype {values.dtype}; expected floats: values.astype(jnp.float32)"
+    )
   weight = jnp.asarray(weight, values.dtype)
   return weight * values + (1 - weight) * values[partners]
 
 
-def mixup(key, images, labels, alpha):
+def mixup(
+  key: jax.Array, images: jax.Array, labels: jax.Array, alpha: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
   """Mixes every example with another one of the batch.
 
-  x~ = lambda x_i + (1 - lambda) x_j,  y~ = lambda y_i + (1 - lambda) y_j,  lambda ~ Beta(alpha,
-  alpha) shared by the batch, j a uniform permutation of i (Zhang et al., ICLR 2018).
+  x~ = lambda x_i + (1 - lambda) x_j and y~ = lambda y_i + (1 - lambda) y_j, with lambda ~
+  Beta(alpha, alpha) shared by the batch and j a uniform permutation of i (Zhang et al., ICLR 2018).
 
   Args:
     key: a PRNG key.
     images: float array [batch, height, width, channels].
     labels: float array [batch, classes], rows sum to 1.
-    alpha: parameter of the Beta distribution (SPROUT: 0.2); the Python number 0 mixes nothing.
+    alpha: parameter of the Beta distribution (SPROUT: 0.2). The Python number 0 mixes nothing.
 
   Returns:
-    images, labels of the same shapes; the rows of the labels still sum to 1.
+    Images and labels of the same shapes. The rows of the labels still sum to 1.
 
   Raises:
-    AssertionError: wrong ranks, or batch sizes that differ.
+    ValueError: wrong shapes or dtypes, batch sizes that differ, or a negative `alpha`.
   """
-  chex.assert_rank([images, labels], [4, 2])
-  chex.assert_equal_shape_prefix([images, labels], 1)
+  check_arrays("mixup", images=(images, "float", IMAGES), labels=(labels, "float", "batch classes"))
+  check_number("mixup", "alpha", alpha)
   weight, partners = mixup_pairs(key, images.shape[0], alpha)
   return mix(images, weight, partners), mix(labels, weight, partners)
 
 
-def dirichlet_concentration(labels, beta, label_weight, beta_weight):
+def dirichlet_concentration(
+  labels: jax.Array,
+  beta: jax.Array,
+  label_weight: jax.typing.ArrayLike,
+  beta_weight: jax.typing.ArrayLike,
+) -> jax.Array:
   """Concentration of SPROUT's label distribution: c = label_weight * y + beta_weight * beta.
 
-  The three known readings of SPROUT are weights of this one formula (see
+  The three known readings of SPROUT are weights of this formula (see
   `methods.sprout.CONCENTRATIONS`): the patent's claim 4 and the paper's text have (1 - a, a),
   Algorithm 1 as printed (a, 1 - a), the released code (10, 1).
 
   Args:
     labels: float array [batch, classes], rows sum to 1.
     beta: positive float array [classes], learned.
-    label_weight: scalar >= 0.
-    beta_weight: scalar >= 0.
+    label_weight: scalar of at least 0.
+    beta_weight: scalar of at least 0.
 
   Returns:
-    Float array [batch, classes]. It is a valid concentration if all entries are > 0, which
-    `beta` > 0 and `beta_weight` > 0 ensure.
+    Float array [batch, classes]. It is a valid concentration if all entries are greater than 0,
+    which positive `beta` and `beta_weight` ensure.
 
   Raises:
-    AssertionError: wrong ranks, or a `beta` that does not have one entry per class.
+    ValueError: wrong shapes or dtypes, a `beta` without one entry per class, or a negative weight.
   """
-  chex.assert_rank([labels, beta], [2, 1])
-  chex.assert_equal(labels.shape[1], beta.shape[0])
+  check_arrays(
+    "dirichlet_concentration",
+    labels=(labels, "float", "batch classes"),
+    beta=(beta, "float", "classes"),
+  )
+  check_number("dirichlet_concentration", "label_weight", label_weight)
+  check_number("dirichlet_concentration", "beta_weight", beta_weight)
   return label_weight * labels + beta_weight * beta[None, :]
 
 
-def sample_dirichlet_labels(key, concentration):
+def sample_dirichlet_labels(key: jax.Array, concentration: jax.Array) -> jax.Array:
   """Draws soft labels y~ ~ Dirichlet(concentration), differentiable in the concentration.
 
-  y~ = softmax(g), g_k = log of a Gamma(c_k, 1) variate, drawn in log space: a Gamma(0.01) variate
-  is below the smallest float32 about half of the time, its logarithm never is. The gradient is the
-  implicit reparametrisation gradient of the Gamma variate (Figurnov et al., "Implicit
-  Reparameterization Gradients", NeurIPS 2018), which JAX attaches to `jax.random.loggamma`; its
-  expectation is the gradient of the expectation.
+  y~ = softmax(g), where g_k is the logarithm of a Gamma(c_k, 1) variate. It is drawn in log space:
+  a Gamma(0.01) variate is below the smallest float32 about half of the time, its logarithm never
+  is. The gradient is the implicit reparametrisation gradient of the Gamma variate (Figurnov et al.,
+  "Implicit Reparameterization Gradients", NeurIPS 2018), which JAX attaches to
+  `jax.random.loggamma`. Its expectation is the gradient of the expectation.
 
   An entry with concentration 0 gets probability 0, the limit of c -> 0, and no gradient.
 
@@ -150,19 +182,18 @@ def sample_dirichlet_labels(key, concentration):
     An array like `concentration`; rows sum to 1.
 
   Raises:
-    AssertionError: `concentration` is not a rank-2 float array.
+    ValueError: `concentration` has another number of axes or another dtype.
   """
-  chex.assert_rank(concentration, 2)
-  chex.assert_type(concentration, float)
+  check_arrays("sample_dirichlet_labels", concentration=(concentration, "float", "batch classes"))
   positive = concentration > 0
   logits = jax.random.loggamma(key, jnp.where(positive, concentration, 1))
   return jax.nn.softmax(jnp.where(positive, logits, -jnp.inf), axis=-1)
 
 
-def mean_dirichlet_labels(concentration):
-  """The exact expectation of `sample_dirichlet_labels`: y~ = c / sum(c).
+def mean_dirichlet_labels(concentration: jax.Array) -> jax.Array:
+  """Exact expectation of `sample_dirichlet_labels`: y~ = c / sum(c).
 
-  Cross-entropy is linear in the label, so training on this label has exactly the expected loss and
+  Cross-entropy is linear in the label. So training on this label has exactly the expected loss and
   the expected gradients (with respect to the model and to the concentration) of training on
   sampled labels, without their variance and without the cost of sampling.
 
@@ -173,8 +204,7 @@ def mean_dirichlet_labels(concentration):
     An array like `concentration`; rows sum to 1.
 
   Raises:
-    AssertionError: `concentration` is not a rank-2 float array.
+    ValueError: `concentration` has another number of axes or another dtype.
   """
-  chex.assert_rank(concentration, 2)
-  chex.assert_type(concentration, float)
+  check_arrays("mean_dirichlet_labels", concentration=(concentration, "float", "batch classes"))
   return concentration / jnp.sum(concentration, axis=-1, keepdims=True)

@@ -67,15 +67,107 @@ def test_kl_divergence_equals_scipy_and_is_zero_on_the_diagonal():
   np.testing.assert_allclose(losses.kl_divergence(LOGITS, LOGITS), 0, atol=1e-7)
 
 
+SOFT = np.full((2, 3), 1 / 3, np.float32)
+HARD = jnp.array([0, 1])
+
+
 @pytest.mark.parametrize(
-  "call",
+  "call, message",
   [
-    lambda: losses.soft_cross_entropy(LOGITS, LOGITS[:1]),
-    lambda: losses.cross_entropy(LOGITS, jnp.array([0.0, 1.0])),
-    lambda: losses.margin(LOGITS[0], jnp.array([0])),
-    lambda: losses.kl_divergence(LOGITS, LOGITS[:, :2]),
+    (
+      lambda: losses.soft_cross_entropy(LOGITS, LOGITS[:1]),
+      r"^soft_cross_entropy: `labels` has shape \(1, 3\); expected a float array "
+      r"\[batch, classes\] with batch = 2, as in `logits`$",
+    ),
+    (
+      lambda: losses.soft_cross_entropy(LOGITS, SOFT[:, :2]),
+      "`labels` has shape .* with classes = 3, as in `logits`",
+    ),
+    (
+      lambda: losses.soft_cross_entropy(LOGITS, HARD),
+      r"`labels` has shape \(2,\); .*; for integer labels, jax.nn.one_hot\(labels, classes\)$",
+    ),
+    (
+      lambda: losses.soft_cross_entropy(LOGITS.tolist(), SOFT),
+      r"`logits` is a list; expected a float array .*, as from jnp.asarray\(logits\)$",
+    ),
+    (
+      lambda: losses.soft_cross_entropy(LOGITS.astype(int), SOFT),
+      r"`logits` has dtype int64; expected a float array .*: logits.astype\(jnp.float32\)$",
+    ),
+    (
+      lambda: losses.cross_entropy(LOGITS, jnp.array([0.0, 1.0])),
+      r"`labels` has dtype float32; expected an int array \[batch\]: labels.astype\(jnp.int32\)$",
+    ),
+    (
+      lambda: losses.cross_entropy(LOGITS, SOFT),
+      r"`labels` has shape \(2, 3\); expected an int array \[batch\]; for soft labels, "
+      r"labels.argmax\(-1\)$",
+    ),
+    (
+      lambda: losses.log_odds(LOGITS[:, :1], HARD),
+      r"^log_odds: `logits` has shape \(2, 1\); expected at least 2 classes",
+    ),
+    (
+      lambda: losses.margin(LOGITS[0], HARD),
+      r"^margin: `logits` has shape \(3,\); .*; for one example, logits\[None\]$",
+    ),
+    (lambda: losses.margin(LOGITS[:, :1], HARD), "^margin: .*stack 0 and z"),
+    (
+      lambda: losses.targeted_margin(LOGITS, HARD, HARD[:1]),
+      "^targeted_margin: `targets` has shape .* with batch = 2, as in `logits`",
+    ),
+    (
+      lambda: losses.targeted_margin(LOGITS, HARD, HARD * 1.0),
+      "^targeted_margin: `targets` has dtype float32; expected an int array",
+    ),
+    (
+      lambda: losses.difference_of_logits_ratio(LOGITS[:, :2], HARD),
+      "^difference_of_logits_ratio: `logits` has 2 classes; expected at least 3; .*use `margin`$",
+    ),
+    (
+      lambda: losses.difference_of_logits_ratio(LOGITS[0], HARD),
+      "^difference_of_logits_ratio: `logits` has shape",
+    ),
+    (
+      lambda: losses.targeted_difference_of_logits_ratio(LOGITS, HARD, HARD),
+      "^targeted_difference_of_logits_ratio: `logits` has 3 classes; .*use `targeted_margin`$",
+    ),
+    (
+      lambda: losses.targeted_difference_of_logits_ratio(LOGITS, HARD, SOFT),
+      "^targeted_difference_of_logits_ratio: `targets` has shape",
+    ),
+    (
+      lambda: losses.kl_divergence(LOGITS, LOGITS[:, :2]),
+      "^kl_divergence: `target_logits` has shape .* with classes = 3, as in `logits`",
+    ),
+    (
+      lambda: losses.input_gradient_norm(jnp.sum, SOFT, "l1"),
+      "^input_gradient_norm: norm is 'l1'; choose one of: l2, linf$",
+    ),
+    (
+      lambda: losses.input_gradient_norm(jnp.sum, np.zeros((4, 4, 1), np.float32)),
+      r"^input_gradient_norm: `images` has shape \(4, 4, 1\); .*; for one image, images\[None\]$",
+    ),
+    (
+      lambda: losses.curvature(jnp.sum, np.zeros((1, 4, 4, 1), np.uint8), 0.1),
+      "^curvature: `images` has dtype uint8; expected a float array",
+    ),
+    (
+      lambda: losses.curvature(jnp.sum, np.zeros((1, 4, 4, 1), np.float32), 0),
+      "^curvature: `h` is 0; expected a finite number greater than 0$",
+    ),
+    (
+      lambda: losses.curvature(jnp.sum, np.zeros((1, 4, 4, 1), np.float32), -0.1),
+      "^curvature: `h` is -0.1; expected a finite number",
+    ),
   ],
 )
-def test_wrong_shapes_and_types_are_errors(call):
-  with pytest.raises(AssertionError):
+def test_wrong_arguments_are_value_errors(call, message):
+  with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_wrong_shapes_are_found_inside_jit():
+  with pytest.raises(ValueError, match="^margin: `labels` has shape"):
+    jax.jit(losses.margin)(LOGITS, HARD[:1])

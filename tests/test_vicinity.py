@@ -153,11 +153,73 @@ def test_functions_are_jittable_and_deterministic_by_key():
   )
 
 
-def test_wrong_shapes_are_errors():
-  images, labels = images_and_labels()
-  with pytest.raises(AssertionError):
-    vicinity.gaussian_noise(KEY, images[0], 0.1)
-  with pytest.raises(AssertionError):
-    vicinity.mixup(KEY, images, labels[:-1], 0.2)
-  with pytest.raises(AssertionError):
-    vicinity.dirichlet_concentration(labels, jnp.ones(2), 1.0, 1.0)
+IMAGES, LABELS = images_and_labels()
+
+
+@pytest.mark.parametrize(
+  "call, message",
+  [
+    (
+      lambda: vicinity.gaussian_noise(KEY, IMAGES[0], 0.1),
+      r"^gaussian_noise: `images` has shape \(4, 5, 2\); expected a float array "
+      r"\[batch, height, width, channels\]; for one image, images\[None\]$",
+    ),
+    (
+      lambda: vicinity.gaussian_noise(KEY, IMAGES.astype(jnp.uint8), 0.1),
+      r"`images` has dtype uint8; expected a float array .*: images.astype\(jnp.float32\)$",
+    ),
+    (
+      lambda: vicinity.gaussian_noise(KEY, IMAGES, -0.1),
+      "^gaussian_noise: `stddev` is -0.1; expected a finite number of at least 0$",
+    ),
+    (
+      lambda: vicinity.mixup(KEY, IMAGES, LABELS[:-1], 0.2),
+      "^mixup: `labels` has shape .* with batch = 6, as in `images`$",
+    ),
+    (
+      lambda: vicinity.mixup(KEY, IMAGES, LABELS.argmax(-1), 0.2),
+      r"^mixup: `labels` .*for integer labels, jax.nn.one_hot\(labels, classes\)$",
+    ),
+    (
+      lambda: vicinity.mixup(KEY, IMAGES, LABELS.astype(int), 0.2),
+      "^mixup: `labels` has dtype int32; expected a float array",
+    ),
+    (lambda: vicinity.mixup(KEY, IMAGES, LABELS, -1), "^mixup: `alpha` is -1; expected"),
+    (
+      lambda: vicinity.mixup_pairs(KEY, 4, float("nan")),
+      "^mixup_pairs: `alpha` is nan; expected a finite number of at least 0$",
+    ),
+    (
+      lambda: vicinity.mix(LABELS.astype(int), 0.3, jnp.arange(6)),
+      r"^mix: `values` has dtype int32; expected floats: values.astype\(jnp.float32\)$",
+    ),
+    (
+      lambda: vicinity.dirichlet_concentration(LABELS, jnp.ones(2), 1.0, 1.0),
+      "^dirichlet_concentration: `beta` has shape .* with classes = 3, as in `labels`$",
+    ),
+    (
+      lambda: vicinity.dirichlet_concentration(LABELS, jnp.ones(3), -1.0, 1.0),
+      "^dirichlet_concentration: `label_weight` is -1.0",
+    ),
+    (
+      lambda: vicinity.dirichlet_concentration(LABELS, jnp.ones(3), 1.0, float("inf")),
+      "^dirichlet_concentration: `beta_weight` is inf",
+    ),
+    (
+      lambda: vicinity.sample_dirichlet_labels(KEY, LABELS[0]),
+      "^sample_dirichlet_labels: `concentration` has shape",
+    ),
+    (
+      lambda: vicinity.mean_dirichlet_labels(LABELS.astype(int)),
+      "^mean_dirichlet_labels: `concentration` has dtype int32",
+    ),
+  ],
+)
+def test_wrong_arguments_are_value_errors(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+def test_wrong_shapes_are_found_inside_jit():
+  with pytest.raises(ValueError, match="^mixup: `labels` has shape"):
+    jax.jit(lambda images, labels: vicinity.mixup(KEY, images, labels, 0.2))(IMAGES, LABELS[:-1])
