@@ -113,64 +113,67 @@ FAULTS = (
   ),
   # Attacks.
   Fault(
-    "attacks/pgd.py", "better = (here.wrong & ~best.wrong) |", "better =", "attacks/test_pgd.py"
+    "attacks/projected_gradient.py",
+    "better = (here.wrong & ~best.wrong) |",
+    "better =",
+    "attacks/test_pgd.py",
   ),
   Fault(
-    "attacks/pgd.py",
+    "attacks/projected_gradient.py",
     "norms.project(points + step, self.images",
     "norms.project(points - step, self.images",
     "attacks/test_pgd.py",
   ),
   Fault(
-    "attacks/pgd.py",
+    "attacks/projected_gradient.py",
     "jax.random.fold_in(self.key, run)",
     "jax.random.fold_in(self.key, 0 * run)",
     "attacks/test_pgd.py",
   ),
   Fault(
-    "attacks/apgd.py",
+    "attacks/auto_pgd.py",
     "MOMENTUM = 0.75",
     "MOMENTUM = 0.7",
     "attacks/test_constants.py attacks/test_auto_attack.py attacks/test_reference.py",
   ),
   Fault(
-    "attacks/apgd.py",
+    "attacks/auto_pgd.py",
     "raised.astype(x.dtype) <= RAISED_SHARE",
     "raised.astype(x.dtype) < RAISED_SHARE",
     "attacks",
   ),
   Fault(
-    "attacks/apgd.py",
+    "attacks/auto_pgd.py",
     "max(int(0.03 * num_steps), 1)",
     "max(int(0.04 * num_steps), 1)",
     "attacks/test_constants.py attacks/test_auto_attack.py",
   ),
   Fault(
-    "attacks/fab.py",
+    "attacks/fast_boundary.py",
     "select(wrong, origin + BACKWARD * (x - origin), x)",
     "x",
     "attacks/test_auto_attack.py attacks/test_reference.py",
   ),
   Fault(
-    "attacks/square.py",
+    "attacks/squares.py",
     'better = (value > state["margin"]) | wrong',
     'better = (value < state["margin"]) | wrong',
     "attacks/test_auto_attack.py",
   ),
   Fault(
-    "attacks/square.py",
+    "attacks/squares.py",
     "FIRST_SHARE / 2 **",
     "FIRST_SHARE / 3 **",
     "attacks/test_constants.py attacks/test_auto_attack.py",
   ),
   Fault(
-    "attacks/auto_attack.py",
+    "attacks/ensemble.py",
     "TARGETS = 9",
     "TARGETS = 8",
     "attacks/test_constants.py attacks/test_auto_attack.py",
   ),
   Fault(
-    "attacks/auto_attack.py",
+    "attacks/ensemble.py",
     'SAMPLES = {"rand": 20}',
     'SAMPLES = {"rand": 2}',
     "attacks/test_constants.py attacks/test_auto_attack.py",
@@ -277,7 +280,10 @@ FAULTS = (
     "training/agreement.py", "texts = gather(text)", "texts = [text]", "training/test_several.py"
   ),
   Fault(
-    "data/order.py", "order = np.random.RandomState([seed, epoch])", "order = np.random.RandomState([seed, 0])", "data/test_order.py"
+    "data/order.py",
+    "order = np.random.RandomState([seed, epoch])",
+    "order = np.random.RandomState([seed, 0])",
+    "data/test_order.py",
   ),
   Fault(
     "data/order.py",

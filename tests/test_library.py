@@ -77,6 +77,19 @@ def test_arrows_point_one_way():
       assert imported <= allowed[room], f"{room} imports {imported - allowed[room]}"
 
 
+def test_no_function_shadows_its_module():
+  """`import sprout_jax.attacks.NAME as module` gives the module of that name."""
+  found = 0
+  for path in (ROOT / "sprout_jax").rglob("__init__.py"):
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    modules = {other.stem for other in path.parent.glob("*.py")}
+    imports = re.findall(r"^ *from (\S+) import (\w+)", path.read_text(), re.M)
+    found += len(imports)
+    shadows = {name for source, name in imports if name in modules and source != package}
+    assert not shadows, f"{package} exports {shadows}"
+  assert found > 50
+
+
 def test_results_and_reports_import_no_jax():
   done = run_python(
     "import sys; from sprout_jax import report, results\n"

@@ -12,23 +12,23 @@ drives compiled programs of its own; all other attacks can be jitted. Of the pac
 and `intervals` are imported.
 """
 
-from sprout_jax.attacks.apgd import apgd
 from sprout_jax.attacks.attack import is_wrong
-from sprout_jax.attacks.auto_attack import ATTACKS
-from sprout_jax.attacks.auto_attack import RESTARTS
-from sprout_jax.attacks.auto_attack import VERSIONS
-from sprout_jax.attacks.auto_attack import AttackResult
-from sprout_jax.attacks.auto_attack import auto_attack
-from sprout_jax.attacks.carlini_wagner import carlini_wagner
-from sprout_jax.attacks.fab import fab
+from sprout_jax.attacks.auto_pgd import apgd
+from sprout_jax.attacks.ensemble import ATTACKS
+from sprout_jax.attacks.ensemble import RESTARTS
+from sprout_jax.attacks.ensemble import VERSIONS
+from sprout_jax.attacks.ensemble import AttackResult
+from sprout_jax.attacks.ensemble import auto_attack
+from sprout_jax.attacks.fast_boundary import fab
+from sprout_jax.attacks.least_distortion import carlini_wagner
 from sprout_jax.attacks.norms import NORMS
-from sprout_jax.attacks.pgd import LOSSES
-from sprout_jax.attacks.pgd import STARTS
-from sprout_jax.attacks.pgd import PgdTrace
-from sprout_jax.attacks.pgd import fgsm
-from sprout_jax.attacks.pgd import pgd
-from sprout_jax.attacks.pgd import pgd_trace
-from sprout_jax.attacks.square import square
+from sprout_jax.attacks.projected_gradient import LOSSES
+from sprout_jax.attacks.projected_gradient import STARTS
+from sprout_jax.attacks.projected_gradient import PgdTrace
+from sprout_jax.attacks.projected_gradient import fgsm
+from sprout_jax.attacks.projected_gradient import pgd
+from sprout_jax.attacks.projected_gradient import pgd_trace
+from sprout_jax.attacks.squares import square
 
 __all__ = [
   "ATTACKS",

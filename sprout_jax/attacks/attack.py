@@ -166,7 +166,7 @@ def under_any_mesh(fn, predict, images, *arrays):
   return run(images, *arrays)
 
 
-def run_alone(attack, key, predict, images, labels, epsilon, indices=None):
+def attack_batch(attack, key, predict, images, labels, epsilon, indices=None):
   """All runs of an attack on one batch, as one compiled loop; jittable.
 
   Args:

@@ -57,7 +57,7 @@ def sizes(batch_size, devices):
   return found
 
 
-def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chunk):
+def attack_examples(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chunk):
   """Yields after every call: a list of `Outcome`s, the runs that the slots are in (a list), and how
   much of their work the examples in the slots have behind them, in examples.
 

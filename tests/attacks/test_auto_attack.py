@@ -1,6 +1,5 @@
 """AutoAttack: closed forms; what must not matter does not; masked gradients; resumption; errors."""
 
-import importlib
 import importlib.util
 import os
 import pathlib
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from sprout_jax import attacks
+from sprout_jax.attacks import auto_pgd
 from sprout_jax.attacks import slots
 
 KEY = jax.random.key(4)
@@ -400,8 +400,7 @@ def test_square_breaks_what_is_near_in_both_norms():
 
 
 def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):
-  module = importlib.import_module("sprout_jax.attacks.apgd")  # the package's apgd is the function
-  monkeypatch.setattr(module, "project", lambda x, batch, norm: jnp.clip(x, 0, 1))
+  monkeypatch.setattr(auto_pgd, "project", lambda x, batch, norm: jnp.clip(x, 0, 1))
   _, predict = linear_model()
   images, labels = interior(4, predict)
   own = lambda x: predict(x)  # no program from before the change, and none left behind

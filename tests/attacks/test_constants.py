@@ -10,15 +10,15 @@ import scipy.optimize
 
 from sprout_jax import attacks
 from sprout_jax import losses
-from sprout_jax.attacks.apgd import apgd_attack
-from sprout_jax.attacks.apgd import checkpoints
 from sprout_jax.attacks.attack import Batch
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import ranked_targets
-from sprout_jax.attacks.fab import project_on_hyperplane
-from sprout_jax.attacks.square import pyramid
-from sprout_jax.attacks.square import side
-from sprout_jax.attacks.square import square_attack
+from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.auto_pgd import checkpoints
+from sprout_jax.attacks.fast_boundary import project_on_hyperplane
+from sprout_jax.attacks.squares import pyramid
+from sprout_jax.attacks.squares import side
+from sprout_jax.attacks.squares import square_attack
 
 KEY = jax.random.key(8)
 # Each is compiled as one program. Run operation by operation, they are many small programs.

@@ -13,8 +13,8 @@ from sprout_jax import attacks
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import inspection
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import example_keys
-from sprout_jax.attacks.attack import run_alone
 
 KEY = jax.random.key(6)
 WEIGHTS = np.random.RandomState(0).normal(size=(16, 3)).astype(np.float32)
@@ -270,7 +270,7 @@ def test_a_targeted_attack_has_no_more_runs_than_wrong_classes():
   step = lambda predict, batch, state, number: state
   for targeted, last in ((True, 1), (False, 8)):
     attack = Attack("numbered", "linf", start, step, 1, 9, {}, targeted=targeted)
-    found = run_alone(attack, KEY, predict, IMAGES / 2, LABELS, 0.1)
+    found = attack_batch(attack, KEY, predict, IMAGES / 2, LABELS, 0.1)
     np.testing.assert_allclose(found, IMAGES / 2 + 0.01 * last, atol=1e-6)
 
 

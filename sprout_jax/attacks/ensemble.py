@@ -18,11 +18,11 @@ from sprout_jax.attacks import inputs
 from sprout_jax.attacks import inspection
 from sprout_jax.attacks import resume
 from sprout_jax.attacks import slots
-from sprout_jax.attacks.apgd import apgd_attack
 from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import is_wrong
-from sprout_jax.attacks.fab import fab_attack
-from sprout_jax.attacks.square import square_attack
+from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.fast_boundary import fab_attack
+from sprout_jax.attacks.squares import square_attack
 
 VERSIONS = {
   "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -332,7 +332,7 @@ def _run_attack(
   start, already = time.monotonic(), int(state.done.sum())
   total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(key, ATTACKS[name].id)
-  for outcomes, runs, behind in slots.run(
+  for outcomes, runs, behind in slots.attack_examples(
     attack,
     predict,
     attack_key,

@@ -12,11 +12,11 @@ from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import project
 from sprout_jax.attacks.attack import ranked_targets
-from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
 
@@ -239,7 +239,7 @@ def apgd(
   Raises:
     ValueError: a wrong argument, see `inputs`.
   """
-  return run_alone(
+  return attack_batch(
     apgd_attack(
       norm=norm,
       loss=loss,

@@ -11,10 +11,10 @@ from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import ranked_targets
-from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
 
@@ -192,7 +192,7 @@ def fab(
   Raises:
     ValueError: a wrong argument, see `inputs`.
   """
-  return run_alone(
+  return attack_batch(
     fab_attack(norm=norm, targeted=targeted, num_steps=num_steps, num_runs=num_runs),
     key,
     predict,

@@ -15,8 +15,8 @@ from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import is_wrong
-from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
 
@@ -234,7 +234,7 @@ def square(
     ValueError: a wrong argument, see `inputs`.
   """
   images, labels, indices = inputs.check_examples("square", images, labels, indices)
-  return run_alone(
+  return attack_batch(
     square_attack(norm=norm, image_shape=images.shape[1:], num_steps=num_steps, num_runs=num_runs),
     key,
     predict,
