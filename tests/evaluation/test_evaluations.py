@@ -151,7 +151,7 @@ def test_auto_attack_continues_within_an_attack(results, tmp_path, monkeypatch):
   )
   first = run()
   assert [path.name for path in memo.folder.iterdir()] == [f"epsilon-{EPSILON!r}.npz"]
-  monkeypatch.setattr("sprout_jax.attacks.slots.run", lambda *args: pytest.fail("attacked again"))
+  monkeypatch.setattr("sprout_jax.attacks.slots.attack_examples", lambda *args: pytest.fail("attacked again"))
   (number,) = run().numbers
   np.testing.assert_array_equal(number.outcomes, first.numbers.first().outcomes)
 
