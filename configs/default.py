@@ -48,7 +48,7 @@ def get_config(method="sprout", variant="paper", penalty="none"):
     ""  # for decoded images; "" = $XDG_CACHE_HOME/sprout_jax or ~/.cache/...
   )
   config.dataset.train_split = "train"  # a TFDS split expression; "digits" has "train" and "test"
-  config.dataset.test_split = "test"
+  config.dataset.test_split = "test"  # a TFDS split expression
   config.dataset.validation_fraction = 0.1  # of the training set, held out to select a checkpoint
   config.dataset.crop_padding = 0  # pixels of zero padding around a random crop; 0 = no crop
   config.dataset.flip = False  # random horizontal flip
@@ -66,7 +66,7 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.optimizer.name = "sgd"  # "sgd" | "adamw"
   config.optimizer.learning_rate = 0.1  # peak, per applied update
   config.optimizer.momentum = 0.9  # sgd: heavy ball; adamw: decay of the first moment
-  config.optimizer.nesterov = False
+  config.optimizer.nesterov = False  # sgd: Nesterov's form of the momentum
   config.optimizer.weight_decay = (
     5e-4  # of all weights; sgd: added to the gradient; adamw: decoupled
   )
@@ -87,7 +87,7 @@ def get_config(method="sprout", variant="paper", penalty="none"):
   config.validation = ml_collections.ConfigDict()
   config.validation.epsilon = 0.0  # radius in Linf, pixel units; 0 = clean accuracy
   config.validation.step_size = 2 / 255  # in pixel units
-  config.validation.num_steps = 10
+  config.validation.num_steps = 10  # gradient steps of PGD
 
   config.evaluation = evaluation.get_config()
   config.method = methods.build(methods.METHOD_OPTIONS, "method", method, variant)

@@ -13,13 +13,13 @@ from sprout_jax.evaluation import table
 
 def get_config():
   config = ml_collections.ConfigDict()
-  # What is evaluated.
   config.checkpoint = "best"  # "best" on the validation split (without one: last) | "last"
   config.use_ema = False  # the moving average of the weights
   config.batch_size = 256  # images per compiled call, over all devices together
-  # Rows of EVALUATIONS: what ends a training run, and what `--mode evaluate` measures. "transfer"
-  # needs transfer.sources and is not in the list.
+  # Rows of EVALUATIONS that end a training run.
   config.after_training = ("pgd",)
+  # Rows of EVALUATIONS that `--mode evaluate` measures. "transfer" needs transfer.sources and is not
+  # in the list.
   config.evaluations = (
     "pgd",
     "strength",
