@@ -11,11 +11,15 @@ the last layer and the logits are float32; `dtype="bfloat16"` changes what lies 
 
     small_cnn                              no batch norm; sizes are multiples of 8
     vgg11, vgg13, vgg16, vgg19             batch norm; multiples of 32
+    vgg11_imagenet, and 13, 16, 19         three dense layers, as torchvision's VGG-BN
     wrn_DEPTH_WIDTH                        Wide ResNet of any depth 6n + 4, as wrn_28_10; from 4x4
+    wrn_DEPTH_WIDTH_same                   padded as DeepMind's Wide ResNets
     preact_resnet18                        no norm after the last block; from 8x8
-    preact_resnet18_final_norm             norm and activation after the last block; from 8x8
-    resnet50, resnet101, resnet152         ImageNet stem; from 32x32
-    resnet50_cifar, and 101, 152           3x3 stem of stride 1; from 8x8
+    preact_resnet18_final_norm             norm and activation after the last block
+    preact_resnet18_raw_shortcut           shortcuts take x, as in fast adversarial training
+    preact_resnet18_raw_shortcut_final_norm
+    resnet18, resnet50, resnet101, resnet152   ImageNet stem; from 32x32
+    resnet18_cifar, and 50, 101, 152       3x3 stem of stride 1; from 8x8
 
 A new model is a subclass of `layers.Classifier` in a file of its own and a row of MODELS; the
 contract test (tests/models/test_models.py) runs over every row.
@@ -43,8 +47,13 @@ from sprout_jax.models.wide_resnet import WideResNet
 MODELS = {
   "small_cnn": SmallCNN,
   **{f"vgg{depth}": partial(VGG, depth=depth) for depth in CONVOLUTIONS},
+  **{f"vgg{depth}_imagenet": partial(VGG, depth=depth, hidden=4096) for depth in CONVOLUTIONS},
   "preact_resnet18": PreActResNet18,
   "preact_resnet18_final_norm": partial(PreActResNet18, final_norm=True),
+  "preact_resnet18_raw_shortcut": partial(PreActResNet18, raw_shortcut=True),
+  "preact_resnet18_raw_shortcut_final_norm": partial(
+    PreActResNet18, raw_shortcut=True, final_norm=True
+  ),
   **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in BLOCKS},
   **{f"resnet{depth}_cifar": partial(ResNet, depth=depth, small_images=True) for depth in BLOCKS},
 }
@@ -65,7 +74,7 @@ def create(
   """The named model, unbound: `init` makes its variables, `apply` runs it.
 
   Args:
-    name: a key of MODELS, or wrn_DEPTH_WIDTH.
+    name: a key of MODELS, wrn_DEPTH_WIDTH or wrn_DEPTH_WIDTH_same.
     num_classes: 2 or more.
     image_shape: (height, width, channels) that it will be given.
     activation: a key of ACTIVATIONS.
@@ -116,10 +125,11 @@ def _factory(name):
   if not str(name).startswith("wrn"):
     check_choice("model", name, [*MODELS, "wrn_DEPTH_WIDTH"])
     return MODELS[name]
-  match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+  match = re.fullmatch(r"wrn_(\d+)_(\d+)(_same)?", name)
   if not match:
     raise UserError(f"model is {name!r}; a Wide ResNet is named wrn_DEPTH_WIDTH, as wrn_28_10")
-  return partial(WideResNet, depth=int(match[1]), width=int(match[2]))
+  same = bool(match[3])
+  return partial(WideResNet, depth=int(match[1]), width=int(match[2]), same_padding=same)
 
 
 def _per_channel(what, values, channels):

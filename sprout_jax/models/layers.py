@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sprout_jax.models.convolution import convolve
 
@@ -134,6 +135,28 @@ def max_pool(x):
   return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
+def adaptive_average_pool(x, size):
+  """Averages over size x size windows that cover the map, as PyTorch's `AdaptiveAvgPool2d`.
+
+  Window i of n pixels reaches from floor(i n / size) to ceil((i + 1) n / size): windows overlap, or
+  repeat pixels, where `size` does not divide n. [batch, height, width, channels] -> [batch, size,
+  size, channels].
+  """
+  if x.shape[1:3] == (size, size):
+    return x
+  rows, columns = (_window_weights(n, size) for n in x.shape[1:3])
+  return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x).astype(x.dtype)
+
+
+def _window_weights(count, size):
+  """[size, count]: row i averages window i."""
+  weights = np.zeros((size, count), np.float32)
+  for i in range(size):
+    low, high = i * count // size, -(-(i + 1) * count // size)
+    weights[i, low:high] = 1 / (high - low)
+  return weights
+
+
 def average_pool(x, size):
   """Averages of equal windows, down to a size x size map; 1 is global average pooling.
 
@@ -144,6 +167,18 @@ def average_pool(x, size):
   return x.reshape(batch, size, height // size, size, width // size, channels).mean((2, 4))
 
 
+def pad_same(x, kernel_size, strides):
+  """Adds the zeros of "SAME" padding: out = ceil(size / strides), the odd zero below and right.
+
+  [batch, height, width, channels] -> the same with larger height and width.
+  """
+  edges = []
+  for size in x.shape[1:3]:
+    total = max((-(-size // strides) - 1) * strides + kernel_size - size, 0)
+    edges.append((total // 2, total - total // 2))
+  return jnp.pad(x, ((0, 0), *edges, (0, 0)))
+
+
 class PreActBlock(nn.Module):
   """Two 3x3 convolutions, each after norm and activation, He et al. (2016b), figure 4(e).
 
@@ -151,18 +186,31 @@ class PreActBlock(nn.Module):
 
   The shortcut is a 1x1 convolution of `a` wherever width or resolution changes, the identity
   elsewhere. [batch, height, width, channels] -> [batch, height / strides, ..., features].
+
+  Attributes:
+    features: width of both convolutions.
+    strides: of the first convolution and of the shortcut.
+    activation: a key of ACTIVATIONS.
+    dtype: of the computation.
+    raw_shortcut: the shortcut's convolution takes x, not `a`. Some published networks have this.
+    same_padding: zeros as TensorFlow's and JAX's "SAME" places them. With stride 2 and an even size
+      that is one row below and one column to the right, where PyTorch has one on each side.
   """
 
   features: int
   strides: int
   activation: str
   dtype: Any
+  raw_shortcut: bool = False
+  same_padding: bool = False
 
   @nn.compact
   def __call__(self, x, train):
     act, conv = ACTIVATIONS[self.activation], partial(Conv, dtype=self.dtype)
     a = act(norm(train, self.dtype, "norm1")(x))
     if self.strides != 1 or x.shape[-1] != self.features:
-      x = conv(self.features, 1, self.strides, name="shortcut")(a)
-    a = conv(self.features, 3, self.strides, 1, name="conv1")(a)
+      x = conv(self.features, 1, self.strides, name="shortcut")(x if self.raw_shortcut else a)
+    if self.same_padding:
+      a = pad_same(a, 3, self.strides)
+    a = conv(self.features, 3, self.strides, int(not self.same_padding), name="conv1")(a)
     return x + conv(self.features, 3, 1, 1, name="conv2")(act(norm(train, self.dtype, "norm2")(a)))

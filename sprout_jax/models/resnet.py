@@ -1,7 +1,8 @@
-"""Bottleneck residual networks, He et al. (2016a), version 1.5: ResNet-50, -101 and -152.
+"""Residual networks, He et al. (2016a): ResNet-18, and version 1.5 of ResNet-50, -101 and -152.
 
-Version 1.5 has the stride on the 3x3 convolution, not on the first 1x1: torchvision's networks,
-whose parameter counts (1,000 classes) these have: 25,557,032, 44,549,160 and 60,192,808.
+Version 1.5 has the stride on the 3x3 convolution, not on the first 1x1. They are torchvision's
+networks, and have their parameter counts (1,000 classes): 11,689,512, 25,557,032, 44,549,160 and
+60,192,808.
 """
 
 from functools import partial
@@ -15,7 +16,30 @@ from sprout_jax.models.layers import Conv
 from sprout_jax.models.layers import average_pool
 from sprout_jax.models.layers import norm
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class BasicBlock(nn.Module):
+  """act(norm(conv 3x3) of act(norm(conv 3x3, strides)) + shortcut): the block of ResNet-18.
+
+  The shortcut is conv 1x1 and norm wherever width or resolution changes, the identity elsewhere.
+  [batch, height, width, channels] -> [batch, height / strides, ..., features].
+  """
+
+  features: int
+  strides: int
+  activation: str
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, train):
+    act, conv = ACTIVATIONS[self.activation], partial(Conv, dtype=self.dtype)
+    bn = partial(norm, train, self.dtype)
+    y = act(bn("norm1")(conv(self.features, 3, self.strides, 1, name="conv1")(x)))
+    y = bn("norm2")(conv(self.features, 3, 1, 1, name="conv2")(y))
+    if self.strides != 1 or x.shape[-1] != self.features:
+      x = bn("shortcut_norm")(conv(self.features, 1, self.strides, name="shortcut")(x))
+    return act(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -43,7 +67,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Classifier):
-  """Stem, four stages of bottleneck blocks (256, 512, 1024, 2048 wide), global average.
+  """Stem, four stages of blocks, global average.
+
+  Depth 18 has basic blocks (64, 128, 256, 512 wide), the others have bottlenecks (256, 512, 1024,
+  2048 wide).
 
   The stem is 7x7, stride 2 and a 3x3 max pooling, stride 2; `small_images` makes it one 3x3
   convolution, stride 1, as CIFAR-10 needs.
@@ -66,7 +93,7 @@ class ResNet(Classifier):
       for i in range(1, count + 1):
 
         def block(self, x, stage=stage, i=i):
-          return Bottleneck(
+          return (BasicBlock if self.depth == 18 else Bottleneck)(
             32 * 2**stage,
             2 if stage > 1 and i == 1 else 1,
             self.activation,

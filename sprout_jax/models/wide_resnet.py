@@ -18,12 +18,20 @@ class WideResNet(Classifier):
 
   Strides 1, 2, 2; norm and activation after the last block; global average; no dropout.
 
+  Attributes:
+    depth: 6n + 4.
+    width: of the groups, in units of the original network's.
+    same_padding: "SAME" padding where the stride is 2, as in DeepMind's networks (Gowal et al.,
+      "Uncovering the Limits of Adversarial Training against Norm-Bounded Adversarial Examples",
+      2020); PyTorch's padding otherwise. See `layers.PreActBlock`.
+
   Raises:
     UserError: the depth is not 6n + 4, n >= 1, or the width is below 1.
   """
 
   depth: int = 28
   width: int = 10
+  same_padding: bool = False
 
   smallest = 4
 
@@ -49,6 +57,7 @@ class WideResNet(Classifier):
             2 if group > 1 and i == 1 else 1,
             self.activation,
             self.dtype,
+            same_padding=self.same_padding,
             name=f"block{group}_{i}",
           )(x, train)
 
