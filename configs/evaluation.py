@@ -18,8 +18,8 @@ def get_config():
   config.batch_size = 256  # images per compiled call, over all devices together
   # Rows of EVALUATIONS that end a training run.
   config.after_training = ("pgd",)
-  # Rows of EVALUATIONS that `--mode evaluate` measures. "transfer" needs transfer.sources and is not
-  # in the list.
+  # Rows of EVALUATIONS that `--mode evaluate` measures. "transfer" is not among them: it needs
+  # transfer.sources.
   config.evaluations = (
     "pgd",
     "strength",
