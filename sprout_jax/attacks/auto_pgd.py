@@ -4,14 +4,19 @@
 Parameter-free Attacks", ICML 2020.)
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import Batch
+from sprout_jax.attacks.attack import State
 from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
@@ -19,16 +24,19 @@ from sprout_jax.attacks.attack import project
 from sprout_jax.attacks.attack import ranked_targets
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
+from sprout_jax.attacks.inputs import Array
+from sprout_jax.attacks.inputs import Predict
 
 MOMENTUM = 0.75  # share of the new step; the first step has all of it
 RAISED_SHARE = 0.75  # halve where at most this share of a window's steps raised the loss
 
 
-def checkpoints(num_steps):
-  """After how many of n steps the step size is reviewed.
+def checkpoints(num_steps: int) -> list[int]:
+  """Numbers of steps after which the step size is reviewed.
 
-  The first window has 0.22 n steps; each is 0.03 n shorter than the one before, down to 0.06 n.
-  Lengths are rounded down, and at least 1: 100 steps give 22, 41, 57, 70, 80, 87, 93, 99.
+  Of n steps, the first window has 0.22 n steps. Each window is 0.03 n shorter than the one before,
+  down to 0.06 n. Lengths are rounded down, and at least 1: 100 steps give 22, 41, 57, 70, 80, 87,
+  93, 99.
   """
   window = max(int(0.22 * num_steps), 1)
   shrink, smallest = max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1)
@@ -39,25 +47,37 @@ def checkpoints(num_steps):
   return numbers
 
 
-DECISION = 2**30  # the draws that decide about a model that draws random numbers: used by no step
+DECISION = 2**30  # first number of the draws that decide about a random model; no step uses it
 
 # Untargeted: (logits, labels) -> [batch]. Targeted: (logits, labels, targets) -> [batch].
-LOSSES = {
+LOSSES: dict[str, Callable[..., jax.Array]] = {
   "cross_entropy": losses.log_odds,  # monotone in it: the same steps, without vanishing gradients
   "dlr": losses.difference_of_logits_ratio,
   "margin": losses.margin,
 }
-TARGETED_LOSSES = {
+TARGETED_LOSSES: dict[str, Callable[..., jax.Array]] = {
   "dlr": losses.targeted_difference_of_logits_ratio,
   "margin": losses.targeted_margin,
 }
 
 
-def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
-  """The `Attack` behind `apgd`, whose arguments it has.
+def apgd_attack(
+  *,
+  norm: str,
+  loss: str,
+  targeted: bool,
+  num_steps: int,
+  num_runs: int,
+  num_samples: int,
+) -> Attack:
+  """Builds the `Attack` behind `apgd`, from arguments of the same names.
 
-  With more than one sample, no run stops early. At its end the mean logits of as many fresh draws
-  decide: a model that is wrong in one of a hundred draws is not broken.
+  With more than one sample, no run stops early. At the end of a run the mean logits of
+  `num_samples` fresh draws decide. So an image that is wrong in one of a hundred draws is not
+  broken.
+
+  Raises:
+    ValueError: a wrong argument.
   """
   table = TARGETED_LOSSES if targeted else LOSSES
   inputs.check_choice("apgd", "norm", norm, norms.NORMS)
@@ -75,11 +95,15 @@ def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
   review_at = np.array(checkpoints(num_steps), np.int32)
   windows = np.diff(review_at, prepend=np.int32(0))
 
-  def evaluate(predict, batch, x, targets, number):
-    """Mean of losses and gradients over samples; misclassified by the mean logits."""
+  def look(
+    predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array, number: ArrayLike
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients and losses, means over samples, and whether the mean logits are wrong."""
     extra = (targets,) if targeted else ()
 
-    def total(x, keys):
+    def total(
+      x: jax.Array, keys: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
       logits = predict(x) if num_samples == 1 else predict(x, keys)
       values = loss_fn(logits, batch.labels, *extra)
       return jnp.sum(values), (values, logits)
@@ -98,14 +122,14 @@ def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
       gradient, values, logits = jax.tree.map(lambda s: s / num_samples, sums)
     return finite(gradient), values, is_wrong(logits, batch.labels)
 
-  def decide(predict, batch, x):
-    """Whether the mean logits of fresh draws are wrong."""
+  def decide(predict: Predict, batch: Batch, x: jax.Array) -> jax.Array:
+    """Marks the examples whose mean logits over fresh draws are wrong."""
     draws = jax.lax.map(
       lambda number: predict(x, run_keys(batch, DECISION + number)), jnp.arange(num_samples)
     )
     return is_wrong(draws.mean(0), batch.labels)
 
-  def start(predict, batch):
+  def start(predict: Predict, batch: Batch) -> State:
     x = project(
       batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon), batch, norm
     )
@@ -113,7 +137,7 @@ def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
     if targeted:
       extra = (run_keys(batch, DECISION),) if is_random else ()
       targets = ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
-    gradient, values, broken = evaluate(predict, batch, x, targets, 1)
+    gradient, values, broken = look(predict, batch, x, targets, 1)
     broken &= not is_random
     return {
       "x": x,
@@ -132,12 +156,12 @@ def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
       "loss_at_review": values,
     }
 
-  def step(predict, batch, state, number):
+  def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     x, size = state["x"], norms.per_example(state["step_size"], state["x"])
     share = norms.per_example(jnp.where(number == 0, 1.0, MOMENTUM), x)
     z = project(x + size * geometry.direction(state["gradient"]), batch, norm)
     x_new = project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm)
-    gradient, values, wrong = evaluate(predict, batch, x_new, state["targets"], number + 2)
+    gradient, values, wrong = look(predict, batch, x_new, state["targets"], number + 2)
     better = values > state["best_loss"]
     best = select(
       better, (x_new, gradient, values), (state["best"], state["best_gradient"], state["best_loss"])
@@ -198,25 +222,26 @@ def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
 
 
 def apgd(
-  key,
-  predict,
-  images,
-  labels,
+  key: jax.Array,
+  predict: Predict,
+  images: Array,
+  labels: Array,
   *,
-  epsilon,
-  norm="linf",
-  loss="cross_entropy",
-  targeted=False,
-  num_steps=100,
-  num_runs=1,
-  num_samples=1,
-  indices=None,
-):
-  """Auto-PGD by itself, as one compiled loop; jittable.
+  epsilon: ArrayLike,
+  norm: str = "linf",
+  loss: str = "cross_entropy",
+  targeted: bool = False,
+  num_steps: int = 100,
+  num_runs: int = 1,
+  num_samples: int = 1,
+  indices: Array | None = None,
+) -> jax.Array:
+  """Auto-PGD: gradient ascent with momentum and a step size that adapts; jittable.
 
-  z = P(x + eta d(grad));  x' = P(x + a (z - x) + (1 - a) (x - x_before)), a = 0.75, 1 in the first
-  step; eta starts at 2 epsilon and is halved at checkpoints where the loss did not rise often
-  enough or did not improve; the run then goes on from its best point. (Croce, Hein, ICML 2020.)
+  z = P(x + eta d(grad)) and x' = P(x + a (z - x) + (1 - a) (x - x_before)), with a = 0.75, 1 in the
+  first step. The step size eta starts at 2 epsilon. At each of the `checkpoints` it is halved where
+  the loss did not rise often enough or did not improve; there the run continues from its best
+  point. (Croce, Hein, ICML 2020.)
 
   Args:
     key: a PRNG key.
@@ -225,16 +250,15 @@ def apgd(
     labels: int array [batch].
     epsilon: radius of the ball in pixel units.
     norm: a key of `NORMS`.
-    loss: "cross_entropy", "dlr" or "margin"; targeted: "dlr" or "margin".
-    targeted: whether a run maximises the loss towards a target: the wrong class ranked by the
-      number of the run, see `ranked_targets`.
+    loss: "cross_entropy", "dlr" or "margin"; if targeted, "dlr" or "margin".
+    targeted: True: each run maximises the loss towards a target, see `ranked_targets`.
     num_steps: steps of a run.
-    num_runs: restarts; or targets, of which there are at most classes - 1.
+    num_runs: number of restarts; if targeted, number of targets, at most classes - 1.
     num_samples: gradients averaged at every step, for models that draw random numbers.
     indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
 
   Returns:
-    Adversarial images like `images`: misclassified where the attack succeeded.
+    Images like `images`, within epsilon of them; misclassified where the attack succeeded.
 
   Raises:
     ValueError: a wrong argument, see `inputs`.

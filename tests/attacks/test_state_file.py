@@ -54,7 +54,7 @@ def test_a_file_that_is_no_state_is_named_with_what_to_do(finished, tmp_path):
     other_array.read_bytes(),
   ):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^auto_attack: .*damaged.npz .*delete it to begin anew"):
+    with pytest.raises(ValueError, match=r"^auto_attack: .*damaged.npz .*delete it to start again"):
       attack(path)
     assert path.read_bytes() == content  # it is the user's to delete
   with pytest.raises(ValueError, match="IsADirectoryError.*give another state_file"):
@@ -74,7 +74,7 @@ def test_a_changed_outcome_is_found_out(finished, tmp_path):
   arrays["robust"] = np.ones(5, bool)
   path = tmp_path / "changed.npz"
   np.savez(path, **arrays)
-  with pytest.raises(ValueError, match=r"changed.npz is damaged: its digest does not fit"):
+  with pytest.raises(ValueError, match=r"changed.npz is damaged: its digest differs"):
     attack(path)
 
 
