@@ -135,10 +135,15 @@ def pgd(
   """
   inputs.check_choice("pgd", "keep", keep, KEEP)
   inputs.check_count("pgd", "num_restarts", num_restarts, 1)
-  if num_restarts > 1 and (start == "clean" or keep == "last"):
+  if num_restarts > 1 and start == "clean":
     raise ValueError(
-      f"pgd: num_restarts is {num_restarts}; more than 1 needs a random start and keep='best', or "
-      "the restarts would coincide; use num_restarts=1"
+      f"pgd: num_restarts is {num_restarts}, but from start='clean' all restarts coincide; choose "
+      "a random start, or num_restarts=1"
+    )
+  if num_restarts > 1 and keep == "last":
+    raise ValueError(
+      f"pgd: num_restarts is {num_restarts}, but with keep='last' all but the last restart are "
+      "lost; use keep='best', or num_restarts=1"
     )
 
   def search(ascent: _Ascent) -> jax.Array:

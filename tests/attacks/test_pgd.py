@@ -252,8 +252,14 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
     (dict(norm="l1"), "choose one of: l2, linf"),
     (dict(loss="hinge"), "choose one of: cross_entropy, dlr, margin"),
     (dict(num_restarts=0), "at least"),
-    (dict(num_restarts=2, start="clean"), "coincide"),
-    (dict(num_restarts=2, keep="last"), "lost"),
+    (
+      dict(num_restarts=2, start="clean"),
+      "from start=.clean. all restarts coincide; choose a random start",
+    ),
+    (
+      dict(num_restarts=2, keep="last"),
+      "with keep=.last. all but the last restart are lost; use keep=.best.",
+    ),
     (dict(start="corner"), "choose one of: clean, gaussian, uniform"),
     (dict(keep="first"), "choose one of: best, last"),
   ],
