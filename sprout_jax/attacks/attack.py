@@ -191,7 +191,7 @@ def project(candidates: jax.Array, batch: Batch, norm: str) -> jax.Array:
 def under_any_mesh(
   fn: Callable[..., Tree], predict: Predict, images: jax.Array, *arrays: ArrayLike
 ) -> Tree:
-  """Calls fn(predict, images, *arrays), also where `jax.set_mesh` has set explicit axes.
+  """Calls `fn` with the other arguments, also where `jax.set_mesh` has set explicit axes.
 
   With explicit axes every array has a sharding in its type, and JAX refuses an operation whose
   result has an ambiguous one. So the attack itself has automatic axes, and `predict` the user's.

@@ -34,11 +34,11 @@ def carlini_wagner(
 ) -> jax.Array:
   """L2 attack of Carlini and Wagner: minimises the distortion that changes the class; jittable.
 
-  It minimises |x' - x|^2 + c * max(z_y - max_{k != y} z_k, -confidence) over x' in [0, 1], with the
-  L2 norm. x' = (tanh(w) + 1) / 2 keeps the box, and Adam moves w. Bisection finds c per example: it
-  is lowered after a success and raised after a failure, tenfold until the first success. (Carlini,
-  Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017.) In Linf, use `pgd` with
-  loss="margin".
+  It minimises norm(x' - x)^2 + c * max(z_y - max_{k != y} z_k, -confidence) over x' in [0, 1], with
+  the L2 norm. x' = (tanh(w) + 1) / 2 keeps the box, and Adam moves w. Bisection finds c per
+  example: it is lowered after a success and raised after a failure, tenfold until the first
+  success. (Carlini, Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017.) In
+  Linf, use `pgd` with loss="margin".
 
   Args:
     predict: function images -> logits, deterministic.

@@ -64,7 +64,7 @@ def draw(
 
   Args:
     keys: PRNG keys [batch].
-    sampler: a function (key, shape, dtype, **kwargs) of `jax.random`.
+    sampler: function of `jax.random` with the arguments key, shape and dtype.
     like: array [batch, ...] whose shape and dtype the draws have.
     **kwargs: further arguments of the sampler.
 

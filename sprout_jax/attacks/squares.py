@@ -117,7 +117,7 @@ def square_attack(
 
 
 def _signs(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Random signs [batch, *shape], float32."""
+  """Random signs, float32; `shape` is that of one example."""
   return jax.vmap(lambda key: jax.random.rademacher(key, shape, jnp.float32))(keys)
 
 

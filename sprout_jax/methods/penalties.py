@@ -56,11 +56,11 @@ def gradient_norm(*, epsilon: float, norm: str, batch_norm: str) -> Penalty:
 
 
 def cure(*, weight: float, h: float, squared: bool, batch_norm: str) -> Penalty:
-  """CURE: weight * |grad CE(x + h z) - grad CE(x)|^2, z the sign gradient with unit L2 norm.
+  """CURE: weight * norm(grad CE(x + h z) - grad CE(x))^2, z the sign gradient of unit norm.
 
-  (Moosavi-Dezfooli, Fawzi, Uesato, Frossard, "Robustness via Curvature Regularization, and Vice
-  Versa", CVPR 2019.) The authors start from a natural model, as with `config.init_from`. They let h
-  grow over the first epochs; here it is constant.
+  The norms are L2. (Moosavi-Dezfooli, Fawzi, Uesato, Frossard, "Robustness via Curvature
+  Regularization, and Vice Versa", CVPR 2019.) The authors start from a natural model, as with
+  `config.init_from`. They let h grow over the first epochs; here it is constant.
 
   Args:
     weight: the paper's gamma, at least 0.
