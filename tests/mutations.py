@@ -310,8 +310,8 @@ FAULTS = (
   Fault("report/headline.py", "statistics.stdev(one)", "statistics.pstdev(one)", "report"),
   Fault(
     "report/headline.py",
-    "key=lambda number: number.value, default=None)",
-    "key=lambda number: -number.value, default=None)",
+    "key=lambda number: number.defined)",
+    "key=lambda number: -number.defined)",
     "report",
   ),
 )

@@ -38,9 +38,10 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"parallelism": "gspmd"}, "jit, pmap"),
     (
       {"batch_size": 12},
-      "config.batch_size is 12, which is no multiple of the 8 devices; set e.g. --config.batch_size=8",
+      "config.batch_size is 12, which is no multiple of the 8 devices; "
+      "set e.g. --config.batch_size=8",
     ),
-    ({"batch_size": 4096}, "more than the 1347 training images"),
+    ({"batch_size": 4096}, "there are only 1347 training images"),
     ({"optimizer.learning_rate": 0.0}, "learning_rate"),
     ({"optimizer.learning_rate": -0.1}, "learning_rate"),
     ({"optimizer.learning_rate": float("nan")}, "learning_rate"),

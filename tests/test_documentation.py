@@ -209,7 +209,7 @@ def check_launcher(argv, monkeypatch):
   monkeypatch.setattr(modes, "evaluate", begin)
   monkeypatch.setattr(modes, "show_report", begun.append)
   monkeypatch.setattr(trained, "read_config", lambda workdir: configuration.load("digits"))
-  command.run(argv)
+  command.execute(argv)
   assert len(begun) == 1
 
 
