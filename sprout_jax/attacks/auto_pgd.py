@@ -5,6 +5,7 @@ Parameter-free Attacks", ICML 2020.)
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,7 @@ def apgd_attack(
       values = loss_fn(logits, batch.labels, *extra)
       return jnp.sum(values), (values, logits)
 
-    def sample(carry, sample_number):
+    def sample(carry: tuple[Any, ...], sample_number: jax.Array) -> tuple[tuple[Any, ...], None]:
       keys = run_keys(batch, num_samples * number + sample_number)
       gradient, (values, logits) = jax.grad(total, has_aux=True)(x, keys)
       return jax.tree.map(jnp.add, carry, (gradient, values, logits)), None

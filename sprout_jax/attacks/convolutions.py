@@ -116,7 +116,7 @@ def _gradient_loop(predict: Callable, images: Array) -> Callable[[], Any]:
   """A function that computes one input gradient in a compiled loop and waits for it."""
   weights, rebuild = _arrays_of(predict)
 
-  def gradients(weights, images, count):
+  def gradients(weights: list[Array], images: jax.Array, count: jax.Array) -> jax.Array:
     loss = lambda images: jnp.sum(jnp.square(rebuild(weights)(images)))
     step = lambda _, images: images + 1e-6 * jax.grad(loss)(images)
     return lax.fori_loop(0, count, step, images)
@@ -146,7 +146,7 @@ def _trace(
   """The jaxpr of a call, the structure of its result, and the arrays that the jaxpr takes."""
   arrays, rebuild = _arrays_of((args, kwargs))
 
-  def flat(*arrays):
+  def flat(*arrays: Array) -> Any:
     args, kwargs = rebuild(arrays)
     return function(*args, **kwargs)
 
@@ -159,7 +159,7 @@ def _arrays_of(tree: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]
   leaves, structure = jax.tree.flatten(tree)
   is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
 
-  def rebuild(arrays):
+  def rebuild(arrays: Sequence[Array]) -> Any:
     rest = iter(arrays)
     both = [next(rest) if known else leaf for known, leaf in zip(is_array, leaves, strict=True)]
     return jax.tree.unflatten(structure, both)
@@ -224,14 +224,15 @@ def _exchange_parameter(value: Any) -> Any:
 def _is_eligible(
   dtype: Any,
   *,
-  lhs_dilation,
-  rhs_dilation,
-  feature_group_count,
-  batch_group_count,
-  preferred_element_type,
-  out_sharding,
-  **_,
+  lhs_dilation: Sequence[int],
+  rhs_dilation: Sequence[int],
+  feature_group_count: int,
+  batch_group_count: int,
+  preferred_element_type: Any,
+  out_sharding: Any,
+  **_: Any,
 ) -> bool:
+  """Tests whether a convolution of these parameters can be exchanged."""
   return (
     (*lhs_dilation, *rhs_dilation) == (1, 1, 1, 1)
     and feature_group_count == batch_group_count == 1
@@ -242,8 +243,16 @@ def _is_eligible(
 
 
 def _input_gradient(
-  cotangent, images, kernel, *, window_strides, padding, dimension_numbers, precision, **params
-):
+  cotangent: jax.Array,
+  images: Any,  # of the images, only the type is known
+  kernel: jax.Array,
+  *,
+  window_strides: tuple[int, int],
+  padding: tuple[tuple[int, int], ...],
+  dimension_numbers: lax.ConvDimensionNumbers,
+  precision: Any,
+  **params: Any,
+) -> jax.Array:
   """The cotangent of the images, in their layout."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   sizes = [
@@ -270,7 +279,14 @@ def _input_gradient(
   )
 
 
-def _gradient_of_patches(cotangent, kernel, sizes, padding, dimension_numbers, precision):
+def _gradient_of_patches(
+  cotangent: jax.Array,
+  kernel: jax.Array,
+  sizes: list[tuple[int, int, int]],
+  padding: tuple[tuple[int, int], ...],
+  dimension_numbers: lax.ConvDimensionNumbers,
+  precision: Any,
+) -> jax.Array:
   """The cotangent of the images where windows lie side by side, as one matmul."""
   images, weights, out = (
     "".join(letter for _, letter in sorted(zip(spec, letters, strict=True)))
@@ -289,8 +305,16 @@ def _gradient_of_patches(cotangent, kernel, sizes, padding, dimension_numbers, p
 
 
 def _kernel_gradient(
-  cotangent, images, kernel, *, window_strides, padding, dimension_numbers, precision, **_
-):
+  cotangent: jax.Array,
+  images: jax.Array,
+  kernel: Any,  # of the kernel, only the type is known
+  *,
+  window_strides: tuple[int, int],
+  padding: tuple[tuple[int, int], ...],
+  dimension_numbers: lax.ConvDimensionNumbers,
+  precision: Any,
+  **unused: Any,
+) -> jax.Array:
   """The cotangent of the kernel, in its layout: one matmul for each row of the window."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   _, channels, rows, columns = (kernel.aval.shape[axis] for axis in kernel_spec)
@@ -302,7 +326,7 @@ def _kernel_gradient(
   cotangent = lax.transpose(cotangent, [out_spec[i] for i in (1, 0, 2, 3)])
   cotangent = lax.optimization_barrier(cotangent.reshape(features, -1))
 
-  def windows(x, axis, start, count):
+  def windows(x: jax.Array, axis: int, start: int, count: int) -> jax.Array:
     stride = window_strides[axis - 1]
     return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
 
@@ -316,10 +340,16 @@ def _kernel_gradient(
   return lax.transpose(jnp.stack(products), [axis for _, axis in order])
 
 
-def _batch(args, axes, *, dimension_numbers, **params):
+def _batch(
+  args: Sequence[jax.Array],
+  axes: Sequence[int | None],
+  *,
+  dimension_numbers: lax.ConvDimensionNumbers,
+  **params: Any,
+) -> tuple[jax.Array, int]:
   """Batching rule: images join the batch; kernels become groups of the original convolution."""
   (images, kernel), (axis, kernel_axis) = args, axes
-  if kernel_axis is not None:
+  if kernel_axis is not None or axis is None:
     plain = lambda images, kernel: primitives.conv_general_dilated_p.bind(
       images, kernel, dimension_numbers=dimension_numbers, **params
     )
@@ -332,7 +362,13 @@ def _batch(args, axes, *, dimension_numbers, **params):
   return found.reshape(*found.shape[:out], size, batch, *found.shape[out + 1 :]), out
 
 
-def _convolve_channels_last(images, kernel, *, dimension_numbers, **params):
+def _convolve_channels_last(
+  images: jax.Array,
+  kernel: jax.Array,
+  *,
+  dimension_numbers: lax.ConvDimensionNumbers,
+  **params: Any,
+) -> jax.Array:
   """The convolution of these parameters, computed on channels-last arrays."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   found = primitives.conv_general_dilated_p.bind(

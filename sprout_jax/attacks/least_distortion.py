@@ -1,6 +1,7 @@
 """The L2 attack of Carlini and Wagner: the least distortion that changes the class."""
 
 import functools
+from typing import Any
 from typing import TypeAlias
 
 import jax
@@ -102,7 +103,7 @@ def _search(
     return jnp.sum(values), (x, lead)
 
   def descend(constant: jax.Array) -> _Found:
-    def step(_, carry):
+    def step(_: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
       w, opt_state, best, nearest, found = carry
       gradient, (x, lead) = jax.grad(objective, has_aux=True)(w, constant)
       better = (lead > confidence) & (distance(x) < nearest)
