@@ -1,4 +1,4 @@
-"""The rooms: what importing them imports, and which may import which."""
+"""Imports: which rooms each room may import, and which libraries it needs."""
 
 import pathlib
 import re
@@ -47,7 +47,7 @@ def test_nothing_imports_tensorflow():
 
 
 def test_arrows_point_one_way():
-  """Which rooms each room may import, as docs/architecture.md says."""
+  """Each room imports only those that docs/architecture.md allows."""
   pure = {"vicinity", "losses", "attacks", "intervals"}
   allowed = {
     "arguments": set(),

@@ -1,4 +1,4 @@
-"""losses: against NumPy, by hand."""
+"""Losses against NumPy, SciPy and values by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_ratios_of_logits_by_hand():
 
 
 def test_norms_and_curvature_of_a_quadratic():
-  """loss = sum(d x^2) / 2: the gradient is d x, its change along z is h d z."""
+  """loss = sum(d x^2) / 2 has the gradient d x, which changes along z by h d z."""
   d, h = np.array([1.0, -2.0, 4.0, 0.5], np.float32), 0.1
   x = np.array([[1.0, 1.0, -2.0, 3.0], [0.5, -1.0, 1.0, 1.0]], np.float32)
   loss = lambda images: jnp.sum(d[None] * images.reshape(-1, 4) ** 2, axis=-1) / 2

@@ -25,7 +25,7 @@ def test_conv_adds_its_bias_and_uses_the_platforms_form(monkeypatch):
   np.testing.assert_allclose(difference, np.broadcast_to(np.arange(4.0), (1, 4, 4, 4)), atol=1e-5)
   for backend, stock in (("cpu", False), ("gpu", True), ("tpu", True)):
     monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-    # A fresh lambda each time: traces are cached by function.
+    # A new lambda each time, because traces are cached by function.
     jaxpr = str(jax.make_jaxpr(lambda v, x: conv.apply(v, x))(variables, x))
     assert ("conv_general_dilated" in jaxpr) == stock
     assert ("dot_general" in jaxpr) != stock
@@ -121,7 +121,7 @@ def test_norm_has_pytorchs_constants_and_float32_statistics():
 
 
 def randomised(module, x):
-  """Variables of `module` with nothing at its initial value, and `x`, as float32 NumPy arrays."""
+  """Random variables of `module`, none at its initial value, and `x`, as float32 NumPy arrays."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=x).astype(np.float32)
   shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), x)
