@@ -1,5 +1,6 @@
 """Imports: which rooms each room may import, and which libraries it needs."""
 
+import ast
 import pathlib
 import re
 import subprocess
@@ -96,6 +97,19 @@ def test_results_and_reports_import_no_jax():
     "assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_no_check_is_an_assertion():
+  """`python -O` removes assertions, and callers expect a ValueError; chex raises them, too."""
+  files = [*(ROOT / "sprout_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+  assert len(files) > 100
+  for path in files:
+    tree = ast.parse(path.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names}
+    names |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), path
+    assert "chex" not in names, path
 
 
 def test_there_is_no_room_for_anything():

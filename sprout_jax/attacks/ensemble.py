@@ -36,12 +36,12 @@ VERSIONS = {
   "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
   "rand": ("apgd-ce", "apgd-dlr"),
 }
-RESTARTS = {"plus": 5}  # of the untargeted attacks; 1 otherwise
+RESTARTS = {"plus": 5}  # of untargeted APGD and FAB; 1 otherwise
 SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
-STEPS = 100  # of the attacks with gradients
-QUERIES = 5000  # of Square, after the start's
+STEPS = 100  # of each attack with gradients
+QUERIES = 5000  # of Square, after that of its start
 TARGETS = 9  # largest number of targets of a targeted attack
-TOLERANCE = 1e-6  # allowed excess over epsilon by rounding; for epsilon > 1 times epsilon
+TOLERANCE = 1e-6  # allowed excess over epsilon by rounding, times max(1, epsilon)
 CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; those of attacks are their ids in ATTACKS
 
 
@@ -204,9 +204,10 @@ def auto_attack(
 
   "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
   Square (5,000 queries), with 100 iterations for each of the first three. "plus" adds APGD on DLR
-  and untargeted FAB, and makes 5 restarts of the untargeted attacks. "rand" is for models that draw
-  random numbers: APGD on cross-entropy and on DLR, with gradients averaged over 20 draws. There the
-  mean logits of 20 fresh draws decide which images are misclassified, before and after the attack.
+  and untargeted FAB, and makes 5 restarts of untargeted APGD and FAB. "rand" is for models that
+  draw random numbers: APGD on cross-entropy and on DLR, with gradients averaged over 20 draws.
+  There the mean logits of 20 fresh draws decide which images are misclassified, before and after
+  the attack.
 
   Every attack starts from the original images that all attacks before it left robust. A
   misclassified image is never attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants
@@ -333,7 +334,7 @@ def _attack_all(
     "jax": jax.__version__,
     "device": f"{mesh.size} x {devices[0].device_kind}",
     "matmul_precision": str(
-      jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # made at import
+      jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds it at import
     ),
   }
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)

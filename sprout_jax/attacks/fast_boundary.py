@@ -35,10 +35,11 @@ def project_on_hyperplane(
 ) -> jax.Array:
   """Smallest d such that normal . (points + d) = offset and points + d lies in [0, 1].
 
-  d_i = sign * sign(w_i) * min(t g_i, room_i), where w is the normal, room_i is the distance to the
-  box's face in that direction, and g_i is 1 in Linf and abs(w_i) in L2. t is the root of an
-  increasing, concave, piecewise linear function, which Newton's method from 0 finds in finitely
-  many steps. Where the hyperplane does not meet the box, d goes as far as the box allows.
+  d_i = s * sign(w_i) * min(t g_i, room_i), where w is the normal, s the sign of offset - normal .
+  points, room_i the distance to the box's face in that direction, and g_i is 1 in Linf and abs(w_i)
+  in L2. t is the root of an increasing, concave, piecewise linear function, which Newton's method
+  from 0 finds in finitely many steps. Where the hyperplane does not meet the box, d goes as far as
+  the box allows.
 
   Args:
     points: float array [batch, height, width, channels] in [0, 1].

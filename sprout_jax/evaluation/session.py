@@ -37,7 +37,6 @@ PACKAGES = (
   "jaxlib",
   "flax",
   "optax",
-  "chex",
   "orbax-checkpoint",
   "numpy",
   "scipy",
