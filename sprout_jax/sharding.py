@@ -43,7 +43,7 @@ def check_batch(key: str, batch_size: int, mesh: jax.sharding.Mesh) -> None:
       if size
     ]
     raise UserError(
-      f"{key} is {batch_size}, which is no multiple of the {mesh.size} devices; set e.g. "
+      f"{key} is {batch_size}, which is not a multiple of the {mesh.size} devices; set e.g. "
       f"--{key}={near[0]}"
     )
 

@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"parallelism": "gspmd"}, "jit, pmap"),
     (
       {"batch_size": 12},
-      "config.batch_size is 12, which is no multiple of the 8 devices; "
+      "config.batch_size is 12, which is not a multiple of the 8 devices; "
       "set e.g. --config.batch_size=8",
     ),
     ({"batch_size": 4096}, "there are only 1347 training images"),

@@ -54,8 +54,8 @@ def load(
     The `Dataset`.
 
   Raises:
-    UserError: an unknown name, a set that is not there, or invalid data; the message says what to
-      type.
+    UserError: an unknown name, a set that cannot be found, or invalid data; the message says what
+      to type.
   """
   if name in DATASETS:
     if (train_split, test_split) != ("train", "test"):
@@ -81,6 +81,6 @@ def load_test(name: str, *, data_dir: str = "", cache_dir: str = "") -> Split:
   """Loads the split "test" of a TFDS set, which needs no other split; arguments as in `load`.
 
   Raises:
-    UserError: the set is not there, or is no set of images with labels.
+    UserError: the set cannot be found, or is not a set of images with labels.
   """
   return tfds_source.load_split(name, "test", data_dir=data_dir, cache_dir=cache_dir)

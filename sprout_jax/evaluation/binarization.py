@@ -89,7 +89,7 @@ def read_out(points: jax.Array) -> ReadOut:
   y = jnp.where(jnp.arange(count) == count - 1, 1.0, -1.0)
   share = jnp.where(y > 0, 1.0, 1 / (count - 1))
 
-  def newton(_, w):
+  def newton(_: jax.Array, w: jax.Array) -> jax.Array:
     active = share * (y * (x @ w) < 1)
     hessian = (x.T * active[None]) @ x + RIDGE * jnp.eye(x.shape[1])
     return jax.scipy.linalg.solve(hessian, x.T @ (active * y), assume_a="pos")

@@ -33,7 +33,7 @@ Outcomes = list[tuple[np.ndarray, np.ndarray]]  # of the five severities: outcom
 
 
 def right_fn(change: Change) -> BatchFunction:
-  """Makes the function, for `Subject.map`, that tells which changed images are classified right.
+  """Makes the function, for `Subject.map`, that classifies changed images.
 
   Args:
     change: (images, strength, indices) -> images.

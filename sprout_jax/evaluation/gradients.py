@@ -152,9 +152,9 @@ def faults(predict: Predict, images: jax.Array, labels: jax.Array) -> jax.Array:
 def health(subject: Subject, points: np.ndarray, labels: np.ndarray, **keys: Any) -> list[Number]:
   """Measures the shares of points whose input gradient is zero, NaN or infinite, for each loss.
 
-  Attacks follow these gradients. Where they are unusable, high accuracy under attack is no sign of
-  robustness. Only points that are classified correctly count, because attacks start there. (DLR is
-  constant, with a zero gradient, where the label ranks third.)
+  Attacks follow these gradients. Where they are unusable, high accuracy under attack says nothing
+  about robustness. Only points that are classified correctly count, because attacks start there.
+  (DLR is constant, with a zero gradient, where the label ranks third.)
 
   Args:
     subject: the model.

@@ -19,6 +19,7 @@ from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
 MODES = ("train", "evaluate", "report")
+SPROUT_USAGE = "sprout {train,evaluate,report} [CONFIG] --workdir DIR [--config.KEY=VALUE ...]"
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
 
 
@@ -31,6 +32,7 @@ def parser(prog: str = "launch.py") -> argparse.ArgumentParser:
   """Makes the parser of the command line."""
   found = _Parser(
     prog,
+    usage=SPROUT_USAGE if prog == "sprout" else None,
     description="Train a classifier, evaluate its robustness, and report the results.",
     epilog="Change single values of the config with --config.KEY=VALUE, e.g. "
     "--config.optimizer.learning_rate=0.1 or --config.evaluation.epsilons=2/255,8/255.",

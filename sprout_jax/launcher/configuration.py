@@ -148,7 +148,7 @@ def positive_integer(name: str, text: str) -> int:
   """Reads an argument of a config file as an integer of at least 1.
 
   Raises:
-    UserError: the text is no such integer.
+    UserError: the text is not an integer of at least 1.
   """
   if not text.isdecimal() or int(text) < 1:
     raise UserError(f"the config argument {name} is {text!r}; expected an integer of at least 1")

@@ -21,7 +21,7 @@ from sprout_jax.results.checks import CHECKS
 
 Block = blocks.Table | blocks.Figure | blocks.Text
 Draw = Callable[[list[Run]], Block | None]
-ALL_PAIRS = 5  # up to so many runs are compared pairwise; of more, each with the best one
+ALL_PAIRS = 5  # most runs of which all pairs are compared; of more, each with the best
 GALLERY_BYTES = 900_000  # largest size of all pictures
 ELSEWHERE = ("config", "training", "data")  # entries of results.json that other sections show
 # Sections of evaluations: title, evaluations, figures. The template has a caption for each title.

@@ -228,7 +228,7 @@ def test_other_version_is_named_and_can_be_asked_for(cifar10, server, tmp_path):
 def test_unknown_name_lists_close_ones(tmp_path):
   with pytest.raises(UserError, match="cifar10.*Embedded sets: digits"):
     _load("cifar01", tmp_path)
-  with pytest.raises(UserError, match="Close: digits"):
+  with pytest.raises(UserError, match="Did you mean: digits"):
     _load("digit", tmp_path)
   with pytest.raises(UserError, match="cannot open 'cifar10:9.9.9'"):
     _load("cifar10:9.9.9", tmp_path)
