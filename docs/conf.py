@@ -39,7 +39,11 @@ exclude_patterns = ["_build", "_generated", "jupyter_execute"]
 
 html_theme = "sphinx_book_theme"
 html_title = "sprout_jax"
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+  "navbar_persistent": [],  # the sidebar has a field for the search
+  "show_toc_level": 2,
+  "use_download_button": False,
+}
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 
@@ -53,6 +57,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 
+smartquotes = False  # "--config" and "x" stay as they are
 # Names in single backticks become links where there is something of that name.
 default_role = "py:obj"
 autodoc_member_order = "bysource"

@@ -36,9 +36,14 @@ def escape(line: str) -> str:
 
 
 def connect(app) -> None:
-  """Makes autodoc call `to_markup` before Napoleon reads the sections."""
+  """Makes autodoc call `to_markup` before Napoleon reads the sections, and skip bare fields."""
 
   def process(app, what, name, obj, options, lines):
     lines[:] = to_markup(lines)
 
+  def skip(app, what, name, obj, is_skipped, options):
+    # Fields of named tuples: the class describes them.
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
+
   app.connect("autodoc-process-docstring", process, priority=400)
+  app.connect("autodoc-skip-member", skip)
