@@ -82,7 +82,7 @@ def test_contract_covers_the_table():
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_contract(name):
-  """Shapes, dtypes and counts in bfloat16 compute; nothing is computed."""
+  """Shapes, dtypes and counts with bfloat16, from abstract evaluation."""
   classes, size, parameters, millions = CONTRACT[name]
   model = build(name, size, classes, dtype="bfloat16", activation="silu")
   images = jax.ShapeDtypeStruct((3, size, size, 3), FLOAT32)
@@ -119,7 +119,7 @@ def test_contract(name):
   assert millions is None or count / 1e6 == pytest.approx(millions, rel=5e-3)
 
 
-# What the dense layer is given, in NumPy, from what the last layers put out.
+# The input of the dense layer, in NumPy from the outputs of the last layers.
 HEADS = {
   "small_cnn": lambda out: np.maximum(out("conv3"), 0).reshape(2, -1),
   "wrn_10_1": lambda out: np.maximum(out("norm"), 0).mean((1, 2)),
@@ -144,7 +144,7 @@ def test_runs_and_updates_statistics_only_in_training(name, size, channels):
     logits, new = run(variables, images, train=train)
     assert (logits.shape, logits.dtype) == ((2, 10), FLOAT32)
     assert np.isfinite(logits).all()
-    assert (logits[0] != logits[1]).all()  # it looks at the image
+    assert (logits[0] != logits[1]).all()  # it depends on the image
     dense = variables["params"]["dense"]
     features = HEADS[name](
       lambda layer, new=new: np.array(new["intermediates"][layer]["__call__"][0])
@@ -236,12 +236,12 @@ def test_small_cnn_is_the_reference_network(name):
     ("vgg16", {"dtype": "float16"}, ["float16", "bfloat16, float32"]),
     ("vgg16", {"image_shape": (28, 28, 1)}, ["28x28", "multiples of 32", "wrn_28_10"]),
     ("small_cnn", {"image_shape": (12, 12, 1)}, ["12x12", "multiples of 8", "preact_resnet18"]),
-    ("resnet50", {"image_shape": (28, 32, 3)}, ["28x32", "32 or more", "resnet50_cifar"]),
-    ("preact_resnet18", {"image_shape": (2, 2, 3)}, ["2x2", "8 or more"]),
+    ("resnet50", {"image_shape": (28, 32, 3)}, ["28x32", "at least 32", "resnet50_cifar"]),
+    ("preact_resnet18", {"image_shape": (2, 2, 3)}, ["2x2", "at least 8"]),
     ("vgg16", {"image_shape": (32, 32)}, ["(32, 32)", "height, width, channels"]),
     ("vgg16", {"num_classes": 1}, ["num_classes is 1"]),
     ("vgg16", {"mean": (0.5, 0.5)}, ["mean", "3, one per channel"]),
-    ("vgg16", {"std": 0.5}, ["std is 0.5", "as (0.5,)"]),
+    ("vgg16", {"std": 0.5}, ["std is 0.5", "such as (0.5,)"]),
     ("vgg16", {"std": (0.2, 0.0, 0.2)}, ["std", "greater than 0"]),
     ("vgg16", {"std": (float("nan"),)}, ["std"]),
   ],
@@ -255,7 +255,7 @@ def test_errors_say_what_to_type_next(name, kwargs, words):
 
 def test_bytes_are_refused():
   model = build("small_cnn", 8)
-  with pytest.raises(TypeError, match="divide by 255"):
+  with pytest.raises(ValueError, match="^images have dtype uint8; .*divide bytes by 255"):
     jax.eval_shape(
       partial(model.init, train=False),
       jax.random.key(0),
@@ -279,7 +279,7 @@ def test_remat_keeps_parameters_names_and_shapes(name):
 
 
 def test_remat_has_the_same_gradients_from_less_memory():
-  """What the backward pass gets from the forward pass: the leaves of the pullback."""
+  """The memory is that of the leaves of the pullback, which the forward pass keeps."""
   images = images_of(8, 16)
   variables = variables_of(build("wrn_16_1", 16), images)
 
