@@ -40,6 +40,7 @@ CASES = {
   "vgg11": {"model": "vgg11", **NONE},
   "vgg11_imagenet": {"model": VGG(12, depth=11, hidden=64), **NONE},
 }
+run = jax.jit(lambda weights, images: weights(images))  # weights are arguments, not constants
 needs_torch = pytest.mark.skipif(
   importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
 )
@@ -85,7 +86,7 @@ def test_logits_are_pytorchs(case, save):
   images = reference.images_of(2, reference.CASES[case][2])
   expected = np.array(GOLDEN["cases"][case]["logits"])
   assert relative_error(expected[0], expected[1]) > 0.02  # they depend on the image
-  assert relative_error(jax.jit(weights.predict)(images), expected) < 1e-4
+  assert relative_error(run(weights, images), expected) < 1e-4
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN["digests"]))
@@ -121,7 +122,7 @@ def test_what_is_returned(save):
   leaves = jax.tree.leaves(weights)
   assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
   images = reference.images_of(2, 32)
-  np.testing.assert_array_equal(weights(images), weights.predict(images))
+  np.testing.assert_array_equal(run(weights, images), run(weights.predict, images))
   assert "wrn" not in repr(weights) and len(repr(weights)) < 1000
 
 
@@ -137,7 +138,7 @@ def test_a_model_that_is_made_keeps_its_options(save):
 def test_evaluate_takes_it(save, tmp_path):
   weights = models.load_weights(save(state_dict("wrn")), model="wrn_10_2")
   images = reference.images_of(8, 8)
-  labels = np.array(jax.jit(weights.predict)(images)).argmax(1)
+  labels = np.array(run(weights, images)).argmax(1)
   labels[:2] = (labels[:2] + 1) % 10
   results = evaluation.evaluate(
     weights.predict, images, labels, workdir=tmp_path / "run", evaluations=(), progress=False
@@ -154,11 +155,11 @@ def test_pgd_has_pytorchs_outcomes(save):
   images, pgd = reference.images_of(reference.PGD["count"], 32), GOLDEN["pgd"]
   labels = np.array(pgd["labels"])
   options = {key: reference.PGD[key] for key in ("epsilon", "step_size", "num_steps")}
-  attack = lambda images: attacks.pgd(
+  attack = lambda weights, images: attacks.pgd(
     jax.random.key(0), weights.predict, images, labels, start="clean", **options
   )
-  adversarial = jax.jit(attack)(images)
-  logits = np.array(jax.jit(weights.predict)(adversarial))
+  adversarial = jax.jit(attack)(weights, images)
+  logits = np.array(run(weights, adversarial))
   assert 0 < sum(pgd["robust"]) < len(labels)
   assert (logits.argmax(1) == labels).tolist() == pgd["robust"]
 
@@ -185,7 +186,7 @@ def test_prefixes_and_normalisation_inside_or_beside(prefix, normalisation, save
   weights = models.load_weights(save(state | values), model="wrn_10_2", **given)
   expected = np.array(GOLDEN["cases"]["wrn"]["logits"])
   assert weights.normalisation == (", ".join(values) or "given")
-  assert relative_error(jax.jit(weights.predict)(reference.images_of(2, 32)), expected) < 1e-4
+  assert relative_error(run(weights, reference.images_of(2, 32)), expected) < 1e-4
 
 
 def test_torchvisions_names_in_a_resnet_with_a_small_stem(save):
@@ -370,7 +371,7 @@ def test_deepminds_npy_and_the_same_as_npz(haiku, tmp_path):
   np.save(tmp_path / "net.npy", (params, state))  # as in the released training code
   weights = models.load_weights(tmp_path / "net.npy", **DEEPMIND)
   assert relative_error(expected[0], expected[1]) > 0.02
-  assert relative_error(jax.jit(weights.predict)(images), expected) < 1e-4
+  assert relative_error(run(weights, images), expected) < 1e-4
   assert len(weights.mapping) + len(weights.unused) == len(jax.tree.leaves((params, state)))
   assert {n.rpartition("/")[2] for n in weights.unused} == {"hidden", "counter"}
   flat = {
@@ -575,7 +576,7 @@ def test_checkpoints_of_pytorch(legacy, tmp_path):
   save({**state, "step": 3}, "c.pth.tar")
   load = lambda name, **options: models.load_weights(tmp_path / name, model="wrn_10_2", **options)
   expected = load("net.pt")
-  found = jax.jit(expected.predict)(reference.images_of(2, 32))
+  found = run(expected, reference.images_of(2, 32))
   assert relative_error(found, np.array(GOLDEN["cases"]["wrn"]["logits"])) < 1e-4
   for weights in (load("a.ckpt"), load("b.pth", entry="last"), load("c.pth.tar", ignore="step")):
     jax.tree.map(np.testing.assert_array_equal, weights.variables, expected.variables)
