@@ -34,6 +34,7 @@ SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
 STEPS = 100  # of the attacks with gradients
 QUERIES = 5000  # of Square, after the start's
 TARGETS = 9  # most targets of a targeted attack
+L1_RUNS = 5  # in L1: of APGD on the cross-entropy, and most targets of APGD
 TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon, per unit of size above 1
 CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; the attacks' are their ids in ATTACKS
 
@@ -43,13 +44,16 @@ def _apgd(loss, classes_needed, targeted):
 
   def build(norm, classes, image_shape, restarts, samples):
     del image_shape
+    most = TARGETS if targeted else restarts
+    if norm == "l1" and samples == 1:
+      most = L1_RUNS
     enough = classes >= classes_needed
     attack = apgd_attack(
       norm=norm,
       loss=loss if enough else "margin",
       targeted=targeted,
       num_steps=STEPS,
-      num_runs=min(TARGETS, classes - 1) if targeted else restarts,
+      num_runs=min(most, classes - 1) if targeted else most,
       num_samples=samples,
     )
     note = (

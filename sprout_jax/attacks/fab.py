@@ -26,10 +26,11 @@ BACKWARD = 0.9  # beta: share of the way kept after a success
 def project_on_hyperplane(points, normal, offset, norm):
   """Smallest d such that normal . (points + d) = offset and points + d lies in [0, 1].
 
-  d_i = sign * sign(w_i) * min(t g_i, room_i), room_i what the box leaves in that direction, g_i = 1
-  (Linf) or |w_i| (L2), and t >= 0 the root of an increasing, concave, piecewise linear function,
-  which Newton's method from 0 finds in finitely many steps. Where the hyperplane does not meet the
-  box, d goes as far as the box allows.
+  d_i = sign * sign(w_i) * r_i with 0 <= r_i <= room_i, what the box leaves in that direction. Linf
+  and L2: r_i = min(t g_i, room_i), g_i = 1 or |w_i|, and t >= 0 is the root of an increasing,
+  concave, piecewise linear function, which Newton's method from 0 finds in finitely many steps. L1:
+  the entries of the largest |w_i| move first, each as far as the box allows, the last one in part.
+  Where the hyperplane does not meet the box, d goes as far as the box allows.
 
   Args:
     points: float array [batch, height, width, channels] in [0, 1].
@@ -44,9 +45,10 @@ def project_on_hyperplane(points, normal, offset, norm):
   gap = offset - total(normal * points)
   direction = jnp.sign(normal) * jnp.where(gap < 0, -1.0, 1.0)[:, None, None, None]
   room = jnp.where(direction > 0, 1 - points, points)
-  weight = jnp.abs(normal)
-  slope = jnp.where(weight > 0, norms.NORMS[norm].slope(normal), 0)
-  gap = jnp.abs(gap)
+  weight, gap = jnp.abs(normal), jnp.abs(gap)
+  if norm == "l1":
+    return direction * _largest_first(weight, room, gap)
+  slope = jnp.where(weight > 0, 1.0, 0.0) if norm == "linf" else weight
 
   def improve(carry):
     step, t, _ = carry
@@ -66,13 +68,25 @@ def project_on_hyperplane(points, normal, offset, norm):
   return direction * select(unreachable, jnp.where(weight > 0, room, 0), jnp.minimum(reach, room))
 
 
+def _largest_first(weight, room, gap):
+  """How far each entry moves in L1: the largest weights first, until weight . moved = gap."""
+  gap = gap[:, None, None, None]
+  gain = weight * room
+  total = lambda mask: jnp.sum(jnp.where(mask, gain, 0), axis=(1, 2, 3), keepdims=True)
+  last = norms.largest_number(lambda t: total(weight >= t) >= gap, weight)
+  # Entries of the last weight share what is left; where the box ends first, all entries saturate.
+  is_last = weight == last
+  left = gap - total(weight > last)
+  part = jnp.clip(left / jnp.maximum(total(is_last), jnp.finfo(weight.dtype).tiny), 0, 1)
+  return jnp.where(weight > 0, jnp.where(weight > last, room, is_last * part * room), 0)
+
+
 def fab_attack(*, norm, targeted, num_steps, num_runs):
   """The `Attack` behind `fab`, whose arguments it has."""
   inputs.check_choice("fab", "norm", norm, norms.NORMS)
   inputs.check_count("fab", "num_steps", num_steps, 0)
   inputs.check_count("fab", "num_runs", num_runs, 1)
   geometry = norms.NORMS[norm]
-  dual = norms.NORMS["l2"].size if norm == "l2" else lambda v: jnp.sum(jnp.abs(v), axis=(1, 2, 3))
 
   def boundary(predict, batch, x, targets):
     """(f, w): the linearised z_k - z_y at x, for the target, or for the class nearest to x."""
@@ -92,7 +106,7 @@ def fab_attack(*, norm, targeted, num_steps, num_runs):
       one = jax.nn.one_hot(k, logits.shape[-1], dtype=logits.dtype)[None] - is_label
       w = finite(pullback(one)[0])
       f = jnp.sum(one * logits, -1)
-      distance = jnp.where(batch.labels == k, jnp.inf, jnp.abs(f) / (dual(w) + 1e-12))
+      distance = jnp.where(batch.labels == k, jnp.inf, jnp.abs(f) / (geometry.dual(w) + 1e-12))
       nearer = distance < distance_best
       return select(nearer, (f, w, distance), best)
 

@@ -31,9 +31,9 @@ def share(step):
 
 
 def side(step, height, width, norm="linf"):
-  """Side of the square of a step: round(sqrt(share * height * width)); L2: odd and at least 3."""
+  """Side of the square of a step: round(sqrt(share * height * width)); L2, L1: odd, at least 3."""
   value = max(round((share(step) * height * width) ** 0.5), 1)
-  if norm == "l2":
+  if norm != "linf":
     value = max(value, 3)
     value += value % 2 == 0
   return min(value, height, width)
@@ -56,9 +56,8 @@ def square_attack(*, norm, image_shape, num_steps, num_runs):
     """Keys of the purposes of one step; number 0 is the start, step i is i + 1."""
     return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
 
-  propose_first, propose = (_linf if norm == "linf" else _l2)(
-    height, width, channels, sides, phase, draws
-  )
+  parts = (height, width, channels, sides, phase, draws)
+  propose_first, propose = _linf(*parts) if norm == "linf" else _mass(*parts, norm)
 
   def evaluate(predict, batch, x):
     logits = predict(x)
@@ -122,12 +121,21 @@ def _linf(height, width, channels, sides, phase, draws):
   return start, step
 
 
-def _l2(height, width, channels, sides, phase, draws):
-  """Squares of mass, moved from one window to another with a pyramid of both signs in it."""
-  tiles = max(min(height, width) // 5, 1)
-  patterns = np.stack([_padded(pyramid(size), height, width) for size in sides])
+def _mass(height, width, channels, sides, phase, draws, norm):
+  """L2 and L1: a window's mass moves into another window, with a pyramid of both signs in it.
 
-  def normalise(perturbation, batch):
+  Mass is the sum of squares in L2, of sizes in L1; `scale` makes it a norm again.
+  """
+  power, scale = (jnp.square, jnp.sqrt) if norm == "l2" else (jnp.abs, lambda values: values)
+  mass = lambda values, axes: jnp.sum(power(values), axis=axes, keepdims=True)
+  unit = lambda values: values / (1e-12 + scale(mass(values, (1, 2))))  # per channel
+  tiles = max(min(height, width) // 5, 1)
+  patterns = np.stack([_padded(pyramid(size, norm), height, width) for size in sides])
+
+  def within(perturbation, batch):
+    """Of the size epsilon, then in the box; L1: projected on both."""
+    if norm == "l1":
+      return norms.project(batch.images + perturbation, batch.images, batch.epsilon, "l1")
     size = norms.per_example(norms.NORMS["l2"].size(perturbation), perturbation)
     return norms.clip_to_box(
       batch.images + batch.epsilon * perturbation / (size + 1e-12), batch.images
@@ -136,7 +144,7 @@ def _l2(height, width, channels, sides, phase, draws):
   def start(batch):
     rows, columns = height // tiles, width // tiles
     signs = _signs(draws(batch, 0)[0], (rows, columns, channels))
-    tile = jnp.asarray(pyramid(tiles))
+    tile = jnp.asarray(pyramid(tiles, norm))
     board = jnp.einsum("brqc,ij->briqjc", signs, tile).reshape(
       -1, rows * tiles, columns * tiles, channels
     )
@@ -147,7 +155,7 @@ def _l2(height, width, channels, sides, phase, draws):
       (left, width - columns * tiles - left),
       (0, 0),
     )
-    return normalise(jnp.pad(board, pads), batch)
+    return within(jnp.pad(board, pads), batch)
 
   def step(batch, x, number):
     keys = draws(batch, number + 1)
@@ -160,11 +168,9 @@ def _l2(height, width, channels, sides, phase, draws):
     )
 
     delta = x - batch.images
-    squares = lambda values, axes: jnp.sum(values**2, axis=axes, keepdims=True)
-    budget = jnp.maximum(batch.epsilon**2 - squares(delta, (1, 2, 3)), 0) / channels
-    mass = squares(jnp.where(here | there, delta, 0), (1, 2))  # per channel
-    old = jnp.where(here, delta, 0)
-    old = old / (1e-12 + jnp.sqrt(squares(old, (1, 2))))
+    free = jnp.maximum(power(batch.epsilon) - mass(delta, (1, 2, 3)), 0) / channels
+    held = mass(jnp.where(here | there, delta, 0), (1, 2))  # per channel
+    old = unit(jnp.where(here, delta, 0))
 
     pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns_now, top, left)
     flip = _signs(keys[4], ())[:, None, None] > 0
@@ -175,15 +181,15 @@ def _l2(height, width, channels, sides, phase, draws):
       else pattern
     )
     pattern = jnp.where(flip, pattern, turned)[..., None] * _signs(keys[5], (1, 1, channels))
-    new = jnp.where(here, pattern + old, 0)
-    new = new / (1e-12 + jnp.sqrt(squares(new, (1, 2)))) * jnp.sqrt(budget + mass)
-    return normalise(jnp.where(here, new, jnp.where(there, 0, delta)), batch)
+    new = unit(jnp.where(here, pattern + old, 0)) * scale(free + held)
+    return within(jnp.where(here, new, jnp.where(there, 0, delta)), batch)
 
   return start, step
 
 
-def pyramid(size):
-  """Two pyramids of opposite sign, one above the other, [size, size], of L2 norm 1."""
+def pyramid(size, norm="l2"):
+  """Two pyramids of opposite sign, one above the other, [size, size], of norm 1 in L2 or L1."""
+  order = 2 if norm == "l2" else 1
 
   def half(rows, columns):
     values = np.zeros((rows, columns))
@@ -194,14 +200,14 @@ def pyramid(size):
         top : max(min(r - ring + 2 * ring + 1, rows), 0),
         left : max(min(c - ring + 2 * ring + 1, columns), 0),
       ] += 1 / (ring + 1) ** 2
-    return values / np.linalg.norm(values)
+    return values / np.linalg.norm(values.ravel(), order)
 
   values = np.zeros((size, size))
   if size == 1:
     return np.ones((1, 1), np.float32)
   values[: size // 2] = half(size // 2, size)
   values[size // 2 :] = -half(size - size // 2, size)
-  return (values / np.linalg.norm(values)).astype(np.float32)
+  return (values / np.linalg.norm(values.ravel(), order)).astype(np.float32)
 
 
 def _padded(values, height, width):
