@@ -277,7 +277,10 @@ FAULTS = (
     "training/agreement.py", "texts = gather(text)", "texts = [text]", "training/test_several.py"
   ),
   Fault(
-    "data/order.py", "order = np.random.RandomState([seed, epoch])", "order = np.random.RandomState([seed, 0])", "data/test_order.py"
+    "data/order.py",
+    "order = np.random.RandomState([seed, epoch])",
+    "order = np.random.RandomState([seed, 0])",
+    "data/test_order.py",
   ),
   Fault(
     "data/order.py",

@@ -3,8 +3,8 @@
 (Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a Query-efficient Black-box Adversarial
 Attack via Random Search", ECCV 2020.) Three things differ from the authors' code: positions and
 signs are drawn per example, as in the paper; a square may lie at the last row and column (theirs
-never does); in L2 each channel of a square keeps its own mass, and the start's tiles are not
-transposed.
+never does); in L2 and L1 the start's tiles are not transposed. L1: Croce, Hein, "Mind the box",
+ICML 2021.
 """
 
 import jax
@@ -124,8 +124,10 @@ def _linf(height, width, channels, sides, phase, draws):
 def _mass(height, width, channels, sides, phase, draws, norm):
   """L2 and L1: a window's mass moves into another window, with a pyramid of both signs in it.
 
-  Mass is the sum of squares in L2, of sizes in L1; `scale` makes it a norm again.
+  Mass is the sum of squares in L2, of sizes in L1; `scale` makes it a norm again. In L1 a window
+  gets more mass than there is, `gain` times, and the projection takes it from all entries.
   """
+  gain = 1 if norm == "l2" else channels
   power, scale = (jnp.square, jnp.sqrt) if norm == "l2" else (jnp.abs, lambda values: values)
   mass = lambda values, axes: jnp.sum(power(values), axis=axes, keepdims=True)
   unit = lambda values: values / (1e-12 + scale(mass(values, (1, 2))))  # per channel
@@ -181,7 +183,7 @@ def _mass(height, width, channels, sides, phase, draws, norm):
       else pattern
     )
     pattern = jnp.where(flip, pattern, turned)[..., None] * _signs(keys[5], (1, 1, channels))
-    new = unit(jnp.where(here, pattern + old, 0)) * scale(free + held)
+    new = unit(jnp.where(here, pattern + old, 0)) * scale(free + held) * gain
     return within(jnp.where(here, new, jnp.where(there, 0, delta)), batch)
 
   return start, step
@@ -189,7 +191,7 @@ def _mass(height, width, channels, sides, phase, draws, norm):
 
 def pyramid(size, norm="l2"):
   """Two pyramids of opposite sign, one above the other, [size, size], of norm 1 in L2 or L1."""
-  order = 2 if norm == "l2" else 1
+  order, power = (2, 2) if norm == "l2" else (1, 4)  # in L1 nearly all of it is in the middle
 
   def half(rows, columns):
     values = np.zeros((rows, columns))
@@ -199,7 +201,7 @@ def pyramid(size, norm="l2"):
       values[
         top : max(min(r - ring + 2 * ring + 1, rows), 0),
         left : max(min(c - ring + 2 * ring + 1, columns), 0),
-      ] += 1 / (ring + 1) ** 2
+      ] += 1 / (ring + 1) ** power
     return values / np.linalg.norm(values.ravel(), order)
 
   values = np.zeros((size, size))
