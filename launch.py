@@ -1,4 +1,4 @@
-"""Trains, evaluates and reports.
+"""The launcher: train a classifier, evaluate its robustness, report the results.
 
 python launch.py --config configs/digits.py --workdir runs/digits
 python launch.py --mode evaluate --workdir runs/digits
@@ -8,7 +8,7 @@ python launch.py --mode report --workdir runs/a,runs/b
 import signal
 import sys
 
-# Outside the training loop, which saves first, Ctrl-C and SIGTERM end the process at once.
+# Ctrl-C ends the process at once, except in the training loop, which saves first.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from sprout_jax.launcher import command  # noqa: E402

@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from sprout_jax import attacks
 from sprout_jax import models
-from sprout_jax.attacks.attack import run_alone
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.evaluation.subject import as_pytree
 
 ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -128,7 +128,7 @@ def speed(args):
   for name in attacks.VERSIONS["standard"]:
     attack = attacks.ATTACKS[name].build("linf", 10, images.shape[1:], 1, 1)
     programs.append(
-      jax.jit(lambda key, x, y, attack=attack: run_alone(attack, key, predict, x, y, epsilon))
+      jax.jit(lambda key, x, y, attack=attack: attack_batch(attack, key, predict, x, y, epsilon))
       .lower(key, images, labels)
       .compile()
     )

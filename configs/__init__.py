@@ -1,1 +1,1 @@
-"""Configs: files with `get_config`, which returns the values of a run."""
+"""The configs of this package: files whose `get_config` returns the values of a run."""

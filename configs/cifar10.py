@@ -2,35 +2,39 @@
 
     python launch.py --config configs/cifar10.py:model=vgg16,method=sprout --workdir DIR
 
-Measured so far (JPEG re-encoded images, not pixel-exact; one seed): the small CNN after 10 epochs
-with AdamW, every method (`benchmarks/compare_methods.py cifar10`,
+Measured so far, on JPEG re-encoded images that are not pixel-exact, with one seed: the small CNN
+after 10 epochs with AdamW, every method (`benchmarks/compare_methods.py cifar10`,
 benchmarks/results/methods/cifar10_*, table in README.md); VGG-16 with SPROUT for one epoch, which
 shows that it runs (benchmarks/results/cifar10_vgg16_sprout). The 200-epoch runs of the paper: not
 measured.
 
 Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method and penalty (rows of
 configs/methods.py), variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps
-its proportions). Free replays each minibatch 8 times: its authors give it an eighth of the epochs.
-Fast can break down in long trainings: its authors have 15 epochs.
+its proportions). Method "free" replays each minibatch 8 times, and its authors use an eighth of the
+epochs. Method "fast" can fail in long trainings, and its authors use 15 epochs.
 
-As in SPROUT's released code: SGD with rate 0.01, momentum 0.9 and weight decay 5e-4, batches of
-128, 80 + 60 + 40 + 20 epochs with the rate divided by 10 between them, random crop (padding 4) and
-flip, no normalisation. Two differences: the momentum is not reset at the boundaries, and the
-checkpoint is selected on a held-out part of the training set, not on the test set.
+The values are those of SPROUT's released code: SGD with learning rate 0.01, momentum 0.9 and weight
+decay 5e-4, batches of 128, 80 + 60 + 40 + 20 epochs with the rate divided by 10 between them,
+random crop (padding 4) and flip, no normalisation. There are two differences: the momentum is not
+reset at the boundaries, and the checkpoint is selected on a held-out part of the training set, not
+on the test set.
 """
+
+import ml_collections
 
 from sprout_jax.configs import default
 from sprout_jax.launcher.configuration import parse_arguments
 from sprout_jax.launcher.configuration import positive_integer
 
 
-def get_config(arguments=""):
-  arguments = parse_arguments(
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of CIFAR-10; the arguments are in the text above."""
+  given = parse_arguments(
     arguments, model="vgg16", method="sprout", variant="paper", penalty="none", epochs="200"
   )
-  config = default.get_config(arguments["method"], arguments["variant"], arguments["penalty"])
-  config.model.name = arguments["model"]
-  config.num_epochs = positive_integer("epochs", arguments["epochs"])
+  config = default.get_config(given["method"], given["variant"], given["penalty"])
+  config.model.name = given["model"]
+  config.num_epochs = positive_integer("epochs", given["epochs"])
   config.batch_size = 128
   config.optimizer.learning_rate = 0.01
   config.optimizer.schedule = "piecewise"

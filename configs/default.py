@@ -1,13 +1,13 @@
-"""Every key there is, with its unit and meaning. Other configs start from here.
+"""The default config: every key, with its unit and meaning. Other configs start from it.
 
     from sprout_jax.configs import default
     config = default.get_config(method="sprout", variant="paper")
     config.num_epochs = 30
 
-A config holds values only. The keys are locked: a misspelt one raises and names the nearest. Change
-a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean. Values are
-checked, before anything is compiled, in `sprout_jax.launcher.configuration`. The keys of the
-methods and penalties are in `configs/methods.py`, those of the evaluations in
+A config holds values only. Its keys are locked: a misspelt key raises and names the nearest one.
+Change a value on the command line with --config.KEY=VALUE, e.g. --config.method.draw=mean. All
+values are checked before anything is compiled (`sprout_jax.launcher.configuration`). The keys of
+the methods and penalties are in `configs/methods.py`, those of the evaluations in
 `configs/evaluation.py`.
 """
 
@@ -17,77 +17,102 @@ from sprout_jax.configs import evaluation
 from sprout_jax.configs import methods
 
 
-def get_config(method="sprout", variant="paper", penalty="none"):
-  """The default values; the arguments select what is below config.method and config.penalty."""
+def get_config(
+  method: str = "sprout", variant: str = "paper", penalty: str = "none"
+) -> ml_collections.ConfigDict:
+  """Returns the default config.
+
+  Args:
+    method: the method, a key of METHOD_OPTIONS, whose options are config.method.
+    variant: the variant of SPROUT; "paper" for other methods.
+    penalty: the penalty, a key of PENALTY_OPTIONS, whose options are config.penalty.
+  """
   config = ml_collections.ConfigDict()
 
-  config.seed = 0  # of initialisation, order of the examples and every random draw
-  config.num_epochs = 10  # passes over the training set; its remainder of a batch is dropped
-  config.batch_size = 64  # examples of one step, over all devices together
-  config.parallelism = (
-    "jit"  # "jit": over a mesh, batch norm sees the whole batch; "pmap": per device
-  )
-  config.log_every = 50  # steps between records in metrics.jsonl
-  # Of the moving average of weights and batch statistics, per step; 0 = off. Where there is one,
-  # the best checkpoint is the one whose average is best on the validation split.
+  # Seed of the initial weights, of the order of the examples, and of every random draw.
+  config.seed = 0
+  # Passes over the training set. The last, incomplete minibatch of a pass is dropped.
+  config.num_epochs = 10
+  config.batch_size = 64  # Examples of a minibatch, over all devices.
+  # "jit": one program over all devices, batch norm averages over the minibatch. "pmap": one program
+  # per device, batch norm averages per device.
+  config.parallelism = "jit"
+  config.log_every = 50  # Steps between two records in metrics.jsonl.
+  # Decay per step of the moving average of weights and batch statistics; 0 = no average. With an
+  # average, the best checkpoint is the one whose average is best on the validation split.
   config.ema_decay = 0.0
-  # Adversarial weight perturbation: relative size of the weights' perturbation against the loss
-  # whose gradient is then taken; costs one more gradient; 0 = off. Wu et al. 2020: 0.005 for TRADES
-  # (after 10 epochs without); reproductions with PGD have 0.01.
+  # Size of the adversarial weight perturbation, relative to the norm of the weights; 0 = none. It
+  # costs one more gradient per step. Wu et al. 2020 use 0.005 for TRADES (after 10 epochs without);
+  # reproductions with PGD use 0.01.
   config.awp_gamma = 0.0
-  # A workdir whose selected weights (as chosen by its own evaluation.checkpoint and .use_ema) this
-  # run starts from; "" = random.
+  # Workdir of the run whose weights this run starts from, selected by that run's own
+  # evaluation.checkpoint and evaluation.use_ema; "" = random weights.
   config.init_from = ""
 
+  # The training, validation and test images.
   config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = (
-    "digits"  # "digits" (embedded) or the name of a TFDS image-classification set
-  )
-  config.dataset.data_dir = ""  # where TFDS sets live; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.dataset.cache_dir = (
-    ""  # for decoded images; "" = $XDG_CACHE_HOME/sprout_jax or ~/.cache/...
-  )
-  config.dataset.train_split = "train"  # a TFDS split expression; "digits" has "train" and "test"
+  # "digits" (embedded), or the name of a TFDS image-classification set, such as "cifar10".
+  config.dataset.name = "digits"
+  # Folder of the TFDS sets; "" = $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+  config.dataset.data_dir = ""
+  # Folder for decoded images; "" = sprout_jax in $XDG_CACHE_HOME or ~/.cache.
+  config.dataset.cache_dir = ""
+  # Training split, a TFDS split expression such as "train[:80%]"; for "digits" only "train".
+  config.dataset.train_split = "train"
+  # Test split, a TFDS split expression; for "digits" only "test".
   config.dataset.test_split = "test"
-  config.dataset.validation_fraction = 0.1  # of the training set, held out to select a checkpoint
-  config.dataset.crop_padding = 0  # pixels of zero padding around a random crop; 0 = no crop
-  config.dataset.flip = False  # random horizontal flip
+  # Share of the training set that is held out to select the best checkpoint; 0 = none.
+  config.dataset.validation_fraction = 0.1
+  config.dataset.crop_padding = 0  # Zero padding of the random crop, in pixels; 0 = no crop.
+  config.dataset.flip = False  # Whether images are mirrored at random, left to right.
 
+  # The network.
   config.model = ml_collections.ConfigDict()
-  config.model.name = "small_cnn"  # a key of sprout_jax.models.MODELS, or wrn_DEPTH_WIDTH
-  config.model.activation = "relu"  # "relu" | "gelu" | "silu" | "softplus"
-  config.model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; weights are float32
-  config.model.mean = (0.0,)  # normalisation (x - mean) / std inside the model, in pixel units;
-  config.model.std = (1.0,)  # one value, or one per channel
-  # Gradients compute each block's inside again instead of keeping it: less memory, more time.
+  # Architecture: a key of sprout_jax.models.MODELS, or wrn_DEPTH_WIDTH, such as wrn_28_10.
+  config.model.name = "small_cnn"
+  config.model.activation = "relu"  # Activation: "relu", "gelu", "silu" or "softplus".
+  # Type of the computation: "float32" or "bfloat16". Weights are always float32.
+  config.model.dtype = "float32"
+  # Mean of the normalisation (x - mean) / std inside the model, in pixel units: one value, or one
+  # per channel.
+  config.model.mean = (0.0,)
+  # Standard deviation of the normalisation, in pixel units: one value, or one per channel.
+  config.model.std = (1.0,)
+  # Whether the gradient recomputes the activations inside each block: less memory, more time.
   config.model.remat = False
 
+  # The optimizer of the model's weights.
   config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = "sgd"  # "sgd" | "adamw"
-  config.optimizer.learning_rate = 0.1  # peak, per applied update
-  config.optimizer.momentum = 0.9  # sgd: heavy ball; adamw: decay of the first moment
-  config.optimizer.nesterov = False
-  config.optimizer.weight_decay = (
-    5e-4  # of all weights; sgd: added to the gradient; adamw: decoupled
-  )
-  config.optimizer.gradient_clip = 0.0  # global L2 norm of the gradient; 0 = no clipping
-  config.optimizer.schedule = "cosine"  # "constant" | "piecewise" | "cosine" (to 0 at the end)
-  config.optimizer.boundaries = ()  # epochs at which "piecewise" multiplies by decay_factor
-  config.optimizer.decay_factor = 0.1  # of "piecewise"
-  config.optimizer.warmup_epochs = 0.0  # linear from 0
-  config.optimizer.accumulate_steps = 1  # minibatches per applied update
+  config.optimizer.name = "sgd"  # Optimizer: "sgd" or "adamw".
+  config.optimizer.learning_rate = 0.1  # Peak learning rate, above 0.
+  # Momentum of "sgd"; decay of the first moment of "adamw".
+  config.optimizer.momentum = 0.9
+  config.optimizer.nesterov = False  # Whether the momentum has Nesterov's form.
+  # Weight decay of all weights. "sgd" adds it to the gradient, "adamw" decouples it.
+  config.optimizer.weight_decay = 5e-4
+  config.optimizer.gradient_clip = 0.0  # Largest global L2 norm of the gradient; 0 = no clipping.
+  # Schedule of the learning rate: "constant", "piecewise", or "cosine" (to 0 at the end).
+  config.optimizer.schedule = "cosine"
+  # Epochs at which "piecewise" multiplies the rate by decay_factor; () for other schedules.
+  config.optimizer.boundaries = ()
+  config.optimizer.decay_factor = 0.1  # Factor of "piecewise" at each boundary.
+  # Epochs of a linear rise of the learning rate from 0; from 0 to num_epochs.
+  config.optimizer.warmup_epochs = 0.0
+  config.optimizer.accumulate_steps = 1  # Minibatches whose gradients are averaged for one update.
 
+  # When checkpoints are saved, and how many are kept.
   config.checkpoint = ml_collections.ConfigDict()
-  config.checkpoint.every_epochs = 1  # validate and save
-  config.checkpoint.every_steps = 0  # save (without validation) also within an epoch; 0 = never
-  config.checkpoint.keep = 3  # the last few; the best on the validation split is kept as well
+  config.checkpoint.every_epochs = 1  # Epochs between two validations, each with a checkpoint.
+  # Steps between two checkpoints without validation, within an epoch; 0 = none.
+  config.checkpoint.every_steps = 0
+  config.checkpoint.keep = 3  # Number of last checkpoints that are kept, besides the best.
 
-  # What selects the best checkpoint: accuracy on the validation split under PGD (one uniform
-  # start).
+  # The attack on the validation split that selects the best checkpoint: PGD with one random start.
   config.validation = ml_collections.ConfigDict()
-  config.validation.epsilon = 0.0  # radius in Linf, pixel units; 0 = clean accuracy
-  config.validation.step_size = 2 / 255  # in pixel units
-  config.validation.num_steps = 10
+  # Perturbation budget in Linf, in pixel units; 0 = no attack, so clean accuracy selects.
+  config.validation.epsilon = 0.0
+  config.validation.step_size = 2 / 255  # Step size of PGD, in pixel units.
+  config.validation.num_steps = 10  # Gradient steps of PGD.
 
   config.evaluation = evaluation.get_config()
   config.method = methods.build(methods.METHOD_OPTIONS, "method", method, variant)

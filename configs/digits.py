@@ -7,24 +7,27 @@ Reached on 2 CPU cores, 3 seeds (benchmarks/results/digits_*), half a minute eac
 clean and 77.8 % under PGD-20 at epsilon 0.1; natural 97.9 % and 58.2 %.
 
 Arguments: method and penalty (rows of configs/methods.py), variant of SPROUT (paper | algorithm1 |
-released), model. Attacks in training have a radius of 0.1. Free replays each minibatch 8 times: its
-authors give it an eighth of the epochs, --config.num_epochs=8.
+released), model. Attacks in training have a perturbation budget of 0.1. Method "free" replays each
+minibatch 8 times, and its authors use an eighth of the epochs: --config.num_epochs=8.
 """
+
+import ml_collections
 
 from sprout_jax.configs import default
 from sprout_jax.configs import methods
 from sprout_jax.launcher.configuration import parse_arguments
 
 
-def get_config(arguments=""):
-  arguments = parse_arguments(
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+  """Returns the config of the digits; the arguments are in the text above."""
+  given = parse_arguments(
     arguments, model="small_cnn", method="sprout", variant="paper", penalty="none"
   )
-  config = default.get_config(arguments["method"], arguments["variant"], arguments["penalty"])
+  config = default.get_config(given["method"], given["variant"], given["penalty"])
   methods.set_radius(config, 0.1)
   if "h" in config.penalty:
-    config.penalty.h = 0.7  # as large a share of the ball's L2 size, 0.8, as on CIFAR-10 at 8/255
-  config.model.name = arguments["model"]
+    config.penalty.h = 0.7  # the same share of the ball's L2 size, 0.8, as on CIFAR-10 at 8/255
+  config.model.name = given["model"]
   config.num_epochs = 60
   config.batch_size = 64
   config.log_every = 21
@@ -33,7 +36,7 @@ def get_config(arguments=""):
   config.dataset.name = "digits"
   config.checkpoint.every_epochs = 10
   config.evaluation.epsilons = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-  # 20 steps of 0.03 from one start fail the check "effort" on honest models; these do not.
+  # PGD with 20 steps of 0.03 and one restart is too weak: it fails the check "effort".
   config.evaluation.num_steps = 50
   config.evaluation.step_size = 0.01
   config.evaluation.num_restarts = 5

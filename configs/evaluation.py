@@ -1,9 +1,9 @@
-"""How a trained model is evaluated: the keys of `config.evaluation`.
+"""The evaluation of a trained model: the keys of `config.evaluation`.
 
-The options of the evaluations, with their meaning, ranges and defaults, are declared where they are
-used: `sprout_jax.evaluation.EVALUATIONS`. Options that several evaluations share are keys of
-`config.evaluation`; the others are keys of the evaluation's section. A result is kept with the
-options that it was made with: another value measures anew what it concerns, and nothing else.
+The functions in `sprout_jax.evaluation.EVALUATIONS` declare their options, with meaning, ranges and
+defaults. Options that several evaluations share are keys of `config.evaluation`. The others are
+keys of the evaluation's own section. Results are stored with their options, so another value
+measures again only the evaluations that it concerns.
 """
 
 import ml_collections
@@ -11,15 +11,19 @@ import ml_collections
 from sprout_jax.evaluation import table
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the section `config.evaluation`."""
   config = ml_collections.ConfigDict()
-  # What is evaluated.
-  config.checkpoint = "best"  # "best" on the validation split (without one: last) | "last"
-  config.use_ema = False  # the moving average of the weights
-  config.batch_size = 256  # images per compiled call, over all devices together
-  # Rows of EVALUATIONS: what ends a training run, and what `--mode evaluate` measures. "transfer"
-  # needs transfer.sources and is not in the list.
+  # The evaluated checkpoint: "best" on the validation split (the last without such a split), or
+  # "last".
+  config.checkpoint = "best"
+  # Whether the moving average of the weights is evaluated; needs config.ema_decay above 0.
+  config.use_ema = False
+  config.batch_size = 256  # Images per compiled call, over all devices.
+  # Evaluations at the end of a training run, rows of EVALUATIONS.
   config.after_training = ("pgd",)
+  # Evaluations of --mode evaluate, rows of EVALUATIONS. "transfer" is not among the defaults,
+  # because it needs transfer.sources.
   config.evaluations = (
     "pgd",
     "strength",

@@ -1,12 +1,15 @@
-"""The config of a run that is there, to start another from it.
+"""The config of a stored run, to start another run from it.
 
 python launch.py --config configs/stored.py:runs/a --workdir runs/b --config.seed=1
 """
 
 import pathlib
 
+import ml_collections
+
 from sprout_jax.launcher import trained
 
 
-def get_config(folder):
+def get_config(folder: str) -> ml_collections.ConfigDict:
+  """Returns the config of the run in `folder`."""
   return trained.read_config(pathlib.Path(folder).expanduser()).copy_and_resolve_references().lock()

@@ -1,27 +1,29 @@
-"""The exceptions that are meant for the user: one message, no traceback."""
+"""The exceptions for users, which are shown as one message without a traceback."""
 
 import math
+from collections.abc import Collection
+from typing import Any
 
 
 class UserError(ValueError):
-  """Wrong input. The message says what was wrong, what was expected, and what to type next."""
+  """Wrong input. The message says what is wrong, what was expected, and what to type."""
 
 
 class ProcessLost(UserError):
-  """Another process does not answer. End with `os._exit`: JAX's own shutdown would wait for it."""
+  """Another process does not answer. End with `os._exit`: JAX's shutdown would wait for it."""
 
 
 class TrainingDiverged(RuntimeError):
-  """The loss or the gradient is not finite. The message names the step and what is kept."""
+  """The loss or the gradient is not finite. The message names the step and the kept checkpoint."""
 
 
-def check_choice(what, value, choices):
-  """Raises UserError, listing the choices, unless `value` is one of them."""
+def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
+  """Raises UserError, which lists the choices, unless `value` is one of them."""
   if value not in choices:
     raise UserError(f"{what} is {value!r}; choose one of: {', '.join(map(str, sorted(choices)))}")
 
 
-def check_range(what, value, low, high, *, unit=""):
+def check_range(what: str, value: Any, low: float, high: float, *, unit: str = "") -> None:
   """Raises UserError unless `value` is a finite number with low <= value <= high."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not (is_number and math.isfinite(value) and low <= value <= high):

@@ -1,23 +1,28 @@
 """Confidence intervals of proportions."""
 
+from typing import Any
 
-def proportion(successes: int, count: int) -> dict:
-  """The share successes / count with its 95 % Wilson interval.
+
+def proportion(successes: int, count: int) -> dict[str, Any]:
+  """Computes the proportion successes / count with its 95 % Wilson interval.
 
   Args:
-    successes: number of images that are classified correctly (or robust).
+    successes: number of images that are classified correctly.
     count: number of images, at least 1.
 
   Returns:
     {"accuracy": successes / count, "count": count, "interval": [low, high]}.
 
   Raises:
-    ValueError: count is below 1, or successes are not within 0 and count.
+    ValueError: count is below 1, or successes are not from 0 to count.
   """
-  import scipy.stats  # slow to import, and most users of the pure functions count nothing
+  import scipy.stats  # slow to import, and the pure functions do not need it
 
   if not 0 <= successes <= count or count < 1:
-    raise ValueError(f"proportion: {successes} of {count} is no share; give 0 <= s <= n, n >= 1")
+    raise ValueError(
+      f"proportion: successes is {successes} and count is {count}; expected a count of at least 1 "
+      "and successes from 0 to count"
+    )
   interval = scipy.stats.binomtest(int(successes), int(count)).proportion_ci(0.95, method="wilson")
   return {
     "accuracy": int(successes) / int(count),
@@ -27,10 +32,16 @@ def proportion(successes: int, count: int) -> dict:
 
 
 def lower_bound(successes: int, count: int, alpha: float) -> float:
-  """One-sided Clopper-Pearson bound: the probability is above it with confidence 1 - alpha.
+  """Computes the one-sided Clopper-Pearson bound of a probability from below.
 
-  It is the alpha-quantile of Beta(successes, count - successes + 1), and 0 without any success.
-  (Clopper, Pearson, "The use of confidence or fiducial limits", Biometrika 1934.)
+  The probability is above the bound with confidence 1 - alpha. The bound is the alpha-quantile of
+  Beta(successes, count - successes + 1), and 0 without any success. (Clopper, Pearson, "The use of
+  confidence or fiducial limits illustrated in the case of the binomial", Biometrika 1934.)
+
+  Args:
+    successes: number of successes, from 0 to count.
+    count: number of trials.
+    alpha: probability that the bound is wrong, in (0, 1).
   """
   import scipy.stats
 

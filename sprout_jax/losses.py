@@ -248,7 +248,7 @@ ImageLoss = Callable[[jax.Array], jax.Array]
 
 
 def input_gradient_norm(loss: ImageLoss, images: jax.Array, norm: str = "linf") -> jax.Array:
-  """Dual norm of the input gradient: |grad_x loss(x)|_1 for the norm Linf, |.|_2 for L2.
+  """Dual norm of the input gradient grad_x loss(x): its L1 norm for Linf, its L2 norm for L2.
 
   epsilon times this norm is, to first order, how much the worst perturbation of size epsilon adds
   to the loss. The result is differentiable with respect to everything that `loss` closes over
@@ -278,11 +278,11 @@ def input_gradient_norm(loss: ImageLoss, images: jax.Array, norm: str = "linf") 
 def curvature(
   loss: ImageLoss, images: jax.Array, h: jax.typing.ArrayLike, squared: bool = True
 ) -> jax.Array:
-  """Change of the input gradient along its own sign: |g(x + h z) - g(x)|^2, g = grad_x loss.
+  """Change of the input gradient along its own sign: norm(g(x + h z) - g(x))^2, g = grad_x loss.
 
-  z = sign(g(x)) / |sign(g(x))|_2, through which no gradient flows. On a quadratic with Hessian H
-  the change is h^2 |H z|^2. (CURE: Moosavi-Dezfooli et al., "Robustness via Curvature
-  Regularization, and Vice Versa", CVPR 2019.)
+  z = sign(g(x)) / norm(sign(g(x))), through which no gradient flows. The norm is L2. On a quadratic
+  with Hessian H the change is h^2 norm(H z)^2. (CURE: Moosavi-Dezfooli et al., "Robustness via
+  Curvature Regularization, and Vice Versa", CVPR 2019.)
 
   Args:
     loss: function images -> [batch], one value per example.

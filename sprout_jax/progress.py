@@ -1,22 +1,41 @@
-"""What the user sees while something runs."""
+"""Progress bars and lines for the terminal."""
 
 import math
 import re
 import sys
 import time
+from typing import Any
 
 import tqdm
 from tqdm.utils import disp_len
 
 
 class Progress:
-  """A progress bar on a terminal, plain lines elsewhere (at most one in `seconds_per_line`)."""
+  """A progress bar on a terminal; elsewhere lines, at most one per `seconds_per_line`.
 
-  def __init__(self, total, initial, unit, description, seconds_per_line=10.0, enabled=True):
-    self._total, self._unit, self._description, self._first = total, unit, description, None
+  Args:
+    total: the amount of work.
+    initial: the amount that is done already.
+    unit: the unit of work, for lines.
+    description: the name of the work.
+    seconds_per_line: the shortest time between two lines.
+    enabled: whether to show anything.
+  """
+
+  def __init__(
+    self,
+    total: float,
+    initial: float,
+    unit: str,
+    description: str,
+    seconds_per_line: float = 10.0,
+    enabled: bool = True,
+  ) -> None:
+    self._total, self._unit, self._description = total, unit, description
+    self._first: float | None = None
     self._start = self._last_line = time.monotonic()
     self._seconds_per_line, self._enabled = seconds_per_line, enabled
-    self._bar = None
+    self._bar: _Bar | None = None
     if enabled and sys.stderr.isatty():
       self._bar = _Bar(
         total=total,
@@ -27,13 +46,13 @@ class Progress:
         bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {remaining}",
       )
 
-  def update(self, done, text):
-    """Shows that `done` of the total are done, with a text of current values."""
+  def update(self, done: float, text: str) -> None:
+    """Shows the amount of work done, and a text of current values."""
     if self._bar is not None:
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(done - self._bar.n)
     now = time.monotonic()
-    if self._first is None:  # compilation is no measure of what is left
+    if self._first is None:  # the time of compilation says nothing about the rest
       self._first, self._start = done, now
     is_due = done == self._total or now - self._last_line >= self._seconds_per_line
     if self._enabled and self._bar is None and is_due:
@@ -47,20 +66,21 @@ class Progress:
         flush=True,
       )
 
-  def close(self):
+  def close(self) -> None:
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()
 
 
 class _Bar(tqdm.tqdm):
-  """A bar never wider than the terminal: of its text, as many values as there is room for."""
+  """A bar that fits the terminal: it shows as many values of its text as there is room for."""
 
   @property
-  def format_dict(self):
+  def format_dict(self) -> dict[str, Any]:
     found = super().format_dict
-    found["ncols"] = columns = found["ncols"] or 80  # no size is known of some terminals
+    found["ncols"] = columns = found["ncols"] or 80  # the width of some terminals is unknown
     text = found["postfix"] or ""
-    # Values end with two spaces or a comma; one that is cut would be read as another number.
+    # Values end with two spaces or a comma. A value must not be cut: it would look like another.
     ends = [match.start() for match in re.finditer(r"  |, |$", text)]
     bare = super().format_meter(**found | {"ncols": None, "postfix": None})
     room = columns - disp_len(bare) - len(", ")
@@ -68,10 +88,10 @@ class _Bar(tqdm.tqdm):
     return found
 
 
-def format_seconds(seconds):
-  """75 -> "1:15"; 3700 -> "1:01:40"."""
+def format_seconds(seconds: float) -> str:
+  """Formats a time: 75 as "1:15", 3700 as "1:01:40", infinity as "?"."""
   if not math.isfinite(seconds):
     return "?"
-  minutes, seconds = divmod(round(seconds), 60)
+  minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+  return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

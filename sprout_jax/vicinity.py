@@ -128,8 +128,8 @@ def mixup(
 def dirichlet_concentration(
   labels: jax.Array,
   beta: jax.Array,
-  label_weight: jax.typing.ArrayLike,
-  beta_weight: jax.typing.ArrayLike,
+  label_weight: float | jax.Array,
+  beta_weight: float | jax.Array,
 ) -> jax.Array:
   """Concentration of SPROUT's label distribution: c = label_weight * y + beta_weight * beta.
 

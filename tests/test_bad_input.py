@@ -38,9 +38,10 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"parallelism": "gspmd"}, "jit, pmap"),
     (
       {"batch_size": 12},
-      "config.batch_size is 12, which 8 devices don't divide; set e.g. --config.batch_size=8",
+      "config.batch_size is 12, which is not a multiple of the 8 devices; "
+      "set e.g. --config.batch_size=8",
     ),
-    ({"batch_size": 4096}, "more than the 1347 training images"),
+    ({"batch_size": 4096}, "there are only 1347 training images"),
     ({"optimizer.learning_rate": 0.0}, "learning_rate"),
     ({"optimizer.learning_rate": -0.1}, "learning_rate"),
     ({"optimizer.learning_rate": float("nan")}, "learning_rate"),
@@ -64,7 +65,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"evaluation.evaluations": ("transfer",)}, r"--config.evaluation.transfer.sources="),
     ({"evaluation.epsilon": 0.0}, "config.evaluation.epsilon is"),
     ({"evaluation.loss": "hinge"}, "cross_entropy, dlr, margin"),
-    ({"evaluation.strength.steps": (100, 20)}, "ascend"),
+    ({"evaluation.strength.steps": (100, 20)}, "distinct and ascending"),
     ({"evaluation.strength.losses": ("ce",)}, "config.evaluation.strength.losses: an entry"),
     ({"evaluation.strength.num_examples": -1}, "config.evaluation.strength.num_examples"),
     ({"evaluation.smoothing.sigma": 0.0}, "config.evaluation.smoothing.sigma"),
@@ -72,14 +73,14 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"evaluation.corruptions.origin": "files"}, "computed, tfds"),
     (
       {"evaluation.invariance.transformations": ()},
-      "give at least one entry, e.g. config.evaluation.invariance.transformations=rotation",
+      "give at least one value, e.g. config.evaluation.invariance.transformations=rotation",
     ),
     ({"evaluation.auto_attack.version": "quick"}, "apgd-t, fab"),
     ({"evaluation.auto_attack.epsilons": (8.0,)}, "did you mean 8/255"),
     ({"awp_gamma": -0.1}, "awp_gamma"),
     ({"validation.epsilon": 8.0}, "validation.epsilon"),
     ({"validation.num_steps": 0}, "validation.num_steps"),
-    ({"validation.epsilon": 0.1, "dataset.validation_fraction": 0.0}, "images to validate on"),
+    ({"validation.epsilon": 0.1, "dataset.validation_fraction": 0.0}, "needs validation images"),
     ({"penalty.name": "gradient"}, "cure, gradient_norm, none"),
     ({"method.steps_per_batch": 2, "optimizer.accumulate_steps": 2}, "one of the two must be 1"),
     ({"num_epochs": 0}, "num_epochs"),
@@ -189,11 +190,11 @@ def test_config_survives_its_file():
     (["--workdir", "x"], "--config is missing"),
     (
       ["--config", "configs/digits.py", "--workdir", "x", "--config.metod.draw=mean"],
-      "config has no key 'metod'. Did you mean 'method'? It has: awp_gamma, batch_size,",
+      "config has no key 'metod'. Did you mean 'method'? Its keys are: awp_gamma, batch_size,",
     ),
     (
       ["--config", "configs/digits.py", "--workdir", "x", "--config.optimizer.lr=1"],
-      "config.optimizer has no key 'lr'. It has: accumulate_steps",
+      "config.optimizer has no key 'lr'. Its keys are: accumulate_steps",
     ),
     (
       ["--config", "configs/digits.py", "--workdir", "x", "--coordinator=host:1"],
@@ -211,7 +212,7 @@ def test_config_survives_its_file():
     (["--config", "configs/digits.py", "--workdir", "x", "--config.seed"], "--config.seed=VALUE"),
     (["--config", "configs/digits.py", "--workdir", "x", "more"], "more"),
     (["--config", "nothing", "--workdir", "x"], "choose one of: cifar10, default, digits"),
-    (["--mode", "report", "--workdir", "x", "--config.seed=1"], "takes no config"),
+    (["--mode", "report", "--workdir", "x", "--config.seed=1"], "needs no config"),
   ],
 )
 def test_the_command_line_says_it_without_a_traceback(tmp_path, arguments, message):

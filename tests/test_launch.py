@@ -232,7 +232,7 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   code, out, err = finish(start(environment, natural, "--mode=evaluate", config=None))
   assert code == 0, err
   full = results(natural)
-  assert "pgd: is there already" in out and full["attacks"] == first["attacks"]
+  assert "pgd: already measured" in out and full["attacks"] == first["attacks"]
   assert set(first["evaluations"]) == {"pgd"} and set(full["evaluations"]) == {
     "pgd",
     "calibration",
@@ -243,7 +243,7 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   assert not (natural / "results_previous.json").exists()  # nothing of it is gone
   before = (natural / "results.json").stat().st_mtime_ns
   code, out, err = finish(start(environment, natural, "--mode=evaluate", config=None))
-  assert code == 0 and out.count("is there already") == 3, err
+  assert code == 0 and out.count("already measured") == 3, err
   assert (natural / "results.json").stat().st_mtime_ns == before
   code, out, err = finish(
     start(

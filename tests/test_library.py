@@ -1,5 +1,6 @@
-"""The rooms: what importing them imports, and which may import which."""
+"""Imports: which rooms each room may import, and which libraries it needs."""
 
+import ast
 import pathlib
 import re
 import subprocess
@@ -47,7 +48,7 @@ def test_nothing_imports_tensorflow():
 
 
 def test_arrows_point_one_way():
-  """Which rooms each room may import, as docs/architecture.md says."""
+  """Each room imports only those that docs/architecture.md allows."""
   pure = {"vicinity", "losses", "attacks", "intervals"}
   allowed = {
     "arguments": set(),
@@ -77,12 +78,38 @@ def test_arrows_point_one_way():
       assert imported <= allowed[room], f"{room} imports {imported - allowed[room]}"
 
 
+def test_no_function_shadows_its_module():
+  """`import sprout_jax.attacks.NAME as module` gives the module of that name."""
+  found = 0
+  for path in (ROOT / "sprout_jax").rglob("__init__.py"):
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    modules = {other.stem for other in path.parent.glob("*.py")}
+    imports = re.findall(r"^ *from (\S+) import (\w+)", path.read_text(), re.M)
+    found += len(imports)
+    shadows = {name for source, name in imports if name in modules and source != package}
+    assert not shadows, f"{package} exports {shadows}"
+  assert found > 50
+
+
 def test_results_and_reports_import_no_jax():
   done = run_python(
     "import sys; from sprout_jax import report, results\n"
     "assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_no_check_is_an_assertion():
+  """`python -O` removes assertions, and callers expect a ValueError; chex raises them, too."""
+  files = [*(ROOT / "sprout_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+  assert len(files) > 100
+  for path in files:
+    tree = ast.parse(path.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names}
+    names |= {node.module for node in imports if isinstance(node, ast.ImportFrom)}
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), path
+    assert "chex" not in names, path
 
 
 def test_there_is_no_room_for_anything():

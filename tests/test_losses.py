@@ -1,4 +1,4 @@
-"""losses: against NumPy, by hand."""
+"""Losses against NumPy, SciPy and values by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,37 @@ def test_kl_divergence_equals_scipy_and_is_zero_on_the_diagonal():
     losses.kl_divergence(other, target), scipy.special.rel_entr(p, q).sum(-1), rtol=1e-5
   )
   np.testing.assert_allclose(losses.kl_divergence(LOGITS, LOGITS), 0, atol=1e-7)
+
+
+def test_ratios_of_logits_by_hand():
+  logits = np.array([[3.0, 1.0, 0.0, -2.0], [0.0, 5.0, 1.0, 3.0]], np.float32)
+  labels, targets = jnp.array([0, 2]), jnp.array([2, 3])
+  np.testing.assert_allclose(
+    losses.difference_of_logits_ratio(logits, labels), [(1 - 3) / (3 - 0), (5 - 1) / (5 - 1)]
+  )
+  np.testing.assert_allclose(
+    losses.targeted_difference_of_logits_ratio(logits, labels, targets),
+    [(0 - 3) / (3 - (0 - 2) / 2), (3 - 1) / (5 - (1 + 0) / 2)],
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(losses.targeted_margin(logits, labels, targets), [-3, 2])
+
+
+def test_norms_and_curvature_of_a_quadratic():
+  """loss = sum(d x^2) / 2 has the gradient d x, which changes along z by h d z."""
+  d, h = np.array([1.0, -2.0, 4.0, 0.5], np.float32), 0.1
+  x = np.array([[1.0, 1.0, -2.0, 3.0], [0.5, -1.0, 1.0, 1.0]], np.float32)
+  loss = lambda images: jnp.sum(d[None] * images.reshape(-1, 4) ** 2, axis=-1) / 2
+  images = jnp.asarray(x.reshape(2, 2, 2, 1))
+  np.testing.assert_allclose(
+    losses.input_gradient_norm(loss, images), np.abs(d * x).sum(-1), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    losses.input_gradient_norm(loss, images, "l2"), np.linalg.norm(d * x, axis=-1), rtol=1e-6
+  )
+  change = h * np.linalg.norm(d * np.sign(d * x) / 2, axis=-1)  # four signs have L2 norm 2
+  np.testing.assert_allclose(losses.curvature(loss, images, h), change**2, rtol=1e-4)
+  np.testing.assert_allclose(losses.curvature(loss, images, h, squared=False), change, rtol=1e-4)
 
 
 SOFT = np.full((2, 3), 1 / 3, np.float32)

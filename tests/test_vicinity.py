@@ -1,4 +1,4 @@
-"""vicinity: against NumPy, SciPy, closed forms and numerical derivatives."""
+"""Vicinities against NumPy, SciPy, closed forms and numerical derivatives."""
 
 import chex
 import jax

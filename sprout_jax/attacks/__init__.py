@@ -1,34 +1,38 @@
 """Adversarial attacks on any function from images to logits, in JAX.
 
+Usage::
+
     from sprout_jax import attacks
     result = attacks.auto_attack(key, predict, images, labels, epsilon=8/255)   # the ensemble
     adversarial = attacks.pgd(
       key, predict, images, labels, epsilon=8/255, step_size=2/255, num_steps=20
     )
 
-An attack is an initialisation, a step, a projection and a loss: `norms` has what depends on Linf or
-L2, `sprout_jax.losses` the losses, `inputs` the checks of what an attack is given. `auto_attack`
-drives compiled programs of its own; all other attacks can be jitted. Of the package, only `losses`
-and `intervals` are imported.
+An attack is an initialisation, a step, a projection and a loss. `norms` has the geometry of Linf
+and L2, `sprout_jax.losses` the losses, `inputs` the input checks. `auto_attack` drives compiled
+programs of its own; all other attacks can be jitted. A wrong argument raises ValueError. Of the
+package, only `losses` and `intervals` are imported.
 """
 
-from sprout_jax.attacks.apgd import apgd
 from sprout_jax.attacks.attack import is_wrong
-from sprout_jax.attacks.auto_attack import ATTACKS
-from sprout_jax.attacks.auto_attack import RESTARTS
-from sprout_jax.attacks.auto_attack import VERSIONS
-from sprout_jax.attacks.auto_attack import AttackResult
-from sprout_jax.attacks.auto_attack import auto_attack
-from sprout_jax.attacks.carlini_wagner import carlini_wagner
-from sprout_jax.attacks.fab import fab
+from sprout_jax.attacks.auto_pgd import apgd
+from sprout_jax.attacks.ensemble import ATTACKS
+from sprout_jax.attacks.ensemble import RESTARTS
+from sprout_jax.attacks.ensemble import VERSIONS
+from sprout_jax.attacks.ensemble import AttackResult
+from sprout_jax.attacks.ensemble import Progress
+from sprout_jax.attacks.ensemble import auto_attack
+from sprout_jax.attacks.fast_boundary import fab
+from sprout_jax.attacks.inputs import Predict
+from sprout_jax.attacks.least_distortion import carlini_wagner
 from sprout_jax.attacks.norms import NORMS
-from sprout_jax.attacks.pgd import LOSSES
-from sprout_jax.attacks.pgd import STARTS
-from sprout_jax.attacks.pgd import PgdTrace
-from sprout_jax.attacks.pgd import fgsm
-from sprout_jax.attacks.pgd import pgd
-from sprout_jax.attacks.pgd import pgd_trace
-from sprout_jax.attacks.square import square
+from sprout_jax.attacks.projected_gradient import LOSSES
+from sprout_jax.attacks.projected_gradient import STARTS
+from sprout_jax.attacks.projected_gradient import PgdTrace
+from sprout_jax.attacks.projected_gradient import fgsm
+from sprout_jax.attacks.projected_gradient import pgd
+from sprout_jax.attacks.projected_gradient import pgd_trace
+from sprout_jax.attacks.squares import square
 
 __all__ = [
   "ATTACKS",
@@ -39,6 +43,8 @@ __all__ = [
   "VERSIONS",
   "AttackResult",
   "PgdTrace",
+  "Predict",
+  "Progress",
   "apgd",
   "auto_attack",
   "carlini_wagner",

@@ -1,7 +1,7 @@
-"""What an attack is: a start and a step over per-example state; and how one runs by itself.
+"""Attacks as a start and a step over the state of each example, and the loop over one batch.
 
-`auto_attack` runs the same attacks over slots that it keeps full. Every example has its own key,
-its own step number and its own state: what happens to it depends on nothing else in the batch.
+`auto_attack` applies the same attacks to many images, see `slots`. Every example has its own key,
+step number and state. So its outcome does not depend on the rest of the batch.
 """
 
 import dataclasses
@@ -9,68 +9,94 @@ import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
+from typing import Protocol
+from typing import TypeAlias
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
+from sprout_jax.attacks.inputs import Array
+from sprout_jax.attacks.inputs import Predict
+
+# Name -> array [batch, ...], with at least "adversarial" and "broken".
+State: TypeAlias = dict[str, jax.Array]
+Tree = TypeVar("Tree")
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
 class Batch(NamedTuple):
-  """What an attack is given.
+  """The examples that an attack works on.
 
   Attributes:
     images: float [batch, height, width, channels] in [0, 1].
     labels: int [batch], the true classes.
     keys: PRNG keys [batch], one per example, the same in every run of the attack.
-    run: int [batch], which restart or which target: 0, 1, ...
+    run: int [batch], number of the restart or of the target: 0, 1, ...
     epsilon: float scalar, radius in pixel units.
   """
 
-  images: Any
-  labels: Any
-  keys: Any
-  run: Any
-  epsilon: Any
+  images: jax.Array
+  labels: jax.Array
+  keys: jax.Array
+  run: jax.Array
+  epsilon: jax.Array
+
+
+class Start(Protocol):
+  """Initialisation of a run."""
+
+  def __call__(self, predict: Predict, batch: Batch, /) -> State:
+    """Returns the state before the first step."""
+
+
+class Step(Protocol):
+  """One step of a run."""
+
+  def __call__(self, predict: Predict, batch: Batch, state: State, number: jax.Array, /) -> State:
+    """Returns the state after the step; `number` [batch] counts each example's steps from 0."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled programs are kept per object
 class Attack:
   """One attack with all its constants.
 
-  Its state is a dictionary of arrays [batch, ...] with at least "adversarial", the best images so
-  far within the ball and the box, and "broken", bool: whether they are misclassified.
+  Its state is a dictionary of arrays [batch, ...]. "adversarial" holds the best images so far
+  within the ball and the box; "broken", bool, is True where they are misclassified.
 
   Attributes:
-    name: of the public function, for errors.
+    name: name of the public function, which begins error messages.
     norm: a key of `NORMS`.
-    start: (predict, Batch) -> state.
-    step: (predict, Batch, state, number of the step [batch]) -> state.
+    start: (predict, batch) -> state before the first step.
+    step: (predict, batch, state, number of the step [batch]) -> next state.
     num_steps: steps of a run.
-    num_runs: restarts, or targets.
+    num_runs: number of restarts, or of targets.
     spec: every constant, for the record.
-    targeted: whether a run is a target, see `ranked_targets`.
-    num_samples: draws of a step; with more than one, `predict` takes (images, keys [batch]).
-    note: what was changed because of few classes; "" if nothing.
+    targeted: True where each run has a target, see `ranked_targets`.
+    num_samples: draws of a step. With more than one, `predict` takes (images, keys [batch]).
+    note: change that few classes made necessary; "" if none.
   """
 
   name: str
   norm: str
-  start: Callable
-  step: Callable
+  start: Start
+  step: Step
   num_steps: int
   num_runs: int
-  spec: dict
+  spec: dict[str, Any]
   targeted: bool = False
   num_samples: int = 1
   note: str = ""
 
 
-def is_wrong(logits, labels):
-  """Whether a model errs: another class is largest, or an output is not finite, which is no answer.
+def is_wrong(logits: AnyArray, labels: Array) -> AnyArray:
+  """Marks misclassified examples: another class is largest, or an output is not finite.
 
   Every part of the package that decides whether an answer is right decides it here.
 
@@ -79,13 +105,13 @@ def is_wrong(logits, labels):
     labels: int array [...].
 
   Returns:
-    Bool array [...], of the same kind.
+    Bool array [...], of NumPy or of JAX as `logits` is.
   """
   return (logits.argmax(-1) != labels) | ~(abs(logits) < jnp.inf).all(-1)
 
 
-def ranked_targets(logits, labels, run):
-  """The target of each run: the wrong class ranked `run` by the clean logits, 0 the most likely.
+def ranked_targets(logits: jax.Array, labels: jax.Array, run: jax.Array) -> jax.Array:
+  """Target of each run: the wrong class with the `run`-th largest clean logit, counted from 0.
 
   Args:
     logits: float array [batch, classes], the clean logits.
@@ -100,57 +126,84 @@ def ranked_targets(logits, labels, run):
   return jnp.take_along_axis(order, run[:, None], axis=-1)[:, 0]
 
 
-def finite(gradient):
-  """The gradient with zeros where it is not finite: one such pixel must not spoil the image."""
+def finite(gradient: jax.Array) -> jax.Array:
+  """Replaces entries that are not finite by 0, so that one such pixel does not spoil the image."""
   return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
-def example_keys(key, indices):
-  """One key per example, from its index in the whole data set.
+def example_keys(key: jax.Array, indices: Array) -> jax.Array:
+  """Makes one PRNG key per example from its index in the whole data set.
 
-  They are of the kind threefry2x32 whatever the kind of `key`: with keys of the kind rbg,
-  `jax.vmap` draws for all examples from the key of the first one.
+  The keys are of the kind threefry2x32 whatever the kind of `key`. With keys of the kind rbg,
+  `jax.vmap` would draw for all examples from the key of the first one.
+
+  Args:
+    key: a PRNG key.
+    indices: int array [batch].
+
+  Returns:
+    PRNG keys [batch].
   """
   if str(jax.random.key_impl(key)) in ("rbg", "unsafe_rbg"):  # two threefry2x32 keys in one
     key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
-def run_keys(batch, number):
-  """One key per example for its run and a number (a step, a purpose), [batch] or a scalar."""
+def run_keys(batch: Batch, number: ArrayLike) -> jax.Array:
+  """Makes one PRNG key per example from its run and a number.
+
+  Args:
+    batch: the examples.
+    number: a step or a purpose, int array [batch] or a scalar.
+
+  Returns:
+    PRNG keys [batch].
+  """
   number = jnp.broadcast_to(number, batch.run.shape)
   return jax.vmap(lambda key, run, n: jax.random.fold_in(jax.random.fold_in(key, run), n))(
     batch.keys, batch.run, number
   )
 
 
-def select(mask, new, old):
-  """Per example: `new` where `mask` [batch], else `old`; for pytrees of arrays and keys."""
+def select(mask: jax.Array, new: Tree, old: Tree) -> Tree:
+  """Chooses per example: `new` where `mask` is True, else `old`.
 
-  def leaf(a, b):
+  Args:
+    mask: bool array [batch].
+    new: pytree of arrays and keys [batch, ...].
+    old: pytree of the same structure.
+
+  Returns:
+    A pytree of the same structure.
+  """
+
+  def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - 1)), a, b)
 
   return jax.tree.map(leaf, new, old)
 
 
-def project(candidates, batch, norm):
-  """`norms.project` on the ball around the batch's images."""
+def project(candidates: jax.Array, batch: Batch, norm: str) -> jax.Array:
+  """Projects on the ball around the batch's images and on the box, see `norms.project`."""
   return norms.project(candidates, batch.images, batch.epsilon, norm)
 
 
-def under_any_mesh(fn, predict, images, *arrays):
-  """fn(predict, images, *arrays), also where `jax.set_mesh` has set axes of the explicit kind.
+def under_any_mesh(
+  fn: Callable[..., Tree], predict: Predict, images: jax.Array, *arrays: ArrayLike
+) -> Tree:
+  """Calls `fn` with the other arguments, also where `jax.set_mesh` has set explicit axes.
 
-  There every array has a sharding in its type, and an operation whose result has none without doubt
-  is refused. So the attack itself runs with automatic axes, and `predict` with the user's.
+  With explicit axes every array has a sharding in its type, and JAX refuses an operation whose
+  result has an ambiguous one. So the attack itself has automatic axes, and `predict` the user's.
 
   Args:
-    fn: function of the same arguments; what it returns is, leaf by leaf, [batch, ...].
+    fn: function of the same arguments. The leaves that it returns are [batch, ...].
     predict: function of images, and perhaps of keys.
-    images, arrays: JAX arrays, or Python numbers.
+    images: float array [batch, height, width, channels].
+    *arrays: JAX arrays, or Python numbers.
 
   Returns:
-    What `fn` does, split over devices as the batch of images is.
+    The result of `fn`, split over devices as the batch of images is.
   """
   mesh = jax.sharding.get_abstract_mesh()
   explicit = tuple(
@@ -160,23 +213,34 @@ def under_any_mesh(fn, predict, images, *arrays):
     return fn(predict, images, *arrays)
   spec = jax.typeof(images).sharding.spec
   ask = jax.sharding.explicit_axes(predict, axes=explicit, in_sharding=PartitionSpec(*spec[:1]))
-  run = jax.sharding.auto_axes(
+  call = jax.sharding.auto_axes(
     functools.partial(fn, ask), axes=explicit, out_sharding=PartitionSpec(*spec[:1])
   )
-  return run(images, *arrays)
+  return call(images, *arrays)
 
 
-def run_alone(attack, key, predict, images, labels, epsilon, indices=None):
-  """All runs of an attack on one batch, as one compiled loop; jittable.
+def attack_batch(
+  attack: Attack,
+  key: jax.Array,
+  predict: Predict,
+  images: Array,
+  labels: Array,
+  epsilon: ArrayLike,
+  indices: Array | None = None,
+) -> jax.Array:
+  """Makes all runs of an attack on one batch, as one compiled loop; jittable.
 
   Args:
-    attack: an `Attack`. Of a targeted one, at most classes - 1 runs are made.
+    attack: the attack. A targeted one makes at most classes - 1 runs.
     key: a PRNG key.
-    predict, images, labels, indices: see `inputs.prepare`.
+    predict: function images -> logits [batch, classes]; see `Attack.num_samples`.
+    images: float array [batch, height, width, channels] in [0, 1].
+    labels: int array [batch].
     epsilon: radius in pixel units, a scalar.
+    indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
 
   Returns:
-    The adversarial images: of the first run that broke the example, else of the last.
+    Adversarial images like `images`, from the first run that broke the example, else from the last.
 
   Raises:
     ValueError: a wrong argument, see `inputs`.
@@ -188,11 +252,18 @@ def run_alone(attack, key, predict, images, labels, epsilon, indices=None):
     draws = (example_keys(key, indices),) if attack.num_samples > 1 else ()
     num_runs = min(num_runs, jax.eval_shape(predict, images, *draws).shape[-1] - 1)
 
-  def all_runs(predict, images, labels, indices, key, epsilon):
-    keys, epsilon = example_keys(key, indices), jnp.asarray(epsilon, images.dtype)
+  def all_runs(
+    predict: Predict,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+    key: jax.Array,
+    epsilon: ArrayLike,
+  ) -> jax.Array:
+    keys, radius = example_keys(key, indices), jnp.asarray(epsilon, images.dtype)
 
-    def body(run, best):
-      batch = Batch(images, labels, keys, jnp.full(labels.shape, run), epsilon)
+    def body(run: jax.Array, best: State) -> State:
+      batch = Batch(images, labels, keys, jnp.full(labels.shape, run), radius)
       state = jax.lax.fori_loop(
         0,
         attack.num_steps,

@@ -1,15 +1,17 @@
-"""Plain convolutions whose gradients are fast in a loop on a CPU.
+"""Convolutions whose gradients are fast in a compiled loop on a CPU.
+
+Usage::
 
     predict = convolutions.fastest(predict, images)
 
 XLA for CPUs has fast code for a convolution of channels-last images with a kernel [rows, columns,
-channels, features]. Outside loops it brings other convolutions into this form; inside loops it does
-not, and attacks are loops. There it is slow on channels-first images, and on all input gradients,
-which JAX writes as a convolution with the reversed kernel. So the form is written out here:
+channels, features]. Outside loops XLA converts other convolutions to this form. Inside loops it
+does not, and attacks are loops. There it is slow on channels-first images, and on all input
+gradients, which JAX writes as a convolution with the reversed kernel. So this module converts them:
 
 - Channels-first images are transposed, convolved and transposed back.
 - The input gradient convolves the cotangent with the kernel reversed and transposed, behind
-  `lax.optimization_barrier`: XLA would take the reversal back into the convolution. Strides dilate
+  `lax.optimization_barrier`: XLA would move the reversal back into the convolution. Strides dilate
   the cotangent. Windows that lie side by side (patches) are one matmul.
 - The kernel gradient is one matmul for each row of the window. Attacks never compute it.
 
@@ -17,9 +19,10 @@ All are the same sums up to rounding; channels-last outputs are equal to the bit
 
 `exchange_convolutions` changes any function: it traces the function to a jaxpr and gives the
 convolutions in it another primitive. That primitive has the parameters, the value and the type of
-`lax.conv_general_dilated`, and derivatives of its own, of any order. A convolution stays as it is
-where it has dilation or groups, where it is not two-dimensional or not floating point, and inside
-functions with derivatives of their own (`jax.custom_jvp`, `jax.custom_vjp`): these stay whole.
+`lax.conv_general_dilated`, and derivatives of its own, of any order. Four kinds of convolutions do
+not change: those with dilation or groups, those that are not two-dimensional, those that are not
+floating point, and those inside functions with derivatives of their own (`jax.custom_jvp`,
+`jax.custom_vjp`).
 """
 
 import dataclasses
@@ -27,6 +30,8 @@ import math
 import time
 import weakref
 from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,25 +43,27 @@ from jax.interpreters import ad
 from jax.interpreters import batching
 from jax.interpreters import mlir
 
-IMAGES = 8  # that `pays` takes a gradient of
-SECONDS = 0.3  # after which no new round of timing begins
-ROUNDS = 10  # of timing, at most
-GAIN = 1.1  # how many times as fast an exchange must be to pay
+from sprout_jax.attacks.inputs import Array
+
+IMAGES = 8  # largest number of images whose gradient `pays` times
+SECONDS = 0.3  # time after which no new round of timing begins
+ROUNDS = 10  # largest number of rounds of timing
+GAIN = 1.1  # smallest speed-up that pays
 CHANNELS_LAST = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
 
 
 def exchange_convolutions(predict: Callable) -> Callable:
-  """The same function with convolutions whose gradients are fast on a CPU.
+  """Exchanges the convolutions of a function for ones whose gradients are fast on a CPU.
 
   Args:
     predict: any function that JAX can trace.
 
   Returns:
     A function of the same arguments. Outputs of channels-last convolutions are equal to the bit,
-    where both are compiled; all else is equal up to rounding (float32: 1e-6 of the largest entry).
-    Where `predict` is a pytree (a `jax.tree_util.Partial`, an Equinox or NNX module), the result is
-    a `Partial` with the same leaves. Exchanging a function twice gives equal functions, so that
-    compiled programs are found again.
+    where both are compiled; everything else is equal up to rounding (float32: 1e-6 of the largest
+    entry). Where `predict` is a pytree (a `jax.tree_util.Partial`, an Equinox or NNX module), the
+    result is a `Partial` with the same leaves. Two exchanges of a function give equal functions, so
+    that compiled programs are found again.
   """
   if isinstance(predict, jax.tree_util.Partial):
     return jax.tree_util.Partial(_Exchanged(predict.func), *predict.args, **predict.keywords)
@@ -65,21 +72,26 @@ def exchange_convolutions(predict: Callable) -> Callable:
   return jax.tree_util.Partial(_Exchanged(_call), predict)
 
 
-def fastest(predict: Callable, images: jax.Array) -> Callable:
-  """`exchange_convolutions(predict)` where that `pays`, `predict` elsewhere."""
+def fastest(predict: Callable, images: Array) -> Callable:
+  """Returns `exchange_convolutions(predict)` where that `pays`, else `predict`.
+
+  Args:
+    predict: function images -> logits.
+    images: float array [n, ...], n at least 1.
+  """
   return exchange_convolutions(predict) if pays(predict, images) else predict
 
 
-def pays(predict: Callable, images: jax.Array) -> bool:
-  """Whether the exchange makes input gradients faster, by a timing on this machine.
+def pays(predict: Callable, images: Array) -> bool:
+  """Tests by a timing on this machine whether the exchange makes input gradients faster.
 
   It compiles a loop of input gradients of up to IMAGES images twice, plain and exchanged, and times
-  the two in turn. On other devices than CPUs, and without a convolution to exchange, it is False at
-  once.
+  the two in turn. On devices that are not CPUs, and without a convolution to exchange, the result
+  is False without a timing.
 
   Args:
-    predict: images -> logits.
-    images: float [n, ...], n at least 1.
+    predict: function images -> logits.
+    images: float array [n, ...], n at least 1.
   """
   if jax.default_backend() != "cpu":
     return False
@@ -100,11 +112,11 @@ def pays(predict: Callable, images: jax.Array) -> bool:
   return plain > GAIN * exchanged
 
 
-def _gradient_loop(predict, images):
+def _gradient_loop(predict: Callable, images: Array) -> Callable[[], Any]:
   """A function that computes one input gradient in a compiled loop and waits for it."""
   weights, rebuild = _arrays_of(predict)
 
-  def gradients(weights, images, count):
+  def gradients(weights: list[Array], images: jax.Array, count: jax.Array) -> jax.Array:
     loss = lambda images: jnp.sum(jnp.square(rebuild(weights)(images)))
     step = lambda _, images: images + 1e-6 * jax.grad(loss)(images)
     return lax.fori_loop(0, count, step, images)
@@ -113,7 +125,7 @@ def _gradient_loop(predict, images):
   return lambda: jax.block_until_ready(compiled(weights, images, 1))
 
 
-def _call(predict, *args, **kwargs):
+def _call(predict: Callable, *args: Any, **kwargs: Any) -> Any:
   return predict(*args, **kwargs)
 
 
@@ -123,16 +135,18 @@ class _Exchanged:
 
   function: Callable
 
-  def __call__(self, *args, **kwargs):
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
     jaxpr, structure, arrays = _trace(self.function, args, kwargs)
     return jax.tree.unflatten(structure, core.jaxpr_as_fun(_exchange(jaxpr))(*arrays))
 
 
-def _trace(function, args, kwargs):
+def _trace(
+  function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any, list[Array]]:
   """The jaxpr of a call, the structure of its result, and the arrays that the jaxpr takes."""
   arrays, rebuild = _arrays_of((args, kwargs))
 
-  def flat(*arrays):
+  def flat(*arrays: Array) -> Any:
     args, kwargs = rebuild(arrays)
     return function(*args, **kwargs)
 
@@ -140,12 +154,12 @@ def _trace(function, args, kwargs):
   return jaxpr, jax.tree.structure(shapes), arrays
 
 
-def _arrays_of(tree):
+def _arrays_of(tree: Any) -> tuple[list[Array], Callable[[Sequence[Array]], Any]]:
   """The arrays among the leaves, and a function from such arrays to the tree."""
   leaves, structure = jax.tree.flatten(tree)
   is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
 
-  def rebuild(arrays):
+  def rebuild(arrays: Sequence[Array]) -> Any:
     rest = iter(arrays)
     both = [next(rest) if known else leaf for known, leaf in zip(is_array, leaves, strict=True)]
     return jax.tree.unflatten(structure, both)
@@ -153,7 +167,7 @@ def _arrays_of(tree):
   return [leaf for known, leaf in zip(is_array, leaves, strict=True) if known], rebuild
 
 
-# Primitives whose jaxprs are run, and differentiated, as they are written.
+# Primitives whose inner jaxprs are evaluated and differentiated as they are written.
 TRANSPARENT = (
   primitives.closed_call_p,
   primitives.cond_p,
@@ -164,18 +178,18 @@ TRANSPARENT = (
 )
 
 # Jaxpr -> the jaxpr exchanged, None where there is nothing to exchange. A jaxpr that occurs twice
-# stays one: it is compiled once, also by the next call.
-_known = weakref.WeakKeyDictionary()
+# is exchanged once, so that it is compiled once, also by the next call.
+_known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
-def _exchange(jaxpr):
+def _exchange(jaxpr: Any) -> Any:
   """The jaxpr with its convolutions exchanged; the same object where there are none."""
   if jaxpr not in _known:
     _known[jaxpr] = _exchange_anew(jaxpr)
   return jaxpr if _known[jaxpr] is None else _known[jaxpr]
 
 
-def _exchange_anew(jaxpr):
+def _exchange_anew(jaxpr: Any) -> Any:
   inner = getattr(jaxpr, "jaxpr", jaxpr)
   if inner is not jaxpr:  # JAX before 0.12: a ClosedJaxpr holds a Jaxpr
     exchanged = _exchange(inner)
@@ -186,7 +200,7 @@ def _exchange_anew(jaxpr):
   return jaxpr.replace(eqns=equations)
 
 
-def _exchange_equation(equation):
+def _exchange_equation(equation: Any) -> Any:
   if equation.primitive is primitives.conv_general_dilated_p:
     if _is_eligible(equation.invars[0].aval.dtype, **equation.params):
       return equation.replace(primitive=_convolution_p)
@@ -197,7 +211,7 @@ def _exchange_equation(equation):
   return equation
 
 
-def _exchange_parameter(value):
+def _exchange_parameter(value: Any) -> Any:
   if isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
     return _exchange(value)
   if isinstance(value, tuple):
@@ -208,16 +222,17 @@ def _exchange_parameter(value):
 
 
 def _is_eligible(
-  dtype,
+  dtype: Any,
   *,
-  lhs_dilation,
-  rhs_dilation,
-  feature_group_count,
-  batch_group_count,
-  preferred_element_type,
-  out_sharding,
-  **_,
-):
+  lhs_dilation: Sequence[int],
+  rhs_dilation: Sequence[int],
+  feature_group_count: int,
+  batch_group_count: int,
+  preferred_element_type: Any,
+  out_sharding: Any,
+  **_: Any,
+) -> bool:
+  """Tests whether a convolution of these parameters can be exchanged."""
   return (
     (*lhs_dilation, *rhs_dilation) == (1, 1, 1, 1)
     and feature_group_count == batch_group_count == 1
@@ -228,8 +243,16 @@ def _is_eligible(
 
 
 def _input_gradient(
-  cotangent, images, kernel, *, window_strides, padding, dimension_numbers, precision, **params
-):
+  cotangent: jax.Array,
+  images: Any,  # of the images, only the type is known
+  kernel: jax.Array,
+  *,
+  window_strides: tuple[int, int],
+  padding: tuple[tuple[int, int], ...],
+  dimension_numbers: lax.ConvDimensionNumbers,
+  precision: Any,
+  **params: Any,
+) -> jax.Array:
   """The cotangent of the images, in their layout."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   sizes = [
@@ -256,8 +279,15 @@ def _input_gradient(
   )
 
 
-def _gradient_of_patches(cotangent, kernel, sizes, padding, dimension_numbers, precision):
-  """Windows that lie side by side: a matmul gives each its gradient."""
+def _gradient_of_patches(
+  cotangent: jax.Array,
+  kernel: jax.Array,
+  sizes: list[tuple[int, int, int]],
+  padding: tuple[tuple[int, int], ...],
+  dimension_numbers: lax.ConvDimensionNumbers,
+  precision: Any,
+) -> jax.Array:
+  """The cotangent of the images where windows lie side by side, as one matmul."""
   images, weights, out = (
     "".join(letter for _, letter in sorted(zip(spec, letters, strict=True)))
     for spec, letters in zip(dimension_numbers, ("nchw", "fcuv", "nfhw"), strict=True)
@@ -275,9 +305,17 @@ def _gradient_of_patches(cotangent, kernel, sizes, padding, dimension_numbers, p
 
 
 def _kernel_gradient(
-  cotangent, images, kernel, *, window_strides, padding, dimension_numbers, precision, **_
-):
-  """The cotangent of the kernel, in its layout: one matmul for each of the window's rows."""
+  cotangent: jax.Array,
+  images: jax.Array,
+  kernel: Any,  # of the kernel, only the type is known
+  *,
+  window_strides: tuple[int, int],
+  padding: tuple[tuple[int, int], ...],
+  dimension_numbers: lax.ConvDimensionNumbers,
+  precision: Any,
+  **unused: Any,
+) -> jax.Array:
+  """The cotangent of the kernel, in its layout: one matmul for each row of the window."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   _, channels, rows, columns = (kernel.aval.shape[axis] for axis in kernel_spec)
   _, features, height, width = (cotangent.shape[axis] for axis in out_spec)
@@ -288,7 +326,7 @@ def _kernel_gradient(
   cotangent = lax.transpose(cotangent, [out_spec[i] for i in (1, 0, 2, 3)])
   cotangent = lax.optimization_barrier(cotangent.reshape(features, -1))
 
-  def windows(x, axis, start, count):
+  def windows(x: jax.Array, axis: int, start: int, count: int) -> jax.Array:
     stride = window_strides[axis - 1]
     return lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis)
 
@@ -302,10 +340,16 @@ def _kernel_gradient(
   return lax.transpose(jnp.stack(products), [axis for _, axis in order])
 
 
-def _batch(args, axes, *, dimension_numbers, **params):
-  """Batched images join their batch; batched kernels are groups, of the original convolution."""
+def _batch(
+  args: Sequence[jax.Array],
+  axes: Sequence[int | None],
+  *,
+  dimension_numbers: lax.ConvDimensionNumbers,
+  **params: Any,
+) -> tuple[jax.Array, int]:
+  """Batching rule: images join the batch; kernels become groups of the original convolution."""
   (images, kernel), (axis, kernel_axis) = args, axes
-  if kernel_axis is not None:
+  if kernel_axis is not None or axis is None:
     plain = lambda images, kernel: primitives.conv_general_dilated_p.bind(
       images, kernel, dimension_numbers=dimension_numbers, **params
     )
@@ -318,8 +362,14 @@ def _batch(args, axes, *, dimension_numbers, **params):
   return found.reshape(*found.shape[:out], size, batch, *found.shape[out + 1 :]), out
 
 
-def _convolve_channels_last(images, kernel, *, dimension_numbers, **params):
-  """The convolution of these parameters; the sums run over channels-last arrays."""
+def _convolve_channels_last(
+  images: jax.Array,
+  kernel: jax.Array,
+  *,
+  dimension_numbers: lax.ConvDimensionNumbers,
+  **params: Any,
+) -> jax.Array:
+  """The convolution of these parameters, computed on channels-last arrays."""
   images_spec, kernel_spec, out_spec = dimension_numbers
   found = primitives.conv_general_dilated_p.bind(
     lax.transpose(images, [images_spec[i] for i in (0, 2, 3, 1)]),

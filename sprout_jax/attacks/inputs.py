@@ -1,9 +1,14 @@
-"""What an attack is given, checked once for all attacks.
+"""Input checks for the attacks.
 
 Every check raises a ValueError that says what is wrong, what was expected and what to type. Shapes
-and dtypes are always checked. Values are checked where they are known, which they are not inside
-`jax.jit`: there `norms.clip_to_box` keeps the perturbation within epsilon whatever the images are.
+and dtypes are always checked. Values are checked where they are known. Inside `jax.jit` they are
+not: there `norms.clip_to_box` keeps the perturbation within epsilon whatever the images are.
 """
+
+from collections.abc import Callable
+from collections.abc import Collection
+from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,41 +16,57 @@ import numpy as np
 
 from sprout_jax.attacks import norms
 
+Array: TypeAlias = jax.Array | np.ndarray
 
-def prepare(who, predict, images, labels, indices=None, *, any_labels=False, num_classes=2):
-  """Checks what an attack on one batch is given, and makes JAX arrays of it.
+# Model: images [batch, height, width, channels] in [0, 1] -> logits [batch, classes]. A model that
+# draws random numbers takes PRNG keys [batch] as its second argument.
+Predict: TypeAlias = Callable[..., jax.Array]
+
+
+def prepare(
+  who: str,
+  predict: Predict,
+  images: Array,
+  labels: Array,
+  indices: Array | None = None,
+  *,
+  any_labels: bool = False,
+  num_classes: int = 2,
+) -> tuple[Predict, jax.Array, jax.Array, jax.Array]:
+  """Checks the inputs of an attack on one batch and converts them to JAX arrays.
 
   Args:
-    who: the attack's name, for errors.
+    who: name of the attack, which begins every message.
     predict: function images -> logits [batch, classes].
     images: float array [batch, height, width, channels] in [0, 1].
     labels: int array [batch], or with `any_labels` an array [batch, ...].
     indices: int array [batch]; default 0, 1, ..., batch - 1.
-    any_labels: whether the attack's loss takes labels of another form.
-    num_classes: the least number of classes that the attack needs.
+    any_labels: True where the attack's loss takes labels of another form.
+    num_classes: smallest number of classes that the attack needs.
 
   Returns:
-    (predict with its outputs checked, images, labels, indices). Float64 becomes float32 unless
-    `jax_enable_x64` is set.
+    `predict` with its outputs checked, and the images, labels and indices. Float64 becomes float32
+    unless `jax_enable_x64` is set.
 
   Raises:
-    ValueError: see the checks below.
+    ValueError: an input is wrong, see `check_predict`, `check_examples`, `check_logits` and
+      `check_classes`.
   """
   check_predict(who, predict)
   images, labels, indices = check_examples(who, images, labels, indices, any_labels=any_labels)
   known = None if any_labels else _known(labels)
 
-  def checked(images, *keys):
+  def checked(images: jax.Array, *keys: jax.Array) -> jax.Array:
     logits = predict(images, *keys)
     check_logits(who, logits, len(images), num_classes)
     if known is not None:
       check_classes(who, known, logits.shape[-1])
     return logits
 
-  return checked, *map(jnp.asarray, (images, labels, indices))
+  return checked, jnp.asarray(images), jnp.asarray(labels), jnp.asarray(indices)
 
 
-def check_predict(who, predict):
+def check_predict(who: str, predict: Any) -> None:
   """Raises ValueError unless `predict` can be called."""
   if not callable(predict):
     raise ValueError(
@@ -53,17 +74,24 @@ def check_predict(who, predict):
     )
 
 
-def check_examples(who, images, labels, indices=None, *, any_labels=False):
-  """Raises ValueError unless these are images in [0, 1], and a label and an index for each.
+def check_examples(
+  who: str, images: Any, labels: Any, indices: Any = None, *, any_labels: bool = False
+) -> tuple[Array, Array, Array]:
+  """Checks images in [0, 1] with one label and one index each.
 
   Args:
-    who: the attack's name, for errors.
-    images: expected: floats [n, height, width, channels] in [0, 1], n at least 1.
-    labels: expected: integers [n], or with `any_labels` an array [n, ...].
-    indices: expected: integers [n], the images' positions in the whole data set; None: 0 to n - 1.
+    who: name of the attack, which begins every message.
+    images: expected are floats [n, height, width, channels] in [0, 1], n at least 1.
+    labels: expected are integers [n], or with `any_labels` an array [n, ...].
+    indices: expected are integers [n], the images' positions in the whole data set. None gives 0
+      to n - 1.
+    any_labels: True where labels of another form are allowed.
 
   Returns:
-    (images, labels, indices), JAX arrays as they are and all else as NumPy arrays.
+    The images, labels and indices: JAX arrays unchanged, everything else as NumPy arrays.
+
+  Raises:
+    ValueError: one of them is not as expected.
   """
   images, labels = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (images, labels))
   if images.ndim != 4 or 0 in images.shape:
@@ -81,7 +109,7 @@ def check_examples(who, images, labels, indices=None, *, any_labels=False):
     low, high = float(known.min()), float(known.max())
     if not (low >= 0 and high <= 1):  # true of NaN, too
       if not np.isfinite([low, high]).all():
-        advice = "replace the values that are no numbers"
+        advice = "replace NaN and infinite values"
       elif low >= 0 and high <= 255:
         advice = "divide bytes by 255"
       else:
@@ -110,8 +138,8 @@ def check_examples(who, images, labels, indices=None, *, any_labels=False):
   return images, labels, indices
 
 
-def check_classes(who, labels, num_classes):
-  """Raises ValueError unless the labels, a host array, are among the classes of `predict`."""
+def check_classes(who: str, labels: np.ndarray, num_classes: int) -> None:
+  """Raises ValueError unless all labels, a host array, are from 0 to num_classes - 1."""
   if labels.min() < 0 or labels.max() >= num_classes:
     raise ValueError(
       f"{who}: labels range from {labels.min()} to {labels.max()}, but `predict` has "
@@ -119,8 +147,15 @@ def check_classes(who, labels, num_classes):
     )
 
 
-def check_logits(who, logits, count, num_classes=2):
-  """Raises ValueError unless an output of `predict` is a float array [count, classes]."""
+def check_logits(who: str, logits: Any, count: int, num_classes: int = 2) -> None:
+  """Raises ValueError unless an output of `predict` is a float array [count, classes].
+
+  Args:
+    who: name of the attack, which begins the message.
+    logits: the output.
+    count: number of images that `predict` was given.
+    num_classes: smallest number of classes that the attack needs.
+  """
   expected = f"`predict` must return logits, one float array of shape ({count}, classes)"
   if not isinstance(logits, jax.Array | np.ndarray):
     advice = ""
@@ -141,11 +176,11 @@ def check_logits(who, logits, count, num_classes=2):
     )
 
 
-def check_radius(who, epsilon, norm, count=None):
-  """Raises ValueError unless the norm is one of `NORMS` and `epsilon` a radius in it.
+def check_radius(who: str, epsilon: Any, norm: str, count: int | None = None) -> None:
+  """Raises ValueError unless `norm` is a key of `NORMS` and `epsilon` is a radius in it.
 
-  That is a finite number of at least 0, in Linf at most 1; with `count`, an array [count] of such
-  numbers will do.
+  A radius is a finite number of at least 0, in Linf at most 1. With `count`, an array [count] of
+  radii is allowed too.
   """
   check_choice(who, "norm", norm, norms.NORMS)
   known = check_number(who, "epsilon", epsilon, count)
@@ -155,11 +190,20 @@ def check_radius(who, epsilon, norm, count=None):
     )
 
 
-def check_number(who, what, value, count=None):
-  """Raises ValueError unless `value` is a finite number of at least 0, or an array [count] of them.
+def check_number(who: str, what: str, value: Any, count: int | None = None) -> np.ndarray | None:
+  """Checks for a finite number of at least 0, or with `count` for an array [count] of them.
+
+  Args:
+    who: name of the attack, which begins the message.
+    what: name of the argument.
+    value: the argument.
+    count: size of an array that is allowed too.
 
   Returns:
-    The host array, or None where it is not known.
+    The value as a host array, or None where it is traced or not addressable.
+
+  Raises:
+    ValueError: it is neither.
   """
   known = _known(value)
   shape, dtype = np.shape(value), known.dtype if known is not None else value.dtype
@@ -171,19 +215,19 @@ def check_number(who, what, value, count=None):
   return known
 
 
-def check_count(who, what, value, least):
+def check_count(who: str, what: str, value: Any, least: int) -> None:
   """Raises ValueError unless `value` is a Python integer of at least `least`."""
   if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
     raise ValueError(f"{who}: {what} is {value!r}; expected an integer of at least {least}")
 
 
-def check_choice(who, what, value, choices):
+def check_choice(who: str, what: str, value: Any, choices: Collection[str]) -> None:
   """Raises ValueError, listing the choices, unless `value` is one of them."""
   if value not in choices:
     raise ValueError(f"{who}: {what} is {value!r}; choose one of: {', '.join(sorted(choices))}")
 
 
-def _known(array):
+def _known(array: Any) -> np.ndarray | None:
   """The host array, or None where it is traced or lies in part on other processes."""
   if isinstance(array, jax.core.Tracer):
     return None
@@ -192,5 +236,5 @@ def _known(array):
   return np.asarray(array)
 
 
-def _is_finite(values):
+def _is_finite(values: np.ndarray) -> np.ndarray:
   return (values >= 0) & (values < np.inf)

@@ -1,7 +1,9 @@
-"""What a model answers on all images, and whether the answers make sense."""
+"""Passes over all images for AutoAttack, and checks of the model's outputs."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,26 +12,32 @@ import numpy as np
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import slots
 from sprout_jax.attacks.attack import example_keys
+from sprout_jax.attacks.inputs import Predict
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rebuilt:
-  """A `jax.tree_util.Partial` without its arrays, which are the first argument of a call."""
+  """A `jax.tree_util.Partial` without its arrays, which are the first argument of a call.
+
+  Attributes:
+    treedef: structure of the `Partial`.
+    others: leaves that are not arrays; None in the place of an array.
+  """
 
   treedef: Any
-  others: tuple  # the leaves that are no arrays; None in the place of an array
+  others: tuple[Any, ...]
 
-  def __call__(self, arrays, *args):
-    arrays = iter(arrays)
-    leaves = [next(arrays) if leaf is None else leaf for leaf in self.others]
+  def __call__(self, arrays: Iterable[jax.Array], *args: Any) -> Any:
+    rest = iter(arrays)
+    leaves = [next(rest) if leaf is None else leaf for leaf in self.others]
     return jax.tree.unflatten(self.treedef, leaves)(*args)
 
 
-def on_devices(predict, sharding):
-  """`predict` as a `jax.tree_util.Partial` whose leaves are arrays on the devices.
+def on_devices(predict: Predict, sharding: jax.sharding.NamedSharding) -> jax.tree_util.Partial:
+  """Converts `predict` to a `jax.tree_util.Partial` whose leaves are arrays on the devices.
 
   So the arrays of a Partial are arguments of the compiled programs, not constants in them. Its
-  other leaves, such as train=False, stay what they are.
+  other leaves, such as train=False, do not change.
   """
   if not isinstance(predict, jax.tree_util.Partial):
     return jax.tree_util.Partial(predict)
@@ -41,8 +49,10 @@ def on_devices(predict, sharding):
 
 
 @functools.lru_cache(maxsize=8)
-def _forward(mesh):
-  def forward(predict, images, *keys):
+def _forward(mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+  """One compiled pass through the model, with its outputs checked."""
+
+  def forward(predict: Predict, images: jax.Array, *keys: jax.Array) -> jax.Array:
     logits = predict(images, *keys)
     inputs.check_logits("auto_attack", logits, len(images))
     return logits
@@ -50,11 +60,17 @@ def _forward(mesh):
   return jax.jit(forward, out_shardings=slots.shardings(mesh)[1])
 
 
-def all_logits(predict, images, batch_size, mesh, keys=None):
-  """Logits of all images, in batches of one size; of a random model the mean over draws.
+def all_logits(
+  predict: jax.tree_util.Partial,
+  images: np.ndarray,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  keys: tuple[list[np.ndarray], str] | None = None,
+) -> np.ndarray:
+  """Computes the logits of all images, in batches of one size; of a random model the mean of draws.
 
   Args:
-    predict: a `jax.tree_util.Partial`, images -> logits, or (images, keys [batch]) -> logits.
+    predict: images -> logits, or (images, keys [batch]) -> logits.
     images: host array [n, height, width, channels].
     batch_size: images of a pass, a multiple of the number of devices.
     mesh: the mesh of devices.
@@ -64,7 +80,7 @@ def all_logits(predict, images, batch_size, mesh, keys=None):
     Host array [n, classes], float32.
 
   Raises:
-    ValueError: the outputs are no logits; without `keys`, two passes over the same images differ.
+    ValueError: the outputs are not logits; without `keys`, two passes over the same images differ.
   """
   split, found = slots.shardings(mesh)[0], []
   for start in range(0, len(images), batch_size):
@@ -97,15 +113,33 @@ def all_logits(predict, images, batch_size, mesh, keys=None):
   return np.concatenate(found)
 
 
-def draw_keys(key, purpose, indices, samples):
-  """Keys of a random model's passes outside the attacks: per draw and example, by its index."""
+def draw_keys(
+  key: jax.Array, purpose: int, indices: np.ndarray, samples: int
+) -> tuple[list[np.ndarray], str]:
+  """Makes the keys of a random model's passes outside the attacks, one per draw and example.
+
+  Args:
+    key: a PRNG key.
+    purpose: number of the pass.
+    indices: int array [n], the examples' positions in the whole data set.
+    samples: number of draws.
+
+  Returns:
+    The host data of the keys, [n, ...] for each draw, and the kind of the keys.
+  """
   root = jax.random.fold_in(key, purpose)
   keys = [example_keys(jax.random.fold_in(root, sample), indices) for sample in range(samples)]
   return [np.asarray(jax.random.key_data(k)) for k in keys], str(jax.random.key_impl(keys[0]))
 
 
-def check_outputs(logits, labels, who="auto_attack"):
-  """Raises ValueError where the clean outputs, host arrays, cannot be logits of these labels."""
+def check_outputs(logits: np.ndarray, labels: np.ndarray, who: str = "auto_attack") -> None:
+  """Raises ValueError unless the clean outputs are finite logits for these labels.
+
+  Args:
+    logits: host array [n, classes], the outputs on the clean images.
+    labels: host array [n].
+    who: name of the caller, which begins the message.
+  """
   inputs.check_logits(who, logits, len(labels))
   inputs.check_classes(who, labels, logits.shape[-1])
   if not np.isfinite(logits).all():

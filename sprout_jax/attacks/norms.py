@@ -1,79 +1,87 @@
-"""Geometry of the threat models: what an attack must know about a norm.
+"""Geometry of the threat models: starts, steps and projections in Linf, L2 and L1.
 
-All functions act on [batch, height, width, channels] arrays, example by example. `epsilon` and
+All functions act on arrays [batch, height, width, channels], example by example. `epsilon` and
 sizes are in pixel units (images in [0, 1]), scalars or arrays [batch].
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
+from typing import Protocol
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 _PIXELS = (1, 2, 3)
-SPARSITY = 0.01  # share of the entries that a step of L1 changes, rounded up
-BISECTIONS = 60  # most steps of the L1 projection; it ends earlier, at the precision of floats
-MARGIN = 1e-6  # share of epsilon that L1 leaves free: pixels are rounded after the projection
+SPARSITY = 0.01  # share of the entries that a step in L1 changes, rounded up
+BISECTIONS = 60  # largest number of steps of the L1 projection; float precision ends it earlier
+MARGIN = 1e-6  # share of epsilon that L1 leaves free, since pixels are rounded after the projection
+
+_Bracket: TypeAlias = tuple[
+  Any, jax.Array, jax.Array, jax.Array
+]  # step, left, right, norm at the right
 
 
-def per_example(value, like):
-  """Returns a scalar or a [batch] array as [1 or batch, 1, 1, 1], in the dtype of `like`."""
+def per_example(value: ArrayLike, like: jax.Array) -> jax.Array:
+  """Reshapes a scalar or an array [batch] to [1 or batch, 1, 1, 1], in the dtype of `like`."""
   return jnp.asarray(value, like.dtype).reshape(-1, 1, 1, 1)
 
 
-def _l1(values):
+def _l1(values: jax.Array) -> jax.Array:
   return jnp.sum(jnp.abs(values), axis=_PIXELS, keepdims=True)
 
 
-def _linf(values):
+def _linf(values: jax.Array) -> jax.Array:
   return jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True)
 
 
-def _l2(values):
+def _l2(values: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.sum(values**2, axis=_PIXELS, keepdims=True))
 
 
-def _unit_l2(values):
-  # Squares of a confident model's gradients underflow: scale them first. An all-zero gradient stays
-  # zero instead of becoming NaN.
+def _unit_l2(values: jax.Array) -> jax.Array:
+  # Squares of a confident model's gradients underflow, so that they are scaled first. An all-zero
+  # gradient stays zero instead of becoming NaN.
   tiny = jnp.finfo(values.dtype).tiny
   values = values / jnp.maximum(jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True), tiny)
   return values / jnp.maximum(_l2(values), tiny)
 
 
-def _linf_start(key, images, epsilon):
-  return per_example(epsilon, images) * draw(key, jax.random.uniform, images, minval=-1, maxval=1)
+def _linf_start(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  return per_example(epsilon, images) * draw(keys, jax.random.uniform, images, minval=-1, maxval=1)
 
 
-def _l2_start(key, images, epsilon):
+def _l2_start(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   """Uniform in the ball: a Gaussian direction with radius epsilon * u^(1 / dimension)."""
-  key_direction, key_radius = jnp.unstack(jax.vmap(jax.random.split)(key), axis=1)
+  key_direction, key_radius = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
   direction = _unit_l2(draw(key_direction, jax.random.normal, images))
   radius = draw(key_radius, jax.random.uniform, images[:, :1, :1, :1])
   return per_example(epsilon, images) * radius ** (1 / images[0].size) * direction
 
 
-def _l1_start(key, images, epsilon):
+def _l1_start(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   """Uniform in the ball: d + 1 exponential variates by their sum, d of them with random signs."""
-  keys = jnp.unstack(jax.vmap(lambda k: jax.random.split(k, 3))(key), axis=1)
-  sizes = draw(keys[0], jax.random.exponential, images)
-  signs = draw(keys[1], jax.random.rademacher, images)
-  rest = draw(keys[2], jax.random.exponential, images[:, :1, :1, :1])
+  parts = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1)
+  sizes = draw(parts[0], jax.random.exponential, images)
+  signs = draw(parts[1], jax.random.rademacher, images)
+  rest = draw(parts[2], jax.random.exponential, images[:, :1, :1, :1])
   return per_example(epsilon, images) * signs * sizes / (_l1(sizes) + rest)
 
 
-def _l1_surface(key, images, epsilon):
+def _l1_surface(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   """A normal direction, scaled to the norm epsilon."""
-  values = draw(key, jax.random.normal, images)
+  values = draw(keys, jax.random.normal, images)
   return per_example(epsilon, images) * values / _l1(values)
 
 
-def largest_number(holds, like):
+def largest_number(holds: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
   """The largest number t >= 0, per example, for which a condition holds; 0 where it never does.
 
-  The condition must hold up to some number and for none above it. The search bisects the bits of a
-  float, which are in the order of the numbers: as many steps as a float has bits, and no sorting,
-  which compiled programs do slowly on a CPU.
+  The condition must hold up to some number and for none above it. The bits of floats are in the
+  order of the numbers. So the search bisects the bits, in as many steps as a float has bits. It
+  does not sort, which is slow in compiled programs on a CPU.
 
   Args:
     holds: (t [batch, 1, 1, 1]) -> bool [batch, 1, 1, 1].
@@ -88,7 +96,7 @@ def largest_number(holds, like):
   first = jnp.zeros((len(like), 1, 1, 1), kind)
   beyond = jax.lax.bitcast_convert_type(jnp.full_like(first, jnp.inf, like.dtype), kind)
 
-  def narrow(_, carry):
+  def narrow(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     low, high = carry
     middle = low + (high - low) // 2
     is_low = holds(to_float(middle))
@@ -98,8 +106,8 @@ def largest_number(holds, like):
   return jnp.where(found < jnp.finfo(like.dtype).tiny, 0, found)  # XLA takes those as zeros
 
 
-def sparse_direction(gradient, share):
-  """The signs of the largest entries of a gradient, divided by their number: of L1 size 1.
+def sparse_direction(gradient: jax.Array, share: ArrayLike) -> jax.Array:
+  """Signs of the largest entries of a gradient, divided by their number: a step of L1 norm 1.
 
   Args:
     gradient: float array [batch, height, width, channels].
@@ -118,55 +126,67 @@ def sparse_direction(gradient, share):
   return signs / jnp.maximum(_l1(signs), 1)
 
 
-def _linf_surface(key, images, epsilon):
+def _linf_surface(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   """Uniform in the box, then stretched until its largest entry is epsilon."""
-  values = draw(key, jax.random.uniform, images, minval=-1, maxval=1)
+  values = draw(keys, jax.random.uniform, images, minval=-1, maxval=1)
   return (
     per_example(epsilon, images) * values / jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True)
   )
 
 
-def _l2_surface(key, images, epsilon):
-  return per_example(epsilon, images) * _unit_l2(draw(key, jax.random.normal, images))
+def _l2_surface(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  return per_example(epsilon, images) * _unit_l2(draw(keys, jax.random.normal, images))
 
 
-def draw(keys, sampler, like, **kwargs):
-  """One draw per example, each with its own key: independent of the rest of the batch."""
+def draw(
+  keys: jax.Array, sampler: Callable[..., jax.Array], like: jax.Array, **kwargs: Any
+) -> jax.Array:
+  """Draws one array per example with its own key, independent of the rest of the batch.
+
+  Args:
+    keys: PRNG keys [batch].
+    sampler: function of `jax.random` with the arguments key, shape and dtype.
+    like: array [batch, ...] whose shape and dtype the draws have.
+    **kwargs: further arguments of the sampler.
+
+  Returns:
+    An array like `like`.
+  """
   return jax.vmap(lambda key: sampler(key, like.shape[1:], like.dtype, **kwargs))(keys)
 
 
-def _linf_project(candidates, images, epsilon):
+def _linf_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   epsilon = per_example(epsilon, images)
   return clip_to_box(images + jnp.clip(candidates - images, -epsilon, epsilon), images)
 
 
-def _l2_project(candidates, images, epsilon):
+def _l2_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   perturbation = candidates - images
   size = jnp.maximum(_l2(perturbation), jnp.finfo(perturbation.dtype).tiny)
   within = perturbation * jnp.minimum(1, per_example(epsilon, perturbation) / size)
   return clip_to_box(images + within, images)
 
 
-def _l1_project(candidates, images, epsilon):
+def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
   """The nearest points in the intersection of ball and box (Croce, Hein, ICML 2021).
 
-  d_i = sign(c_i) min(max(|c_i| - t, 0), room_i), where c is the candidates' perturbation, room_i
-  what the box leaves in that direction, and t >= 0 the smallest number for which |d|_1 <= epsilon.
-  |d|_1 is piecewise linear in t and falls. Bisection brackets t; Newton's step from the left end
-  finds it as soon as both ends lie on one piece.
+  d_i = sign(c_i) * min(max(abs(c_i) - t, 0), room_i), where c is the perturbation of the candidates
+  and room_i the distance to the box's face in that direction. t >= 0 is the smallest number for
+  which d has an L1 norm of at most epsilon. This norm is piecewise linear in t and falls. Bisection
+  brackets t. Newton's step from the left end finds t as soon as both ends lie on one piece.
   """
   change, epsilon = candidates - images, per_example(epsilon, images) * (1 - MARGIN)
   size = jnp.abs(change)
   low, high = jnp.minimum(images, 0), jnp.maximum(images, 1)
   room = jnp.where(change > 0, high - images, images - low)
 
-  def shrunk(t):
+  def shrunk(t: jax.Array) -> jax.Array:
     return jnp.clip(size - t, 0, room)
 
-  def total(t):
+  def total(t: jax.Array) -> jax.Array:
     return jnp.sum(shrunk(t), axis=_PIXELS, keepdims=True)
 
-  def narrow(carry):
+  def narrow(carry: _Bracket) -> _Bracket:
     number, left, right, reached = carry
     falling = jnp.sum((size > left) & (size - left < room), axis=_PIXELS, keepdims=True)
     newton = left + (total(left) - epsilon) / jnp.maximum(falling, 1).astype(size.dtype)
@@ -177,7 +197,7 @@ def _l1_project(candidates, images, epsilon):
       right, reached = jnp.where(fits, point, right), jnp.where(fits, norm, reached)
     return number + 1, left, right, reached
 
-  def goes_on(carry):
+  def goes_on(carry: _Bracket) -> jax.Array:
     number, left, right, reached = carry
     middle = (left + right) / 2
     is_open = (middle > left) & (middle < right) & (reached < epsilon * (1 - MARGIN))
@@ -196,45 +216,63 @@ def _l1_project(candidates, images, epsilon):
   return images + jnp.sign(change) * shrunk(t)
 
 
-def clip_to_box(candidates, images):
-  """The nearest points in the box [0, 1], stretched to hold an image that lies outside of it.
+def clip_to_box(candidates: jax.Array, images: jax.Array) -> jax.Array:
+  """Clips to the box [0, 1], enlarged where an image lies outside of it.
 
-  So clipping never leads away from the image: what is within epsilon of it stays there.
+  So clipping never moves a point away from its image: a point within epsilon stays within epsilon.
   """
   return jnp.clip(candidates, jnp.minimum(images, 0), jnp.maximum(images, 1))
 
 
-def project(candidates, images, epsilon, norm):
-  """Points of the ball around the images and of the box, near the candidates.
+def project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike, norm: str) -> jax.Array:
+  """Projects on the ball of radius epsilon around the images and on the box.
 
-  Linf and L1: the nearest ones. L2: the nearest of the ball, then of the box.
+  In Linf and L1 the result is the nearest point of both; in L2 the nearest of the ball, then of the
+  box.
+
+  Args:
+    candidates: float array [batch, height, width, channels].
+    images: array like `candidates`, the centres of the balls.
+    epsilon: radius in pixel units, scalar or [batch].
+    norm: a key of `NORMS`.
+
+  Returns:
+    An array like `candidates`.
   """
   return NORMS[norm].project(candidates, images, epsilon)
 
 
+class DrawPerturbation(Protocol):
+  """A random perturbation per example."""
+
+  def __call__(self, keys: jax.Array, images: jax.Array, epsilon: ArrayLike, /) -> jax.Array:
+    """Draws perturbations like `images`, with PRNG keys [batch]."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Norm:
-  """What defines an attack's threat model, apart from the loss.
+  """Geometry of one norm.
 
   Attributes:
     start: (keys [batch], images, epsilon) -> perturbation, uniform in the ball of radius epsilon.
     surface: (keys [batch], images, epsilon) -> random perturbation of size epsilon.
-    direction: gradient -> the direction of an ascent step, of size 1: the steepest in Linf and L2;
-      in L1 the largest `SPARSITY` of the entries, as the steepest changes only one.
-    project: (candidates, images, epsilon) -> points within ball and box, see `project`.
-    size: perturbation -> [batch], its norm.
-    dual: gradient -> [batch], its dual norm: the most that a step of size 1 gains.
+    direction: gradient -> direction of an ascent step, of size 1. In Linf and L2 the steepest one.
+      In L1, where the steepest step changes one entry, the largest `SPARSITY` of the entries.
+    project: (candidates, images, epsilon) -> points of ball and box, see `project`.
+    size: perturbation -> its norm [batch].
+    dual: gradient -> its dual norm [batch]: the largest first-order gain of a step of size 1.
   """
 
-  start: Callable
-  surface: Callable
-  direction: Callable
-  project: Callable
-  size: Callable
-  dual: Callable
+  start: DrawPerturbation
+  surface: DrawPerturbation
+  direction: Callable[[jax.Array], jax.Array]
+  project: Callable[[jax.Array, jax.Array, ArrayLike], jax.Array]
+  size: Callable[[jax.Array], jax.Array]
+  dual: Callable[[jax.Array], jax.Array]
 
 
-def _sizes(norm):
+def _sizes(norm: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+  """Drops the axes of size 1."""
   return lambda values: norm(values)[:, 0, 0, 0]
 
 

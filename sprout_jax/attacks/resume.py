@@ -1,23 +1,54 @@
-"""What an ensemble of attacks has done so far, in memory and in a file that survives a kill."""
+"""State of an ensemble of attacks, in memory and in a file from which it continues."""
 
 import hashlib
 import json
 import os
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
 from sprout_jax.attacks.attack import is_wrong
 
-ADVICE = "delete it to begin anew, or give another state_file"
+ADVICE = "delete it to start again, or give another state_file"
 
 
 class State:
-  """Which examples are robust, and which the present attack is done with; kept in a file."""
+  """Robust examples and the progress of the current attack; kept in a file.
 
-  def __init__(self, path, save_seconds, spec, images, labels, indices, logits):
+  Attributes:
+    robust: bool [n], True where no attack so far broke the example.
+    done: bool [n], True where the current attack is done with the example.
+    images: float [n, height, width, channels], the adversarial images found so far, else the clean.
+    per_attack: name of a finished attack -> `robust` after it.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike[str] | None,
+    save_seconds: float,
+    spec: dict[str, Any],
+    images: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    logits: np.ndarray,
+  ):
+    """Starts from the clean images, or continues from the file.
+
+    Args:
+      path: path of the file; None keeps no file.
+      save_seconds: smallest time between two writes, in seconds.
+      spec: constants of the ensemble, which must be those of the file.
+      images: host array [n, height, width, channels], the clean images.
+      labels: host array [n].
+      indices: host array [n], the examples' positions in the whole data set.
+      logits: host array [n, classes], the clean logits.
+
+    Raises:
+      ValueError: the file is damaged or belongs to another call, or its folder does not exist.
+    """
     self._path = None if path is None else pathlib.Path(path)
     self._save_seconds, self._saved_at, self._start = (
       save_seconds,
@@ -26,29 +57,30 @@ class State:
     )
     clean = ~is_wrong(logits, labels)
     self.robust, self.done = clean.copy(), np.zeros_like(clean)
-    self.images, self.per_attack, self._earlier = images.copy(), {}, 0.0
-    decides = {
-      key: value for key, value in spec.items() if key != "device"
-    }  # another number of them may continue
+    self.images, self._earlier = images.copy(), 0.0
+    self.per_attack: dict[str, np.ndarray] = {}
+    # Another number of devices may continue.
+    decides = {key: value for key, value in spec.items() if key != "device"}
     identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     for array in (images, labels, indices):
       identity.update(np.ascontiguousarray(array).data)
     self._identity, self._logits, self._clean = identity.hexdigest(), logits, clean
     if self._path is not None and self._path.exists():
-      self._load()
+      self._load(self._path)
     elif self._path is not None and not self._path.parent.is_dir():
       raise ValueError(
         f"auto_attack: the folder of state_file {self._path} does not exist; create it first"
       )
 
-  def _load(self):
-    stored = _read(self._path)
-    scale = 1e-3 * max(1, np.abs(self._logits).max())  # a shape's rounding is no other model
+  def _load(self, path: pathlib.Path) -> None:
+    stored = _read(path)
+    # Rounding, which differs between the shapes of programs, does not make another model.
+    scale = 1e-3 * max(1, np.abs(self._logits).max())
     if str(stored["identity"]) != self._identity or not np.allclose(
       stored["logits"], self._logits, rtol=0, atol=scale
     ):
       raise ValueError(
-        f"auto_attack: {self._path} belongs to another call (other images, labels, model, key or "
+        f"auto_attack: {path} belongs to another call (other images, labels, model, key or "
         f"attacks); {ADVICE}"
       )
     self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
@@ -56,16 +88,25 @@ class State:
     self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
     self._earlier = float(stored["seconds"])
 
-  def seconds(self):
+  def seconds(self) -> float:
+    """Seconds of work so far, those before an interruption included."""
     return self._earlier + time.monotonic() - self._start
 
-  def finish(self, name):
+  def finish(self, name: str) -> None:
+    """Records that an attack is finished, and saves."""
     self.per_attack[name] = self.robust.copy()
     self.done[:] = False
     self.save(now=True)
 
-  def save(self, now=False):
-    """Writes the file whole or not at all, unless it was written a short while ago."""
+  def save(self, now: bool = False) -> None:
+    """Writes the file whole or not at all.
+
+    Args:
+      now: True writes in any case, False only `save_seconds` after the last time.
+
+    Raises:
+      OSError: the file cannot be written. The last state saved is still there.
+    """
     start = time.monotonic()
     if (
       self._path is None
@@ -89,11 +130,11 @@ class State:
       },
     )
     self._saved_at = time.monotonic()
-    # Large sets: at most a tenth of the time goes into writing.
+    # Large sets of images take long to write: writing gets at most a tenth of the time.
     self._save_seconds = max(self._save_seconds, 10 * (self._saved_at - start) if not now else 0)
 
 
-def _digest(arrays):
+def _digest(arrays: dict[str, np.ndarray]) -> str:
   """SHA-256 of names, types, shapes and contents."""
   found = hashlib.sha256()
   for name, array in sorted(arrays.items()):
@@ -102,8 +143,8 @@ def _digest(arrays):
   return found.hexdigest()
 
 
-def _read(path):
-  """The arrays of a file of `_write`.
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the arrays of a file that `_write` wrote.
 
   Raises:
     ValueError: the file cannot be read, or is not as `_write` left it.
@@ -112,26 +153,27 @@ def _read(path):
     with open(path, "rb") as file, np.load(file) as stored:
       arrays = {name: stored[name] for name in stored.files}
     digest = str(arrays.pop("digest"))
-  except Exception as error:  # whatever zipfile, zlib and NumPy make of foreign bytes
+  except Exception as error:  # zipfile, zlib and NumPy raise many kinds on foreign bytes
     raise ValueError(
       f"auto_attack: {path} cannot be read as a state of auto_attack "
       f"({type(error).__name__}: {error}); {ADVICE}"
     ) from error
   if digest != _digest(arrays):
-    raise ValueError(f"auto_attack: {path} is damaged: its digest does not fit; {ADVICE}")
+    raise ValueError(f"auto_attack: {path} is damaged: its digest differs; {ADVICE}")
   return arrays
 
 
-def _write(path, arrays):
-  """Writes arrays and their digest whole or not at all.
+def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes arrays and their digest, whole or not at all.
 
   Raises:
-    OSError: the file cannot be written. What was there before is still there.
+    OSError: the file cannot be written. The earlier file is still there.
   """
   temporary = path.with_name(path.name + ".tmp")
+  contents: dict[str, Any] = {"digest": np.array(_digest(arrays)), **arrays}
   try:
     with open(temporary, "wb") as file:
-      np.savez(file, digest=np.array(_digest(arrays)), **arrays)
+      np.savez(file, **contents)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -140,5 +182,5 @@ def _write(path, arrays):
     raise OSError(
       error.errno,
       f"auto_attack: the state cannot be saved to {path} ({error.strerror or error}); free some "
-      "space, or give another state_file; what was saved before is still there",
+      "space, or give another state_file; the last state saved is still there",
     ) from error

@@ -1,25 +1,32 @@
-"""Running an attack over many images with batches that stay full.
+"""One attack over many images, in batches that stay full.
 
 A batch is a fixed number of slots on the devices. Each slot holds one example with its own state
-and step number. After every call of `chunk` steps, what is broken or finished leaves, and its slot
-takes the next run (restart, target) of the same example or the next example. When nothing waits any
-more, the rest moves into a smaller batch, of few sizes, so that few programs are compiled.
+and step number. After every call of `chunk` steps, broken and finished examples leave. Their slots
+take the next run (restart or target) of the same example, or the next example. When no example
+waits, the rest moves into a smaller batch. There are few sizes of batches, so that few programs are
+compiled.
 
-What happens to an example depends on its own key, image and label only: the outcome is the same for
-any batch size, order and number of devices. A run that was killed repeats what was in the slots.
+An example's outcome depends on its own key, image and label only. It is the same for any batch
+size, order and number of devices. After an interruption the examples in the slots start again.
 """
 
 import functools
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
+from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import Batch
+from sprout_jax.attacks.attack import State
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import select
 
@@ -28,63 +35,83 @@ SMALLEST = 8  # slots per device of the smallest batch, unless the largest is sm
 
 
 class Slots(NamedTuple):
-  """What lives on the devices.
+  """The examples on the devices.
 
   Attributes:
-    batch: what the attack is given.
+    batch: the examples, one per slot.
     state: the attack's state.
     step: int [slots], steps done in this run.
   """
 
   batch: Batch
-  state: dict
+  state: State
   step: jax.Array
 
 
 class Outcome(NamedTuple):
-  """An example that has left: its position, whether it is broken, its adversarial image or None."""
+  """Outcome of the attack on one example.
 
-  index: int
+  Attributes:
+    position: position of the example among all examples.
+    broken: True where it is misclassified.
+    image: adversarial image [height, width, channels]; None where it is not broken.
+  """
+
+  position: int
   broken: bool
   image: np.ndarray | None
 
 
-def sizes(batch_size, devices):
-  """The batch sizes in use, falling: multiples of the number of devices."""
+def sizes(batch_size: int, devices: int) -> list[int]:
+  """Batch sizes in use, from large to small: multiples of the number of devices."""
   found = [batch_size]
   while found[-1] // SHRINK >= SMALLEST * devices and found[-1] // SHRINK % devices == 0:
     found.append(found[-1] // SHRINK)
   return found
 
 
-def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chunk):
-  """Yields after every call: a list of `Outcome`s, the runs that the slots are in (a list), and how
-  much of their work the examples in the slots have behind them, in examples.
+def attack_examples(
+  attack: Attack,
+  predict: jax.tree_util.Partial,
+  key: jax.Array,
+  examples: tuple[np.ndarray, np.ndarray, np.ndarray],
+  waiting: Sequence[int] | np.ndarray,
+  epsilon: float,
+  batch_size: int,
+  mesh: Mesh,
+  chunk: int,
+) -> Iterator[tuple[list[Outcome], list[int], float]]:
+  """Attacks the waiting examples and yields the outcomes after every compiled call.
 
   Args:
-    attack: an `Attack`.
-    predict: a `jax.tree_util.Partial` from `inspection.on_devices`, images -> logits, or of images
-      and keys, as the attack wants it.
+    attack: the attack.
+    predict: images -> logits, or a function of images and keys, as the attack needs it; from
+      `inspection.on_devices`.
     key: PRNG key of the attack.
-    examples: host arrays (images, labels, indices that make the keys) of all examples.
+    examples: host arrays (images, labels, indices that determine the keys) of all examples.
     waiting: positions of the examples to attack.
     epsilon: radius in pixel units.
     batch_size: number of slots, a multiple of the number of devices.
-    mesh: mesh with one axis, "examples".
-    chunk: steps between two looks.
+    mesh: mesh with the one axis "examples".
+    chunk: number of steps of one compiled call.
+
+  Yields:
+    The outcomes of the examples that left, the run of each occupied slot, and how much work on the
+    examples in the slots is done, in units of whole examples.
   """
   programs = _programs(attack, mesh, chunk, str(jax.random.key_impl(key)))
   split, replicated = shardings(mesh)
   given = predict, *put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
-  waiting = list(reversed(waiting))
+  queue = list(reversed(waiting))
   all_sizes = sizes(batch_size, mesh.size)
-  size = _fitting(all_sizes, len(waiting))
+  size = _fitting(all_sizes, len(queue))
   index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
-  fresh, slots = np.ones(size, bool), None
+  fresh = np.ones(size, bool)
+  slots: Slots | None = None
   while True:
-    for slot in np.flatnonzero(index < 0)[: len(waiting)]:
-      index[slot], number[slot], fresh[slot] = waiting.pop(), 0, True
-    if not waiting and _fitting(all_sizes, (index >= 0).sum()) < size:
+    for slot in np.flatnonzero(index < 0)[: len(queue)]:
+      index[slot], number[slot], fresh[slot] = queue.pop(), 0, True
+    if not queue and _fitting(all_sizes, (index >= 0).sum()) < size:
       size = _fitting(all_sizes, (index >= 0).sum())
       order = np.argsort(index < 0, kind="stable")[:size]
       slots = slots and programs.take(slots, order)
@@ -104,9 +131,9 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
     next_run = (index >= 0) & is_over & ~leaving
     number[next_run] += 1
     fresh[next_run] = True
-    adversarial = np.asarray(programs.fetch(slots)) if (leaving & broken).any() else None
+    found = np.asarray(programs.fetch(slots)) if (leaving & broken).any() else np.empty(size)
     outcomes = [
-      Outcome(int(index[slot]), bool(broken[slot]), adversarial[slot] if broken[slot] else None)
+      Outcome(int(index[slot]), bool(broken[slot]), found[slot] if broken[slot] else None)
       for slot in np.flatnonzero(leaving)
     ]
     index[leaving] = -1
@@ -116,39 +143,60 @@ def run(attack, predict, key, examples, waiting, epsilon, batch_size, mesh, chun
 
 
 class _Programs(NamedTuple):
-  begin: Callable
-  refill: Callable
-  advance: Callable
-  take: Callable
-  look: Callable
-  fetch: Callable
+  """Compiled programs of an attack.
+
+  Attributes:
+    begin: fills all slots.
+    refill: fills the slots that are marked as fresh.
+    advance: makes up to `chunk` steps.
+    take: moves chosen slots into a smaller batch.
+    look: returns which slots are broken, and their step numbers.
+    fetch: returns the adversarial images.
+  """
+
+  begin: Callable[..., Slots]
+  refill: Callable[..., Slots]
+  advance: Callable[..., Slots]
+  take: Callable[[Slots, np.ndarray], Slots]
+  look: Callable[[Slots], tuple[jax.Array, jax.Array]]
+  fetch: Callable[[Slots], jax.Array]
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(attack, mesh, chunk, key_impl):
-  """The compiled programs of an attack; jax.jit specialises them to models and batch sizes.
+def _programs(attack: Attack, mesh: Mesh, chunk: int, key_impl: str) -> _Programs:
+  """The compiled programs of an attack; `jax.jit` specialises them to models and batch sizes.
 
   Key, radius and weights are arguments, so that the next call of the same attack on the same model
   compiles nothing.
   """
   split, replicated = shardings(mesh)
 
-  def begin(predict, key, epsilon, images, labels, indices, run, fresh):
+  def begin(
+    predict: jax.tree_util.Partial,
+    key: jax.Array,
+    epsilon: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+    run: jax.Array,
+    fresh: jax.Array,
+  ) -> Slots:
     del fresh
     keys = example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices)
     batch = Batch(images, labels, keys, run, epsilon)
     return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
 
-  def refill(slots, *args):
+  def refill(slots: Slots, *args: Any) -> Slots:
     new, fresh = begin(*args), args[-1]
-    batch = Batch(*select(fresh, tuple(new.batch[:4]), tuple(slots.batch[:4])), slots.batch.epsilon)
+    images, labels, keys, run = select(fresh, tuple(new.batch[:4]), tuple(slots.batch[:4]))
+    batch = Batch(images, labels, keys, run, slots.batch.epsilon)
     return Slots(batch, *select(fresh, (new.state, new.step), (slots.state, slots.step)))
 
-  def advance(slots, predict, occupied):
-    def is_active(slots):
+  def advance(slots: Slots, predict: jax.tree_util.Partial, occupied: jax.Array) -> Slots:
+    def is_active(slots: Slots) -> jax.Array:
       return occupied & ~slots.state["broken"] & (slots.step < attack.num_steps)
 
-    def body(carry):
+    def body(carry: tuple[Any, Slots]) -> tuple[Any, Slots]:
       done, slots = carry
       active = is_active(slots)
       state = select(
@@ -160,10 +208,11 @@ def _programs(attack, mesh, chunk, key_impl):
       lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots)
     )[1]
 
-  def take(slots, order):
+  def take(slots: Slots, order: jax.Array) -> Slots:
     return jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, slots)
 
-  def compiled(fn, **options):
+  def compiled(fn: Callable[..., Slots], **options: Any) -> Callable[..., Slots]:
+    """`jax.jit` with the examples split over the devices."""
     return jax.jit(
       lambda *args: jax.tree.map(
         lambda leaf: jax.lax.with_sharding_constraint(leaf, split if leaf.ndim else replicated),
@@ -182,18 +231,18 @@ def _programs(attack, mesh, chunk, key_impl):
   )
 
 
-def shardings(mesh):
-  """Where the examples of a batch live, and where everything else does."""
+def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+  """Shardings of the examples of a batch (split) and of everything else (replicated)."""
   return NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
 
 
-def _fitting(all_sizes, count):
-  """The smallest of the sizes that holds `count`, or the largest."""
+def _fitting(all_sizes: list[int], count: int) -> int:
+  """The smallest size that holds `count` examples, or the largest size."""
   return min((size for size in all_sizes if size >= count), default=all_sizes[0])
 
 
-def put(tree, sharding):
-  """Host arrays on the devices. A copy: a CPU device would share memory that changes here."""
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Copies host arrays to the devices; a CPU device would otherwise share memory that changes."""
   return jax.tree.map(
     lambda leaf: jax.make_array_from_callback(
       leaf.shape, sharding, lambda index: np.array(leaf[index])

@@ -1,21 +1,24 @@
-"""What a data set is here: arrays in memory, checked once, with a fingerprint."""
+"""The data set: arrays in memory, their checks and their fingerprint."""
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from sprout_jax.errors import UserError
 
-HOLD_OUT_SEED = 20200701  # fixed: every run, whatever its seed, holds out the same images
+HOLD_OUT_SEED = 20200701  # fixed, so that every run holds out the same images, whatever its seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
   """Images and their labels, in a fixed order.
 
-  images: [n, height, width, channels], uint8 in 0..255 or float32 in [0, 1].
-  labels: [n], int32 in 0..num_classes-1.
+  Attributes:
+    images: [n, height, width, channels], uint8 in 0..255 or float32 in [0, 1].
+    labels: [n], int32 in 0..num_classes-1.
   """
 
   images: np.ndarray
@@ -24,11 +27,18 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A whole classification data set.
+  """A classification data set.
 
-  validation may be empty (n = 0). fingerprint: sha256, hex, of the training and test arrays as
-  read, before validation images are held out: the same for every validation_fraction.
-  provenance: one sentence, where the images come from and their licence where known.
+  Attributes:
+    name: the name with which it was loaded.
+    train: the training split.
+    validation: the held-out split; it can be empty.
+    test: the test split.
+    num_classes: number of classes.
+    class_names: a name for each class.
+    fingerprint: SHA-256 (hex) of the training and test arrays before the validation split is held
+      out, so it does not depend on `validation_fraction`.
+    provenance: one sentence about the source of the images, with their licence where it is known.
   """
 
   name: str
@@ -41,51 +51,57 @@ class Dataset:
   provenance: str
 
   @property
-  def image_shape(self):
-    """(height, width, channels)."""
+  def image_shape(self) -> tuple[int, ...]:
+    """The shape of an image, (height, width, channels)."""
     return tuple(self.train.images.shape[1:])
 
 
-def empty_like(split):
-  """Returns a Split of no images, with the shapes and types of `split`."""
+def empty_like(split: Split) -> Split:
+  """Returns an empty split with the shapes and types of `split`."""
   return Split(split.images[:0], split.labels[:0])
 
 
-def digest(array):
-  """Returns the sha256 (hex) of an array's type, shape and bytes."""
+def digest(array: np.ndarray) -> str:
+  """Returns the SHA-256 (hex) of an array's type, shape and bytes."""
   sha = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
   sha.update(np.ascontiguousarray(array).data)
   return sha.hexdigest()
 
 
-def fingerprint(digests):
-  """Returns one sha256 (hex) for the digests of: train images, labels, test images, labels."""
+def fingerprint(digests: Iterable[str]) -> str:
+  """Returns the SHA-256 (hex) of the digests of train images and labels, test images and labels."""
   return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def hold_out(dataset, fraction):
-  """Returns `dataset` with round(fraction * n) training images moved to validation.
+def hold_out(dataset: Dataset, fraction: float) -> Dataset:
+  """Moves round(fraction * n) of the n training images to the validation split.
 
-  Which images is a fixed permutation of the n: it depends on n and `fraction` only, and a larger
-  fraction holds out a superset. Both parts keep the order they had. `fraction` is in [0, 1); 0
-  keeps every training image. Raises UserError when a part would be empty.
+  The choice is the beginning of a fixed permutation. It depends only on n and `fraction`, and a
+  larger fraction holds out a superset. Both parts keep their order.
+
+  Args:
+    dataset: the data set, with an empty validation split.
+    fraction: share of the training images, in [0, 1); 0 keeps every training image.
+
+  Raises:
+    UserError: the fraction is out of range, or a part would be empty.
   """
   if not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
     raise UserError(
-      f"validation_fraction is {fraction!r}; it must be a number with 0 <= f < 1 "
-      "(0 keeps every training image; 0.1 is usual)"
+      f"validation_fraction is {fraction!r}; it must be a number of at least 0 and below 1 (0 "
+      "keeps every training image; 0.1 is usual)"
     )
   images, labels = dataset.train.images, dataset.train.labels
   count = round(fraction * len(labels))
   if fraction and not 0 < count < len(labels):
     raise UserError(
-      f"validation_fraction={fraction} of {len(labels)} training images leaves "
-      f"{count} for validation and {len(labels) - count} for training; both must "
-      "have some: choose another fraction, or 0 for no validation set"
+      f"validation_fraction is {fraction}: of {len(labels)} training images this leaves {count} "
+      f"for validation and {len(labels) - count} for training. Both need at least one: choose "
+      "another fraction, or 0 for no validation split"
     )
   if not count:
     return dataclasses.replace(dataset, validation=empty_like(dataset.train))
-  # RandomState: NumPy promises its stream never changes, which it does not for default_rng.
+  # RandomState, because NumPy promises that its stream never changes; that of default_rng can.
   order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(labels))
   held, kept = np.sort(order[:count]), np.sort(order[count:])
   return dataclasses.replace(
@@ -93,18 +109,21 @@ def hold_out(dataset, fraction):
   )
 
 
-def check(dataset):
-  """Raises UserError, saying what was found, expected and what to do, unless the data are sound.
+def check(dataset: Dataset) -> None:
+  """Checks a data set.
 
-  Checked in every split: ranks, types, equal counts of images and labels, one image shape, float
-  images finite and in [0, 1], labels in 0..num_classes-1; train and test not empty; one name for
-  each class.
+  The checks of every split: ranks, types, as many labels as images, one image shape, float images
+  finite and in [0, 1], labels in 0..num_classes-1. The training and test splits must not be empty.
+  Every class must have a name.
+
+  Raises:
+    UserError: a check fails; the message says what was found, what was expected and what to do.
   """
   if dataset.num_classes < 2 or len(dataset.class_names) != dataset.num_classes:
     raise UserError(
-      f"data set {dataset.name!r}: {dataset.num_classes} classes with "
-      f"{len(dataset.class_names)} names; expected at least 2 classes and one name "
-      "each: mend num_classes or class_names"
+      f"data set {dataset.name!r} has {dataset.num_classes} classes and "
+      f"{len(dataset.class_names)} class names; expected at least 2 classes and one name for each: "
+      "correct num_classes or class_names"
     )
   for part in ("train", "validation", "test"):
     problem = _problem(getattr(dataset, part), dataset, may_be_empty=part == "validation")
@@ -112,8 +131,8 @@ def check(dataset):
       raise UserError(f"data set {dataset.name!r}, {part} split: {problem}")
 
 
-def _problem(split, dataset, may_be_empty):
-  """Returns what is wrong with one split, or an empty string."""
+def _problem(split: Split, dataset: Dataset, may_be_empty: bool) -> str:
+  """Returns the problem of a split, or an empty string."""
   images, labels = split.images, split.labels
   if images.ndim != 4:
     return (
@@ -130,30 +149,34 @@ def _problem(split, dataset, may_be_empty):
       "convert them, one class index for each image"
     )
   if len(images) != len(labels):
-    return f"{len(images)} images but {len(labels)} labels; expected as many: mend the source"
+    return f"{len(images)} images but {len(labels)} labels; expected one label for each image"
   if not len(labels):
-    return "" if may_be_empty else "it is empty; expected some images: choose another split"
+    return "" if may_be_empty else "it is empty; expected at least one image: choose another split"
   if images.shape[1:] != dataset.image_shape:
     return (
-      f"images are {images.shape[1:]} but those of train are {dataset.image_shape}; expected "
-      "one shape: resize them"
+      f"images have shape {images.shape[1:]}, but training images have {dataset.image_shape}; "
+      "expected one shape: resize them"
     )
   if images.dtype == np.float32:
     low, high = images.min(), images.max()  # NaN if any pixel is NaN
     if not (low >= 0 and high <= 1):
       return (
-        f"pixels range from {low} to {high}; expected float32 images in [0, 1], without NaN: "
-        "divide by the largest level, or keep them uint8"
+        f"pixels range from {low} to {high}; expected float32 in [0, 1], without NaN: divide by "
+        "the largest level, or give uint8"
       )
   low, high = labels.min(), labels.max()
   if low < 0 or high >= dataset.num_classes:
     return (
       f"labels range from {low} to {high}; expected 0..{dataset.num_classes - 1}: choose a "
-      "split that has labels (-1 marks a hidden one), or mend num_classes"
+      "split with labels (-1 marks a hidden label), or correct num_classes"
     )
   return ""
 
 
-def to_float(images):
-  """Returns pixels as float32 in [0, 1]: uint8 / 255, float as it is. NumPy or JAX arrays."""
+def to_float(images: Any) -> Any:
+  """Returns uint8 pixels as float32 in [0, 1] (x / 255), and other arrays unchanged.
+
+  Args:
+    images: a NumPy or JAX array.
+  """
   return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images

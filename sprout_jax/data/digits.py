@@ -1,10 +1,10 @@
-"""The embedded data set: real images that need no download.
+"""The embedded data set: handwritten digits, without a download.
 
 Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning
 Repository, 1998, https://archive.ics.uci.edu/dataset/80, doi 10.24432/C50P49, licensed CC BY 4.0
 (https://creativecommons.org/licenses/by/4.0/). `digits.npz` holds the 1,797 images of its test
-file, in the file's order, by way of scikit-learn's digits.csv.gz: 8x8 pixels, 17 grey levels. The
-only change is the container: levels and labels are stored as uint8.
+file, in the order of the file, taken from scikit-learn's digits.csv.gz: 8x8 pixels, 17 grey levels.
+The only change is the file format: levels and labels are stored as uint8.
 """
 
 import importlib.resources
@@ -23,21 +23,20 @@ PROVENANCE = (
 )
 
 
-def load():
-  """Returns the digits: images float32 [n, 8, 8, 1], exactly level / 16, 10 classes.
+def load() -> dataset.Dataset:
+  """Loads the digits: float32 images [n, 8, 8, 1], exactly level / 16, with 10 classes.
 
-  The source has no split of its own, so one is fixed here: with
-  `order = np.random.RandomState(0).permutation(1797)`, image `order[i]` is in the test split for
-  i < 300 and in the training split for the rest; both keep the source's order. All 13 writers
-  are in both.
+  The source has no splits, so they are fixed here. With
+  `order = np.random.RandomState(0).permutation(1797)`, the images `order[:300]` are the test split
+  and the others the training split. Both keep the order of the source. All 13 writers are in both.
   """
-  # Through importlib.resources and not __file__: works from an installed or zipped package.
-  packed = importlib.resources.files(__package__).joinpath("digits.npz").read_bytes()
+  # importlib.resources also works in a zipped package.
+  packed = importlib.resources.files("sprout_jax.data").joinpath("digits.npz").read_bytes()
   with np.load(io.BytesIO(packed)) as arrays:
     levels, labels = arrays["levels"], arrays["labels"]
   images = (levels.astype(np.float32) / 16)[..., None]
   labels = labels.astype(np.int32)
-  order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))  # a stream NumPy has frozen
+  order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))  # a stream that never changes
   parts = [np.sort(order[NUM_TEST:]), np.sort(order[:NUM_TEST])]
   train, test = [dataset.Split(images[part], labels[part]) for part in parts]
   return dataset.Dataset(

@@ -2,15 +2,15 @@
 
     python -m sprout_jax.data.prepare NAME --data_dir DIR
 
-The stock TFDS builder does the work (its version, features, ids, keys, hence its order), and TFDS's
-own download manager downloads, with a progress bar, and verifies size and sha256 against TFDS's
-register. Only reading the archives is done here, because the stock code does that with TensorFlow;
-images are handed over as PNG, so writing needs none either. Of SVHN, "train" and "test" are
-prepared: "extra" (1.3 GB) is left out, and asking for it raises an error that lists the splits.
-Any other TFDS set is left to its stock builder, which usually needs TensorFlow.
+The stock TFDS builder writes the set, so version, features, ids and order are its own. TFDS's
+download manager downloads the archives, shows a progress bar, and verifies sizes and SHA-256
+digests. Only the reading of the archives is done here, because the stock code needs TensorFlow for
+it. Images are passed as PNG, so that writing needs no TensorFlow either. Of SVHN, "train" and
+"test" are prepared, but not "extra" (1.3 GB). Any other TFDS set is prepared by its stock builder,
+which usually needs TensorFlow.
 
-Processes that prepare the same set at once wait for each other (a lock file in DIR). Without a
-network, put the archive into DIR/downloads/manual; it is verified in the same way.
+Processes that prepare the same set at the same time wait for each other (a lock file in DIR).
+Without a network, put the archive into DIR/downloads/manual; it is verified in the same way.
 """
 
 import argparse
@@ -24,6 +24,11 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import IO
+from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
@@ -32,11 +37,12 @@ from PIL import Image
 from sprout_jax.data import tfds_source
 from sprout_jax.errors import UserError
 
-MAX_RETRIES = 3  # TFDS's 10 keep someone without a network waiting for minutes
+MAX_RETRIES = 3  # TFDS's 10 retries take minutes without a network
+Examples = Iterator[tuple[int, dict[str, Any]]]
 
 
-def cifar_examples(builder, downloads):
-  """Returns {split: examples} of CIFAR-10 or CIFAR-100 in the stock builder's order."""
+def cifar_examples(builder: Any, downloads: Any) -> dict[str, Examples]:
+  """Reads CIFAR-10 or CIFAR-100 as {split: examples}, in the order of the stock builder."""
   about = builder._cifar_info  # pylint: disable=protected-access
   wanted = {
     about.prefix + name: name
@@ -44,9 +50,9 @@ def cifar_examples(builder, downloads):
   }
   with tarfile.open(downloads.download(about.url)) as archive:  # read in place, nothing extracted
     files = {
-      wanted[member.name]: archive.extractfile(member).read()
+      wanted[member.name]: content.read()
       for member in archive
-      if member.name in wanted
+      if member.name in wanted and (content := archive.extractfile(member)) is not None
     }
   missing = sorted(set(wanted.values()) - set(files))
   if missing:
@@ -54,8 +60,8 @@ def cifar_examples(builder, downloads):
   for key, name in zip(about.label_keys, about.label_files):
     builder.info.features[key].names = [line for line in files[name].decode().split("\n") if line]
 
-  def examples(split, names):
-    index = 0  # runs on over the files: it is the key, and decides the order on disk
+  def examples(split: str, names: Sequence[str]) -> Examples:
+    index = 0  # counts over all files: it is the key, which determines the order on disk
     for name in names:
       data = np.frombuffer(files[name], np.uint8)
       # A record is the label bytes, then a 32x32 image, channel by channel.
@@ -74,14 +80,14 @@ def cifar_examples(builder, downloads):
   return {"train": examples("train", about.train_files), "test": examples("test", about.test_files)}
 
 
-def svhn_examples(builder, downloads):
-  """Returns {split: examples} of cropped SVHN in the stock builder's order, without "extra"."""
+def svhn_examples(builder: Any, downloads: Any) -> dict[str, Examples]:
+  """Reads cropped SVHN as {split: examples}, in the order of the stock builder, without "extra"."""
   import scipy.io  # pylint: disable=g-import-not-at-top
 
   base = importlib.import_module(type(builder).__module__).URL
   paths = downloads.download({s: urljoin(base, f"{s}_32x32.mat") for s in ("train", "test")})
 
-  def examples(split):
+  def examples(split: str) -> Examples:
     data = scipy.io.loadmat(paths[split])
     for index, label in enumerate(data["y"].reshape(-1)):
       if not 1 <= label <= 10:
@@ -98,21 +104,28 @@ def svhn_examples(builder, downloads):
   return {split: examples(split) for split in paths}
 
 
-PREPARERS = {"cifar10": cifar_examples, "cifar100": cifar_examples, "svhn_cropped": svhn_examples}
+PREPARERS: dict[str, Callable[[Any, Any], dict[str, Examples]]] = {
+  "cifar10": cifar_examples,
+  "cifar100": cifar_examples,
+  "svhn_cropped": svhn_examples,
+}
 
 
-def prepare(name, data_dir=""):
-  """Downloads, verifies and writes the TFDS set `name` as array_record; returns its directory.
+def prepare(name: str, data_dir: str | pathlib.Path = "") -> pathlib.Path:
+  """Downloads, verifies and writes a TFDS set as array_record.
 
-  Does nothing when it is there already. Nothing half-made is left behind.
+  A set that is already prepared is not prepared again. An incomplete set is not left behind.
 
   Args:
     name: a TFDS name.
     data_dir: as in `sprout_jax.data.load`.
 
+  Returns:
+    The folder of the set.
+
   Raises:
-    UserError: unknown name, no network, wrong checksum, no TensorFlow for a set that needs it, or
-      the set is there in a format that needs TensorFlow; the message says what to type.
+    UserError: an unknown name, no network, a wrong checksum, a set whose preparation or present
+      format needs TensorFlow; the message says what to type.
   """
   directory = tfds_source.data_directory(data_dir)
   tfds = tfds_source.import_tfds()
@@ -123,8 +136,8 @@ def prepare(name, data_dir=""):
     lock = (directory / f".{base}.prepare.lock").open("w")
   except OSError as error:
     raise UserError(
-      f"{name!r} is not in {directory}, and cannot be prepared there: {error}; give "
-      "a directory to write in as data_dir, or set TFDS_DATA_DIR"
+      f"{name!r} is not in {directory}, and cannot be prepared there ({error}); give a writable "
+      "folder as data_dir, or set TFDS_DATA_DIR"
     ) from error
   with lock, _locked(lock):
     builder = tfds_source.find_builder(name, directory)
@@ -134,18 +147,18 @@ def prepare(name, data_dir=""):
         other = tfds_source.prepare_command(name, "OTHER_DIR")
         raise UserError(
           f"{builder.data_path} holds {name!r} in a format that needs TensorFlow; "
-          f"expected array_record. Choose another directory:\n  {other}"
+          f"expected array_record. Prepare it in another folder:\n  {other}"
         )
       return pathlib.Path(builder.data_path)
     if base not in PREPARERS and importlib.util.find_spec("tensorflow") is None:
       raise UserError(
-        f"{name!r} is not in {directory}{_other_versions(builder, name)}, and preparing it "
-        f"needs TensorFlow (without it: {', '.join(sorted(PREPARERS))}). Type\n"
-        f"  pip install tensorflow\n  {command}\n"
-        "once, here or on another machine; reading the result needs no TensorFlow"
+        f"{name!r} is not in {directory}{_other_versions(builder, name)}, and its preparation "
+        f"needs TensorFlow (only {', '.join(sorted(PREPARERS))} need none). Type once, on this or "
+        f"another machine:\n  pip install tensorflow\n  {command}\n"
+        "Reading the prepared set needs no TensorFlow"
       )
     builder = tfds.builder(name, data_dir=directory, file_format="array_record")
-    if base in PREPARERS:  # of the stock builder, only the reading of the archive is replaced
+    if base in PREPARERS:  # replaces only the reading of the archive
       builder._split_generators = functools.partial(PREPARERS[base], builder)
     config = tfds.download.DownloadConfig(
       try_download_gcs=False, force_checksums_validation=base in PREPARERS
@@ -153,32 +166,32 @@ def prepare(name, data_dir=""):
     try:
       with _download_manners(directory / "downloads"):
         builder.download_and_prepare(download_config=config)
-    except Exception as error:  # network, disk, archive, checksum: whatever it was, say what next
+    except Exception as error:  # network, disk, archive, checksum
       raise UserError(
-        f"{name!r} is not in {directory}{_other_versions(builder, name)}, and preparing it "
-        f"failed ({type(error).__name__}: {error}). Nothing half-made was kept. With a network, "
+        f"{name!r} is not in {directory}{_other_versions(builder, name)}, and its preparation "
+        f"failed ({type(error).__name__}: {error}). No incomplete set was left. With a network, "
         f"type\n  {command}\n"
-        f"or first put the archive, under its own name, into {directory}/downloads/manual"
+        f"Without one, first put the archive, with its own name, into {directory}/downloads/manual"
       ) from error
   return pathlib.Path(builder.data_path)
 
 
-def _png(pixels):
-  """Returns uint8 [h, w, 3] as PNG bytes: exact, and TFDS stores them as they are."""
+def _png(pixels: np.ndarray) -> bytes:
+  """Encodes uint8 [height, width, 3] as PNG, which is lossless and which TFDS stores unchanged."""
   file = io.BytesIO()
   Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
   return file.getvalue()
 
 
-def _other_versions(builder, name):
-  """Returns a hint when the directory has the set in other versions than TFDS's current one."""
+def _other_versions(builder: Any, name: str) -> str:
+  """Returns a hint if the folder has the set in other versions than TFDS's current one."""
   there = sorted(
     p.parent.name for p in pathlib.Path(builder.data_path).parent.glob("[0-9]*/dataset_info.json")
   )
   return (
     (
-      f" in version {builder.version} (versions there: {', '.join(there)}; ask for "
-      f"'{name.split(':')[0]}:{there[-1]}' to read it)"
+      f" in version {builder.version} (the folder has: {', '.join(there)}; type "
+      f"'{name.split(':')[0]}:{there[-1]}' to read that version)"
     )
     if there
     else ""
@@ -186,11 +199,11 @@ def _other_versions(builder, name):
 
 
 @contextlib.contextmanager
-def _locked(file):
-  """Lets one process at a time through."""
+def _locked(file: IO[str]) -> Iterator[None]:
+  """Holds a lock that only one process can hold at a time."""
   try:
     import fcntl  # pylint: disable=g-import-not-at-top
-  except ImportError:  # Windows: TFDS's own move into place is then the only guard
+  except ImportError:  # Windows: TFDS's atomic move of the finished set is then the only protection
     yield
     return
   fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or the process dies
@@ -198,9 +211,9 @@ def _locked(file):
 
 
 @contextlib.contextmanager
-def _download_manners(downloads):
-  """Fewer retries, and a download that fails does not leave its partial file behind."""
-  downloader = importlib.import_module("tensorflow_datasets.core.download.downloader")
+def _download_manners(downloads: pathlib.Path) -> Iterator[None]:
+  """Makes downloads retry less often, and removes the partial files of failed downloads."""
+  downloader: Any = importlib.import_module("tensorflow_datasets.core.download.downloader")
   retries, before = downloader.MAX_RETRIES, set(downloads.glob("**/*.tmp.*"))
   downloader.MAX_RETRIES = MAX_RETRIES
   try:
@@ -211,14 +224,20 @@ def _download_manners(downloads):
       shutil.rmtree(leftover, ignore_errors=True)
 
 
-def main(argv=None):
-  """The command line; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Executes the command line and returns the exit status."""
   parser = argparse.ArgumentParser(
-    prog="python -m sprout_jax.data.prepare", description=__doc__.splitlines()[0]
+    prog="python -m sprout_jax.data.prepare",
+    description="Download and prepare a TFDS data set as array_record, which needs no TensorFlow "
+    "to read.",
   )
-  parser.add_argument("name", help=f"{', '.join(sorted(PREPARERS))}, or any TFDS name")
   parser.add_argument(
-    "--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+    "name", help=f"the data set: {', '.join(sorted(PREPARERS))}, or any TFDS name"
+  )
+  parser.add_argument(
+    "--data_dir",
+    default="",
+    help="the folder of TFDS sets (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
   )
   args = parser.parse_args(argv)
   try:

@@ -1,8 +1,8 @@
-"""Any TFDS image-classification set that fits in memory, read without TensorFlow.
+"""TFDS image-classification sets that fit in memory, read without TensorFlow.
 
-Pixels are decoded once, with Pillow, and kept as arrays (see `array_cache`), keyed by every
-prepared file's name, size and time: a set prepared anew is read anew. When the cache has the set,
-`tensorflow_datasets` is not even imported.
+Images are decoded once, with Pillow, and stored as arrays (see `array_cache`). The key of the cache
+has the name, size and time of every prepared file, so a set that is prepared again is decoded
+again. If the cache has the set, `tensorflow_datasets` is not imported.
 """
 
 import difflib
@@ -12,6 +12,10 @@ import io
 import os
 import pathlib
 import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,52 +25,87 @@ from sprout_jax.data import array_cache
 from sprout_jax.data import dataset
 from sprout_jax.errors import UserError
 
-CACHE_FORMAT = 1  # raise when the decoding below changes
-BATCH = 512  # records fetched in one read
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for a number of channels
-STOCK_ID = re.compile(r"(train|test)_\d{5}")  # what the stock CIFAR builders write
+CACHE_FORMAT = 1  # to be raised when the decoding below changes
+BATCH = 512  # records per read
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels
+STOCK_ID = re.compile(r"(train|test)_\d{5}")  # the ids of the stock CIFAR builders
 
 
-def data_directory(data_dir=""):
-  """Returns `data_dir`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+class DataSource(Protocol):
+  """A prepared split with random access, as TFDS gives it."""
+
+  def __len__(self) -> int:
+    """Returns the number of examples."""
+    ...
+
+  def __getitems__(self, indices: Sequence[int], /) -> Sequence[Mapping[str, Any]]:
+    """Returns examples by their positions."""
+    ...
+
+
+def data_directory(data_dir: str | pathlib.Path = "") -> pathlib.Path:
+  """Returns `data_dir`, or by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+  Raises:
+    UserError: it is not a local folder.
+  """
   chosen = str(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
   if "://" in chosen:
     raise UserError(
-      f"data_dir is {chosen!r}; expected a local directory: copy the prepared set to "
-      "this machine's disk and give that path"
+      f"data_dir is {chosen!r}; expected a local folder: copy the prepared set to this machine's "
+      "disk and give that path"
     )
   return pathlib.Path(chosen).expanduser()
 
 
-def prepare_command(name, directory):
-  """Returns what the user types to download and prepare a set."""
+def prepare_command(name: str, directory: pathlib.Path | str) -> str:
+  """Returns the command that downloads and prepares a set."""
   return f"python -m sprout_jax.data.prepare {name} --data_dir {directory}"
 
 
-def import_tfds():
-  """Returns the module; imported late, because it takes longer than reading the cache."""
+def import_tfds() -> Any:
+  """Imports tensorflow_datasets. The import takes longer than reading the cache, so it is late."""
   try:
     import tensorflow_datasets as tfds  # pylint: disable=g-import-not-at-top
   except ImportError as error:
     raise UserError(
-      f"TFDS data sets need packages that are not here ({error}): type\n"
+      f"TFDS data sets need packages that are not installed ({error}); type\n"
       "  pip install tensorflow-datasets array_record importlib_resources"
     ) from error
   return tfds
 
 
-def load(name, *, data_dir, cache_dir, train_split, test_split, embedded=()):
-  """Returns the Dataset, unchecked and with an empty validation split; prepares it if need be.
+def load(
+  name: str,
+  *,
+  data_dir: str | pathlib.Path,
+  cache_dir: str,
+  train_split: str,
+  test_split: str,
+  embedded: Sequence[str] = (),
+) -> dataset.Dataset:
+  """Loads a TFDS set, unchecked and with an empty validation split, and prepares it if necessary.
 
-  Arguments as in `sprout_jax.data.load`. Images are uint8 [n, h, w, c], in the order of the
-  prepared files. `embedded` are further names to mention when `name` is unknown. Raises UserError.
+  Args:
+    name: a TFDS name.
+    data_dir: as in `sprout_jax.data.load`.
+    cache_dir: as in `sprout_jax.data.load`.
+    train_split: as in `sprout_jax.data.load`.
+    test_split: as in `sprout_jax.data.load`.
+    embedded: names of other data sets, for the message about an unknown name.
+
+  Returns:
+    The `Dataset`, with uint8 images [n, height, width, channels] in the order of the files.
+
+  Raises:
+    UserError: the set is unknown, cannot be prepared or read, or its splits share images.
   """
   parts = _read(name, (train_split, test_split), data_dir, cache_dir, embedded)
   (train, train_digests, about), (test, test_digests, test_about) = parts
   if _overlap(about["records"], test_about["records"]):
     raise UserError(
-      f"train_split={train_split!r} and test_split={test_split!r} of {name!r} share "
-      "images; expected none: choose others, e.g. 'train[:80%]' and 'train[80%:]'"
+      f"train_split {train_split!r} and test_split {test_split!r} of {name!r} share images; choose "
+      "disjoint splits, e.g. 'train[:80%]' and 'train[80%:]'"
     )
   note = about["note"] or test_about["note"]
   return dataset.Dataset(
@@ -81,34 +120,54 @@ def load(name, *, data_dir, cache_dir, train_split, test_split, embedded=()):
   )
 
 
-def load_split(name, split, *, data_dir, cache_dir):
-  """Returns one Split of a set; arguments as in `load`. Raises UserError."""
+def load_split(
+  name: str, split: str, *, data_dir: str | pathlib.Path, cache_dir: str
+) -> dataset.Split:
+  """Loads one split of a set; arguments as in `load`.
+
+  Raises:
+    UserError: the set is unknown, or cannot be prepared or read.
+  """
   ((found, _, _),) = _read(name, (split,), data_dir, cache_dir, ())
   return found
 
 
-def _read(name, splits, data_dir, cache_dir, embedded):
-  """Returns (Split, digests, about) per split expression, from the cache or decoded."""
+def _read(
+  name: str,
+  splits: Sequence[str],
+  data_dir: str | pathlib.Path,
+  cache_dir: str,
+  embedded: Sequence[str],
+) -> list[array_cache.Entry]:
+  """Returns (split, digests, facts) for each split expression, from the cache or decoded."""
   directory = data_directory(data_dir)
   folder = array_cache.directory(cache_dir)
   stems = [_stem(name, split, directory) for split in splits]
   identity = _identity(directory, name)
-  parts = [array_cache.read(folder, stem, identity) for stem in stems]
-  if None in parts:
-    builder = open_builder(name, directory, embedded)
-    identity = _identity(directory, name)  # after preparing, before reading
-    for i, split in enumerate(splits):
-      if parts[i] is None:
-        parts[i] = array_cache.write(folder, stems[i], identity, *_decode_split(builder, split))
-  return parts
+  cached = [array_cache.read(folder, stem, identity) for stem in stems]
+  found = [part for part in cached if part is not None]
+  if len(found) == len(splits):
+    return found
+  builder = open_builder(name, directory, embedded)
+  identity = _identity(directory, name)  # after the preparation, before the reading
+  return [
+    array_cache.write(folder, stem, identity, *_decode_split(builder, split))
+    if part is None
+    else part
+    for part, stem, split in zip(cached, stems, splits)
+  ]
 
 
-def open_builder(name, directory, embedded=()):
-  """Returns a TFDS builder whose files are there to be read, preparing them if they are not."""
+def open_builder(name: str, directory: pathlib.Path, embedded: Sequence[str] = ()) -> Any:
+  """Returns a TFDS builder whose files can be read, and prepares them if necessary.
+
+  Raises:
+    UserError: the set is unknown, cannot be prepared, or has a format that needs TensorFlow.
+  """
   tfds = import_tfds()
   builder = find_builder(name, directory, embedded)
   if not builder.is_prepared():
-    from sprout_jax.data import prepare  # late: it is also run as a program
+    from sprout_jax.data import prepare  # imported late, because it is also a program
 
     prepare.prepare(name, directory)
     builder = tfds.builder(name, data_dir=directory)
@@ -116,14 +175,18 @@ def open_builder(name, directory, embedded=()):
   if not formats & tfds.core.FileFormat.with_random_access():
     raise UserError(
       f"{name!r} in {directory} is prepared as {', '.join(sorted(f.value for f in formats))}; "
-      "expected array_record, which is read without TensorFlow. Prepare it in a directory of its "
-      f"own:\n  {prepare_command(name, 'OTHER_DIR')}"
+      "expected array_record, which is read without TensorFlow. Prepare it in another folder:\n"
+      f"  {prepare_command(name, 'OTHER_DIR')}"
     )
   return builder
 
 
-def find_builder(name, directory, embedded=()):
-  """Returns the TFDS builder called `name`, prepared or not."""
+def find_builder(name: str, directory: pathlib.Path, embedded: Sequence[str] = ()) -> Any:
+  """Returns the TFDS builder of a set, prepared or not.
+
+  Raises:
+    UserError: the set is unknown, or TFDS cannot open it.
+  """
   tfds = import_tfds()
   try:
     builder = tfds.builder(name, data_dir=directory)
@@ -134,22 +197,23 @@ def find_builder(name, directory, embedded=()):
     )
     raise UserError(
       f"data set {name!r} is neither embedded nor in TFDS nor in {directory}. "
-      + (f"Close: {', '.join(close)}. " if close else "")
-      + f"Embedded: {', '.join(embedded) or 'none'}. All TFDS names: "
+      + (f"Did you mean: {', '.join(close)}? " if close else "")
+      + f"Embedded sets: {', '.join(embedded) or 'none'}. All TFDS names: "
       "https://www.tensorflow.org/datasets/catalog/overview"
     ) from error
-  except Exception as error:  # a builder may raise anything: bad config, bad version, bad import
+  except Exception as error:  # builders raise many types
     raise UserError(
       f"TFDS cannot open {name!r} ({type(error).__name__}: {error}); expected NAME, "
       "NAME/CONFIG or NAME:VERSION"
     ) from error
-  if builder.name != re.split("[:/]", name)[0]:  # "Cifar10", or a name space: see _identity
-    raise UserError(f"data set {name!r} is {builder.name!r} to TFDS; use that name")
+  # "Cifar10", or a name space: `_identity` needs the name of the folder.
+  if builder.name != re.split("[:/]", name)[0]:
+    raise UserError(f"data set {name!r} has the name {builder.name!r} in TFDS; type that name")
   return builder
 
 
-def _stem(name, split, directory):
-  """Returns a file name for one split's cache entry: readable, and one for each argument."""
+def _stem(name: str, split: str, directory: pathlib.Path | str) -> str:
+  """Returns a readable file name for the cache entry of a split, unique for the arguments."""
   asked = repr((name, split, os.path.abspath(directory)))
   return (
     re.sub(r"[^\w.-]+", "_", f"{name}-{split}")[:80]
@@ -158,21 +222,21 @@ def _stem(name, split, directory):
   )
 
 
-def _identity(directory, name):
-  """Returns what the arrays depend on: the TFDS release and all files of all versions of the set.
+def _identity(directory: pathlib.Path, name: str) -> list[Any]:
+  """Returns the key of the cache: the TFDS release and all files of all versions of the set.
 
-  All versions, because which one a bare name means depends on which there are.
+  All versions enter it, because the version of a bare name depends on those that are there.
   """
   root = directory / re.split("[:/]", name)[0]
   files = [
     [str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns]
     for path in sorted(root.rglob("*"))
     if path.is_file()
-    # TFDS's folder while it writes; another process may be at it right now.
+    # TFDS's folder while it writes; another process may be writing.
     and not any(part.startswith("incomplete.") for part in path.relative_to(root).parts)
     for stat in [path.stat()]
   ]
-  releases = []
+  releases: list[str | None] = []
   for package in ("tensorflow-datasets", "tfds-nightly"):
     try:
       releases.append(importlib.metadata.version(package))
@@ -181,11 +245,11 @@ def _identity(directory, name):
   return [CACHE_FORMAT, releases, files]
 
 
-def _keys(info):
-  """Returns the names of the image and the label feature, or raises UserError."""
+def _keys(info: Any) -> tuple[str, str]:
+  """Returns the names of the image and the label feature; raises UserError for other sets."""
   tfds = import_tfds()
   features = info.features
-  problem = "its examples are no dictionary"
+  problem, image, label = "its examples are not dictionaries", None, None
   if isinstance(features, tfds.features.FeaturesDict):
     if info.supervised_keys:
       image, label = (*info.supervised_keys, None)[:2]
@@ -205,32 +269,32 @@ def _keys(info):
       problem = f"its images are {kinds[0].np_dtype} with {kinds[0].shape[-1]} channels"
   if problem:
     raise UserError(
-      f"TFDS {info.full_name} is no image-classification set that can be read here: {problem}; "
-      "expected uint8 images of 1, 3 or 4 channels and one class label: choose another set"
+      f"TFDS set {info.full_name} is not a supported image-classification set: {problem}; expected "
+      "uint8 images of 1, 3 or 4 channels and one class label: choose another set"
     )
-  return image, label
+  return str(image), str(label)
 
 
-def _decode_split(builder, split):
-  """Returns (Split, extra) for one TFDS split expression."""
+def _decode_split(builder: Any, split: str) -> tuple[dataset.Split, dict[str, Any]]:
+  """Decodes one TFDS split expression; returns the split and further facts."""
   tfds, info = import_tfds(), builder.info
   image_key, label_key = _keys(info)
   skip = {
     key: tfds.decode.SkipDecoding()
     for key, feature in info.features.items()
     if isinstance(feature, tfds.features.Image)
-  }  # by Pillow below, OpenCV or not
+  }  # Pillow decodes below, whether OpenCV is installed or not
   try:
     instructions = info.splits[split].file_instructions
-    source = builder.as_data_source(split, decoders=skip)  # an empty split is an error, too
+    source: DataSource = builder.as_data_source(split, decoders=skip)  # raises for an empty split
   except Exception as error:  # TFDS raises many types for a bad expression
     raise UserError(
-      f"split {split!r} of {info.full_name}: {error}; it has the splits "
-      f"{', '.join(sorted(info.splits))}, and expressions like 'train[:80%]' or "
-      "'train+test'"
+      f"split {split!r} of {info.full_name} cannot be read ({error}); the splits are: "
+      f"{', '.join(sorted(info.splits))}, and expressions such as 'train[:80%]' or 'train+test'"
     ) from error
   mode, count = MODES[info.features[image_key].shape[-1]], len(source)
-  images, labels, first_id = None, np.empty(count, np.int32), ""
+  images: np.ndarray | None = None
+  labels, first_id = np.empty(count, np.int32), b""
   with tqdm(total=count, desc=f"decoding {info.name} {split}", unit="image", disable=None) as bar:
     for start in range(0, count, BATCH):
       for i, example in enumerate(
@@ -243,13 +307,15 @@ def _decode_split(builder, split):
           images = _allocate(info.full_name, (count, *pixels.shape[:2], len(mode)))
         if pixels.shape[:2] != images.shape[1:3]:
           raise UserError(
-            f"TFDS {info.full_name}, split {split!r}: image {i} is {pixels.shape[:2]} (height, "
-            f"width) and image 0 is {images.shape[1:3]}; expected one size, as the set is kept "
-            "as one array: choose a set of one size"
+            f"TFDS set {info.full_name}, split {split!r}: image {i} has height and width "
+            f"{pixels.shape[:2]}, but image 0 has {images.shape[1:3]}; expected one size, because "
+            "the set is one array: choose a set of one size"
           )
         images[i] = pixels.reshape(images.shape[1:])
         labels[i] = example[label_key]
       bar.update(min(BATCH, count - start))
+  if images is None:
+    raise UserError(f"split {split!r} of {info.full_name} is empty; choose another split")
   licence = info.redistribution_info and info.redistribution_info.license
   return dataset.Split(images, labels), {
     "class_names": list(info.features[label_key].names),
@@ -260,35 +326,35 @@ def _decode_split(builder, split):
   }
 
 
-def _record_range(instruction):
-  """Returns [file, first record, end] of what one TFDS FileInstruction reads."""
+def _record_range(instruction: Any) -> list[Any]:
+  """Returns [file, first record, end] of the records that a TFDS FileInstruction reads."""
   end = (
     instruction.examples_in_shard if instruction.take < 0 else instruction.skip + instruction.take
   )
   return [os.path.basename(instruction.filename), instruction.skip, end]
 
 
-def _overlap(first, second):
-  """Whether two lists of [file, start, end] share a record."""
+def _overlap(first: Sequence[Sequence[Any]], second: Sequence[Sequence[Any]]) -> bool:
+  """Returns whether two lists of [file, start, end] share a record."""
   return any(a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2]) for a in first for b in second)
 
 
-def _allocate(name, shape):
-  """Returns an empty uint8 array, or raises UserError when memory cannot hold the set."""
+def _allocate(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Allocates a uint8 array; raises UserError if memory cannot hold it."""
   needed = int(np.prod(shape, dtype=np.int64))
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   if needed > memory:
     raise UserError(
-      f"TFDS {name}: {needed / 2**30:.1f} GiB of pixels, {memory / 2**30:.1f} GiB of "
-      "memory; expected a set that fits: take part of it, e.g. 'train[:10%]'"
+      f"TFDS set {name} has {needed / 2**30:.1f} GiB of pixels, but this machine has "
+      f"{memory / 2**30:.1f} GiB of memory; take a part of the set, e.g. 'train[:10%]'"
     )
   return np.empty(shape, np.uint8)
 
 
-def _note(name, first_id):
-  """Returns a warning for a CIFAR whose files the stock builder did not write, or nothing.
+def _note(name: str, first_id: bytes | str) -> str:
+  """Returns a warning for a CIFAR whose files the stock builder did not write; else "".
 
-  Re-encoded images are not the official pixels, and numbers measured on them must say so.
+  Re-encoded images differ from the official pixels, and numbers measured on them must say so.
   """
   text = first_id.decode() if isinstance(first_id, bytes) else str(first_id)
   if name not in ("cifar10", "cifar100") or STOCK_ID.fullmatch(text):

@@ -1,15 +1,21 @@
-"""Evaluation: how robust a model is, with the uncertainty beside every number.
+"""Evaluation of a model's robustness. Every number has its attack and its uncertainty beside it.
 
     from sprout_jax import evaluation
     results = evaluation.evaluate(predict, images, labels, workdir="runs/mine", epsilon=8/255)
 
-The files: `subject` (what an evaluation is given), `preflight` (can its numbers mean anything),
-`table` (`EVALUATIONS`, a row each), `options` (how options are declared), `session` (`evaluate`,
-and how evaluations run and are kept), `randomness` and `threat` (seeds, the choice of images; the
-ball and the box). One file for each evaluation or family of them: `pgd`, `auto_attack`, `strength`,
-`noise`, `transfer`, `sanity`, `binarization` attack; `changed` measures transformed and corrupted
-images, over `transformations` and `corruptions`; `smoothing` certifies; `calibration`, `landscape`,
-`gradients` and `examples` look at the model. Nothing here knows how the model was trained.
+The files:
+
+- `subject`: the model and the test images of an evaluation.
+- `preflight`: checks of the model and the images before anything is measured.
+- `table`: `EVALUATIONS`, one row per evaluation. `options`: how their options are declared.
+- `session`: `evaluate`, and the order in which evaluations are measured and stored.
+- `randomness`: seeds and the choice of test images. `threat`: the threat model.
+- Attacks: `pgd`, `auto_attack`, `strength`, `noise`, `transfer`, `sanity`, `binarization`.
+- `changed`: accuracy on images changed by `transformations` or `corruptions`.
+- `smoothing`: certified accuracy. `calibration`, `landscape`, `gradients`, `examples`: properties
+  of the model on clean images and around them.
+
+Nothing here depends on how the model was trained.
 """
 
 from sprout_jax.evaluation.session import evaluate

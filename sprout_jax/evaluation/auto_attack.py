@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Annotated
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +26,9 @@ from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
 
-# A subject draws no random numbers: "rand" is for models that do.
+# The version "rand" is for models that draw random numbers. `preflight` refuses such models.
 VERSIONS = tuple(sorted([*attacks.VERSIONS.keys() - {"rand"}, *attacks.ATTACKS]))
+# Counts of an attack's spec that become notes.
 REMARKS = {
   "not_misclassified_again": "adversarial images were misclassified only during the attack",
   "not_finite": "adversarial images have outputs that are not finite",
@@ -38,21 +41,27 @@ def evaluate_auto_attack(
   num_examples: NumExamples,
   norm: Norm,
   version: Annotated[
-    str, Option("AutoAttack, or one of its attacks", choices=VERSIONS)
+    str, Option("version of AutoAttack, or a single one of its attacks", choices=VERSIONS)
   ] = "standard",
   epsilon: Epsilon,
   epsilons: Annotated[
     tuple[float, ...],
-    Option(f"perturbation budgets beside epsilon, {PIXELS}", 0, np.inf, ascends=True),
+    Option(f"perturbation budgets besides epsilon, {PIXELS}", 0, np.inf, ascends=True),
   ] = (),
   seed: Seed,
 ) -> Measurement:
-  """Measures worst-case accuracy under AutoAttack; continues within an attack after a kill."""
-  images, numbers, specs, notes = subject.select(num_examples), [], [], []
-  with contextlib.ExitStack() as stack:
-    bars = {}
+  """Measures the worst-case accuracy under AutoAttack.
 
-    def on_progress(epsilon, now):
+  The state of a running attack is stored: after a kill, the same call continues within the attack.
+  """
+  images = subject.select(num_examples)
+  numbers: list[Number] = []
+  specs: list[dict[str, Any]] = []
+  notes: list[str] = []
+  with contextlib.ExitStack() as stack:
+    bars: dict[str, Callable[[float, str], None]] = {}
+
+    def on_progress(epsilon: float, now: Any) -> None:
       name = f"{now.attack}, epsilon {epsilon:g}"
       if name not in bars:
         bars[name] = stack.enter_context(subject.progress(name, now.total))
@@ -62,8 +71,15 @@ def evaluate_auto_attack(
     for radius in with_epsilon(epsilons, epsilon):
       found = subject.memo(
         f"epsilon {radius!r}",
-        lambda radius=radius: _attack(
-          subject, images, version, norm, radius, seed, functools.partial(on_progress, radius)
+        functools.partial(
+          _measure,
+          subject,
+          images,
+          version,
+          norm,
+          radius,
+          seed,
+          functools.partial(on_progress, radius),
         ),
       )
       numbers += _numbers(found, images, version, norm, radius, seed)
@@ -76,16 +92,16 @@ def evaluate_auto_attack(
   return Measurement(Numbers(numbers), {"specs": specs}, tuple(dict.fromkeys(notes)))
 
 
-def _attack(
+def _measure(
   subject: Subject,
   images: Images,
   version: str,
   norm: str,
   epsilon: float,
   seed: int,
-  on_progress,
-) -> dict:
-  """Runs AutoAttack at one epsilon; its state stays in the memo's folder until it is done."""
+  on_progress: Callable[[Any], None],
+) -> dict[str, Any]:
+  """Attacks the images by AutoAttack at one epsilon; the memo's folder holds the running state."""
   state_file = None
   if hasattr(subject.memo, "folder"):
     state_file = pathlib.Path(subject.memo.folder) / f"epsilon-{epsilon!r}.npz"
@@ -106,10 +122,10 @@ def _attack(
 
 
 def _numbers(
-  found: dict, images: Images, version: str, norm: str, epsilon: float, seed: int
+  found: dict[str, Any], images: Images, version: str, norm: str, epsilon: float, seed: int
 ) -> list[Number]:
-  """The accuracy after each attack, where there are several, and that after all."""
-  keys = {
+  """Makes the number after each stage, where there are several, and the one after all stages."""
+  keys: dict[str, Any] = {
     "attack": "auto_attack",
     "version": version,
     "norm": norm,

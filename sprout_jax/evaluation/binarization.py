@@ -1,11 +1,12 @@
-"""The binarisation test: an attack has to find adversarial examples that are known to exist.
+"""The binarisation test: does an attack find adversarial examples that exist by construction?
 
 (Zimmermann, Brendel, Tramer, Carlini, "Increasing Confidence in Adversarial Robustness
 Evaluations", NeurIPS 2022.)
 """
 
-from collections.abc import Callable
+import functools
 from typing import Annotated
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from sprout_jax import intervals
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.evaluation import threat
 from sprout_jax.evaluation.noise import inside_box
-from sprout_jax.evaluation.noise import noise
+from sprout_jax.evaluation.noise import random_noise
 from sprout_jax.evaluation.options import Epsilon
 from sprout_jax.evaluation.options import Loss
 from sprout_jax.evaluation.options import Norm
@@ -26,31 +27,36 @@ from sprout_jax.evaluation.options import NumSteps
 from sprout_jax.evaluation.options import Option
 from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.options import StepSize
+from sprout_jax.evaluation.pgd import AttackFunction
 from sprout_jax.evaluation.pgd import Pgd
 from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import BatchFunction
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import rows_per_call
 from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Measurement
 
-INNER_RADIUS = 0.95  # of epsilon: where inner points end
-NUM_INNER = 999  # the image itself included; one point at the edge stands against them
+INNER_RADIUS = 0.95  # radius of the inner points, as a share of epsilon
+NUM_INNER = 999  # inner points of an image, the image itself included
 NUM_RANDOM = 200  # draws of the random baseline
-IMAGES_PER_DEVICE = 16  # all points of a call's images are in memory at once
-# Of the read-out, per point, with features of mean square 1. At 1e-6 the Cholesky decomposition in
-# float32 failed on some processors and not on others.
+IMAGES_PER_DEVICE = 16  # bounds the memory: all points of a call's images are held at once
+# The ridge per point of the read-out, for features with a mean square of 1. At 1e-6 the Cholesky
+# decomposition in float32 failed on some processors.
 RIDGE = 1e-5
 NEWTON_STEPS = 20
-INNER, EDGE, BASELINE, ATTACK = range(4)  # purposes of draws
+INNER, EDGE, BASELINE, ATTACK = range(4)  # purposes of random draws
 
 
 class ReadOut(NamedTuple):
-  """A linear function of features, s = (x - center) . weights - threshold.
+  """A linear function of features: s(x) = (x - center) . weights - threshold.
 
   Attributes:
-    center, weights: [features]. threshold: scalar.
-    separates: whether it is positive on the one point and negative on all others.
+    center: float array [features].
+    weights: float array [features].
+    threshold: scalar.
+    separates: bool scalar, whether s is positive on the last point and negative on all others.
   """
 
   center: jax.Array
@@ -60,15 +66,16 @@ class ReadOut(NamedTuple):
 
 
 def read_out(points: jax.Array) -> ReadOut:
-  """A linear function of features, positive on the last point and negative on all others.
+  """Fits a linear read-out that separates the last point from all others.
 
-  Minimises sum_i c_i max(0, 1 - y_i w . x_i)^2 + ridge |w|^2, nearly the widest margin, by Newton's
-  method (Chapelle, "Training a Support Vector Machine in the Primal", 2007), c = 1 for the last
-  point and 1 / n for each other. Then the threshold goes halfway between the last point and the
-  highest of the others, and the scale makes the logits -s and s of all points span 1.
+  Minimises sum_i c_i max(0, 1 - y_i w . x_i)^2 + ridge |w|^2 by Newton's method, where c is 1 for
+  the last point and 1 / n for each of the n others. This is close to the separation of widest
+  margin. The threshold is halfway between the score of the last point and the highest score of the
+  others. The scale makes the logits -s and s of all points span 1. (Chapelle, "Training a Support
+  Vector Machine in the Primal", Neural Computation 2007.)
 
   Args:
-    points: float array [points, features]; the last one is to be told from the others.
+    points: float array [points, features]; the last point is class 1, the others are class 0.
 
   Returns:
     A `ReadOut`.
@@ -82,7 +89,7 @@ def read_out(points: jax.Array) -> ReadOut:
   y = jnp.where(jnp.arange(count) == count - 1, 1.0, -1.0)
   share = jnp.where(y > 0, 1.0, 1 / (count - 1))
 
-  def newton(_, w):
+  def newton(_: jax.Array, w: jax.Array) -> jax.Array:
     active = share * (y * (x @ w) < 1)
     hessian = (x.T * active[None]) @ x + RIDGE * jnp.eye(x.shape[1])
     return jax.scipy.linalg.solve(hessian, x.T @ (active * y), assume_a="pos")
@@ -97,38 +104,46 @@ def read_out(points: jax.Array) -> ReadOut:
   return ReadOut(center, weights / (size * span), threshold / span, separates)
 
 
-def search_fn(attack: Callable, norm: str, seed: int, num_inner: int = NUM_INNER) -> Callable:
-  """The test, for `Subject.map`.
+def search_fn(
+  attack: AttackFunction, norm: str, seed: int, num_inner: int = NUM_INNER
+) -> BatchFunction:
+  """Makes the binarisation test, for `Subject.map`.
 
-  Random points within 0.95 epsilon of an image, it included, become class 0 and one random point at
-  distance epsilon class 1, by a linear read-out of the model's own features (its last layer is
-  replaced). So an adversarial example exists within the ball. The attack gets this binary model,
-  with a read-out for each image; one that misses it would miss others too. Random noise of size
-  epsilon (200 draws) shows how easy the test is.
+  The test replaces the model's last layer by a linear read-out of its features, one per image. The
+  read-out assigns class 0 to the image and to random points within 0.95 epsilon of it, and class 1
+  to one random point at distance epsilon. So an adversarial example exists within the ball. An
+  attack on this binary model that misses it is too weak. Random noise of size epsilon (200 draws)
+  is the baseline: it shows how easy the test is.
 
   Each device holds the features of all points of its images at once: [num_inner + 1, batch,
   features].
 
   Args:
-    attack: function (key, predict, images, labels, *, epsilon, norm, indices) -> images, as
-      `attacks.apgd` or a `functools.partial` of `attacks.pgd`. There are two classes: no DLR.
+    attack: (key, predict, images, labels, *, epsilon, norm, indices) -> images, such as
+      `attacks.apgd` or a `functools.partial` of `attacks.pgd`. Its loss must work with two classes.
     norm: a key of `attacks.NORMS`.
-    seed: of all draws.
-    num_inner: points that one point at the edge is told from.
+    seed: the seed of all draws.
+    num_inner: number of points of class 0, the image included.
 
   Returns:
     (predict, features, epsilon, images, indices) -> {"built", "found", "found_by_noise": bool
-    [batch], "excess": [batch]}: whether a read-out separates the image's points, whether the attack
-    and random noise find the adversarial example, and `threat.excess` of the attack.
+    [batch], "excess": [batch]}: whether the read-out separates the image's points, whether the
+    attack and random noise find the adversarial example, and `threat.excess` of the attack.
   """
   geometry = attacks.NORMS[norm]
 
-  def run(predict, features, epsilon, images, indices):
+  def search(
+    predict: Predict,
+    features: Predict,
+    epsilon: jax.Array,
+    images: jax.Array,
+    indices: jax.Array,
+  ) -> dict[str, jax.Array]:
     del predict
     keys = [jax.random.fold_in(root_key(seed), purpose) for purpose in range(4)]
     radius = jnp.full(len(images), epsilon, images.dtype)
 
-    def inner(number):
+    def inner(number: jax.Array) -> jax.Array:
       draws = example_keys(jax.random.fold_in(keys[INNER], number), indices)
       return features(inside_box(images, geometry.start(draws, images, INNER_RADIUS * radius)))
 
@@ -143,16 +158,16 @@ def search_fn(attack: Callable, norm: str, seed: int, num_inner: int = NUM_INNER
     ).astype(jnp.float32)
     found = jax.vmap(read_out, in_axes=1)(points)
 
-    def binary(images):
+    def binary(images: jax.Array) -> jax.Array:
       x = features(images).astype(jnp.float32) - found.center
       score = jnp.einsum("bf,bf->b", x, found.weights, precision="highest") - found.threshold
       return jnp.stack([-score, score], axis=-1)
 
     labels = jnp.zeros(len(images), jnp.int32)
     is_broken = lambda x: jnp.argmax(binary(x), -1) == 1
-    rest = dict(epsilon=epsilon, norm=norm, indices=indices)
+    rest: dict[str, Any] = dict(epsilon=epsilon, norm=norm, indices=indices)
     adversarial = attack(keys[ATTACK], binary, images, labels, **rest)
-    random = noise(keys[BASELINE], binary, images, labels, num_draws=NUM_RANDOM, **rest)
+    random = random_noise(keys[BASELINE], binary, images, labels, num_draws=NUM_RANDOM, **rest)
     return {
       "built": found.separates & ~attacks.is_wrong(binary(images), labels) & is_broken(edge),
       "found": is_broken(adversarial),
@@ -160,7 +175,7 @@ def search_fn(attack: Callable, norm: str, seed: int, num_inner: int = NUM_INNER
       "excess": threat.excess(images, adversarial, epsilon, norm),
     }
 
-  return run
+  return search
 
 
 def evaluate_binarization(
@@ -173,21 +188,21 @@ def evaluate_binarization(
   step_size: StepSize,
   loss: Loss,
   num_inner: Annotated[
-    int, Option("points in the ball that are told from one at its edge", 2, 2**31)
+    int, Option("points of class 0 within the ball, the image included", 2, 2**31)
   ] = NUM_INNER,
   seed: Seed,
 ) -> Measurement:
-  """Measures how many planted adversarial examples PGD finds, from one start.
+  """Measures the share of planted adversarial examples that PGD with one restart finds.
 
-  Images for whose points no read-out was found are left out.
+  Images whose points no read-out separates are left out.
   """
-  loss = "margin" if loss == "dlr" else loss  # of two classes there is no DLR
+  loss = "margin" if loss == "dlr" else loss  # DLR needs three classes
   pgd, images = Pgd(norm, num_steps, step_size, 1, loss, seed), subject.select(num_examples)
   fn = search_fn(pgd.attack, norm, seed, num_inner)
   features = subject.predict if subject.features is None else subject.features
   per_slice = rows_per_call(IMAGES_PER_DEVICE, subject.batch_size)
 
-  def measure(rows):
+  def measure(rows: slice) -> dict[str, np.ndarray]:
     return subject.map(
       fn,
       images.images[rows],
@@ -199,7 +214,7 @@ def evaluate_binarization(
   parts = [
     subject.memo(
       f"images from {start}, {per_slice}",
-      lambda start=start: measure(slice(start, start + per_slice)),
+      functools.partial(measure, slice(start, start + per_slice)),
     )
     for start in range(0, len(images.labels), per_slice)
   ]
@@ -207,10 +222,13 @@ def evaluate_binarization(
   built = found["built"]
   threat.refuse(f"{pgd.name} in the binarisation test", found["excess"][built], epsilon)
   keys, count = {**pgd.keys, "epsilon": epsilon}, int(built.sum())
-  share, noise_share, interval = None, None, None
+  share: float | None = None
+  noise_share: float | None = None
+  interval: tuple[float, float] | None = None
   if count:
     rate = intervals.proportion(found["found"][built].sum(), count)
-    share, interval = rate["accuracy"], tuple(rate["interval"])
+    low, high = rate["interval"]
+    share, interval = rate["accuracy"], (low, high)
     noise_share = float(found["found_by_noise"][built].mean(dtype=np.float64))
   return Measurement(
     Numbers(

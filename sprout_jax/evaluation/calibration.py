@@ -1,6 +1,7 @@
-"""Calibration: whether the model is right as often as it says."""
+"""Calibration: how well a model's confidence agrees with its accuracy."""
 
 from typing import Annotated
+from typing import Any
 
 import numpy as np
 
@@ -13,24 +14,29 @@ from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> dict:
-  """Expected calibration error, proper scores, and the bins of a reliability diagram.
+def calibration_errors(
+  logits: np.ndarray, labels: np.ndarray, num_bins: int = 15
+) -> dict[str, Any]:
+  """Computes the expected calibration error, proper scores, and a reliability diagram's bins.
 
-  With the images of bin m those whose confidence max_k softmax(z)_k is in ((m - 1) / M, m / M],
+  Bin m of M holds the images whose confidence max_k softmax(z)_k is in ((m - 1) / M, m / M]::
 
-      ECE = sum_m |bin m| / n * |accuracy(bin m) - confidence(bin m)|    (Guo et al., ICML 2017)
+      ECE = sum_m |bin m| / n * |accuracy(bin m) - confidence(bin m)|
       NLL = mean of -log softmax(z)_y, in nats
-      Brier = mean of sum_k (softmax(z)_k - [k = y])^2, from 0 to 2    (Brier, 1950)
+      Brier = mean of sum_k (softmax(z)_k - [k = y])^2, from 0 to 2
+
+  (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Brier, "Verification of
+  forecasts expressed in terms of probability", Monthly Weather Review 1950.)
 
   Args:
     logits: host array [n, classes].
     labels: int array [n].
-    num_bins: M, of equal width.
+    num_bins: number M of bins, of equal width.
 
   Returns:
     {"ece", "nll", "brier", "confidence" (mean), "accuracy", "count", "interval", "num_bins",
-    "bins": [{"low", "high", "count", "confidence", "accuracy"}]}; the last two are None in an empty
-    bin.
+    "bins": [{"low", "high", "count", "confidence", "accuracy"}]}. The confidence and the accuracy
+    of an empty bin are None.
 
   Raises:
     ValueError: wrong shapes, labels out of range, or logits that are not finite.
@@ -40,25 +46,26 @@ def calibration(logits: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> d
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
     raise ValueError(
-      f"calibration: logits have shape {logits.shape} and labels {labels.shape}; "
+      f"calibration_errors: logits have shape {logits.shape} and labels {labels.shape}; "
       "expected [n, classes] and [n], n at least 1"
     )
   if labels.min() < 0 or labels.max() >= logits.shape[1]:
     raise ValueError(
-      f"calibration: labels range from {labels.min()} to {labels.max()}, but there "
-      f"are {logits.shape[1]} classes"
+      f"calibration_errors: labels range from {labels.min()} to {labels.max()}; expected 0 to "
+      f"{logits.shape[1] - 1}, as the logits have {logits.shape[1]} classes"
     )
   if not np.isfinite(logits).all():
     broken = np.sum(~np.isfinite(logits).all(-1))
     raise ValueError(
-      f"calibration: the logits of {broken} images are not finite; look for overflow in the model"
+      f"calibration_errors: the logits of {broken} images are not finite; look for overflow in the "
+      "model"
     )
   log_probabilities = scipy.special.log_softmax(logits, axis=-1)
   probabilities = np.exp(log_probabilities)
   confidence, right = probabilities.max(-1), logits.argmax(-1) == labels
   edges = np.arange(num_bins + 1) / num_bins
   bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
-  bins = []
+  bins: list[dict[str, Any]] = []
   for number in range(num_bins):
     members = bin_of == number
     filled = members.any()
@@ -89,8 +96,8 @@ def evaluate_calibration(
   *,
   num_bins: Annotated[int, Option("bins of confidence, of equal width", 1, 10_000)] = 15,
 ) -> Measurement:
-  """Measures calibration on the whole test set."""
-  found = calibration(subject.logits, subject.labels, num_bins)
+  """Measures the calibration on all test images."""
+  found = calibration_errors(subject.logits, subject.labels, num_bins)
   keys, count = {"bins": num_bins}, len(subject.labels)
   rows = (
     ("expected_calibration_error", "ece", "share"),

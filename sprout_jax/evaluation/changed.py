@@ -1,8 +1,11 @@
-"""Accuracy on images that were changed: by transformations with a strength, or by corruptions."""
+"""Accuracy on changed images: transformations over a range of strengths, and common corruptions."""
 
+import functools
 from collections.abc import Callable
 from typing import Annotated
+from typing import Any
 
+import jax
 import numpy as np
 
 from sprout_jax import attacks
@@ -14,17 +17,23 @@ from sprout_jax.evaluation.corruptions import corrupt
 from sprout_jax.evaluation.options import NumExamples
 from sprout_jax.evaluation.options import Option
 from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.transformations import TRANSFORMATIONS
+from sprout_jax.evaluation.transformations import Transformation
 from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
 
+Change = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Outcomes = list[tuple[np.ndarray, np.ndarray]]  # of the five severities: outcomes, indices
 
-def right_fn(change: Callable) -> Callable:
-  """Whether changed images are classified correctly, for `Subject.map`.
+
+def right_fn(change: Change) -> BatchFunction:
+  """Makes the function, for `Subject.map`, that classifies changed images.
 
   Args:
     change: (images, strength, indices) -> images.
@@ -33,14 +42,20 @@ def right_fn(change: Callable) -> Callable:
     (predict, strength, images, labels, indices) -> bool [batch].
   """
 
-  def run(predict, strength, images, labels, indices):
+  def classify(
+    predict: Predict,
+    strength: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+  ) -> jax.Array:
     return ~attacks.is_wrong(predict(change(images, strength, indices)), labels)
 
-  return run
+  return classify
 
 
-def right(subject: Subject, images: Images, fn: Callable, strength: float | int) -> np.ndarray:
-  """Runs `fn` from `right_fn` on a choice of images: bool [n]."""
+def right(subject: Subject, images: Images, fn: BatchFunction, strength: float | int) -> np.ndarray:
+  """Returns which changed images are classified correctly, bool [n]; `fn` is from `right_fn`."""
   return subject.map(
     fn, images.images, images.labels, images.indices.astype(np.int32), shared=(strength,)
   )
@@ -55,19 +70,23 @@ def evaluate_invariance(
     Option("transformations of the images", choices=tuple(TRANSFORMATIONS), example="rotation"),
   ] = tuple(TRANSFORMATIONS),
 ) -> Measurement:
-  """Measures accuracy over each transformation's grid of strengths."""
-  images, numbers, details = subject.select(num_examples), [], {}
+  """Measures the accuracy at each strength of each transformation's grid."""
+  images = subject.select(num_examples)
+  numbers: list[Number] = []
+  details: dict[str, Any] = {}
   with subject.progress("invariance", len(transformations), "transformations") as bar:
     for number, name in enumerate(transformations, 1):
       row = TRANSFORMATIONS[name]
       strengths = sorted({*row.grid, *row.named.values()})
 
-      def compute(row=row, strengths=strengths):
+      def compute(
+        row: Transformation = row, strengths: list[float] = strengths
+      ) -> list[np.ndarray]:
         fn = right_fn(lambda x, strength, _: row.apply(x, strength))
         return [right(subject, images, fn, float(strength)) for strength in strengths]
 
       for strength, outcome in zip(strengths, subject.memo(name, compute), strict=True):
-        keys = dict(transformation=name, strength=strength)
+        keys: dict[str, Any] = dict(transformation=name, strength=strength)
         numbers.append(accuracy(outcome, images.indices, **keys))
       details[name] = {"unit": row.unit, "identity": row.identity, "named": dict(row.named)}
       bar(number, name)
@@ -84,30 +103,31 @@ def evaluate_corruptions(
   origin: Annotated[
     str,
     Option(
-      "computed here from the test images, or read from the prepared TFDS set NAME_corrupted",
+      "computed from the test images, or read from the prepared TFDS set NAME_corrupted",
       choices=("computed", "tfds"),
     ),
   ] = "computed",
   seed: Seed,
 ) -> Measurement:
-  """Measures accuracy for each corruption and severity, and the means."""
-  images, numbers = subject.select(num_examples), []
+  """Measures the accuracy under each corruption and severity, and the means."""
+  images = subject.select(num_examples)
+  numbers: list[Number] = []
   measure = {"computed": _computed, "tfds": _prepared}[origin]
-  keys = {"origin": origin} | ({"seed": seed} if origin == "computed" else {})
+  keys: dict[str, Any] = {"origin": origin} | ({"seed": seed} if origin == "computed" else {})
   with subject.progress("corruptions", len(corruptions), "corruptions") as bar:
     for number, name in enumerate(corruptions, 1):
-      found = subject.memo(name, lambda name=name: measure(subject, name, images, seed))
+      found = subject.memo(name, functools.partial(measure, subject, name, images, seed))
       for severity, (outcome, indices) in zip(SEVERITIES, found, strict=True):
-        at = dict(corruption=name, severity=severity, **keys)
+        at: dict[str, Any] = dict(corruption=name, severity=severity, **keys)
         numbers.append(accuracy(outcome, indices, **at))
       bar(number, name)
   return Measurement(Numbers([*_means(numbers, keys), *numbers]))
 
 
-def _means(numbers, keys):
-  """The mean over all corruptions and severities, then that of each severity."""
-  mean = lambda some: float(np.mean([number.value for number in some]))
-  count = min(number.count for number in numbers)
+def _means(numbers: list[Number], keys: dict[str, Any]) -> list[Number]:
+  """Makes the mean over all corruptions and severities, then the mean at each severity."""
+  mean = lambda some: float(np.mean([number.defined for number in some]))
+  count = min(number.count or 0 for number in numbers)
   return [
     Number("mean_accuracy", mean(numbers), keys, count=count),
     *(
@@ -122,27 +142,30 @@ def _means(numbers, keys):
   ]
 
 
-def _computed(subject, name, images, seed):
-  """Outcomes at the five severities of a corruption, computed here."""
+def _computed(subject: Subject, name: str, images: Images, seed: int) -> Outcomes:
+  """Measures the outcomes at the five severities of a corruption that is computed here."""
   key = randomness.named_key(randomness.root_key(seed), name)
   fn = right_fn(lambda x, severity, indices: corrupt(name, key, x, severity, indices))
   return [(right(subject, images, fn, severity), images.indices) for severity in SEVERITIES]
 
 
-def _prepared(subject, name, images, seed):
-  """Outcomes at the five severities of a corruption, on as many images of the prepared set.
+def _prepared(subject: Subject, name: str, images: Images, seed: int) -> Outcomes:
+  """Measures the outcomes at the five severities of a corruption, on images of a prepared set.
 
-  Its order is its own: the images are not those of the test set at the same places.
+  The prepared set has an order of its own: its images are not those of the test set at the same
+  positions. As many are taken as there are chosen test images.
   """
   del seed
   if subject.find_corrupted is None:
-    raise UserError("corruptions: origin is 'tfds', but no prepared set is known; use 'computed'")
+    raise UserError(
+      "corruptions: origin is 'tfds', but there is no prepared set; use origin 'computed'"
+    )
   fn, found = right_fn(lambda x, strength, indices: x), []
   for severity in SEVERITIES:
     corrupted, labels = subject.find_corrupted(name, severity)
     if corrupted.shape[1:] != subject.images.shape[1:]:
       raise UserError(
-        f"the prepared set of {name} has images of shape {corrupted.shape[1:]}, the test set "
+        f"the prepared set of {name} has images of shape {corrupted.shape[1:]}, the test set has "
         f"{subject.images.shape[1:]}; use --config.evaluation.corruptions.origin=computed"
       )
     rows = randomness.choose(len(labels), len(images.labels))

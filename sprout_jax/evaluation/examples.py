@@ -1,4 +1,4 @@
-"""Adversarial images for people to look at."""
+"""Adversarial images to look at."""
 
 import base64
 import io
@@ -18,6 +18,7 @@ from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.options import StepSize
 from sprout_jax.evaluation.pgd import Pgd
 from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import to_float
 from sprout_jax.results.numbers import Numbers
@@ -25,9 +26,9 @@ from sprout_jax.results.store import Measurement
 
 
 def png(pixels: np.ndarray) -> str:
-  """A float image [height, width, channels] in [0, 1] as a PNG file in base64.
+  """Encodes a float image [height, width, channels] in [0, 1] as a PNG file in base64.
 
-  One or three channels are shown as they are; of other numbers, the first.
+  An image with three channels is shown in colour, any other image by its first channel.
   """
   levels = np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
   file = io.BytesIO()
@@ -46,14 +47,21 @@ def evaluate_examples(
   loss: Loss,
   seed: Seed,
 ) -> Measurement:
-  """Attacks a few images by PGD, the same for every model, whether they are broken or not.
+  """Attacks a few images by PGD and keeps their pictures.
 
-  The perturbation is drawn as 0.5 + delta / (2 epsilon): grey where nothing changed.
+  The choice of images is the same for every model, whether the attack succeeds or not. A
+  perturbation is shown as 0.5 + delta / (2 epsilon): grey where it is zero.
   """
   images = subject.select(min(num_examples, len(subject.labels)))
   pgd = Pgd(norm, num_steps, step_size, 1, loss, seed)
 
-  def attack(predict, epsilon, images, labels, indices):
+  def attack_batch(
+    predict: Predict,
+    epsilon: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     key = jax.random.fold_in(root_key(seed), 0)
     adversarial = pgd.attack(
       key, predict, images, labels, epsilon=epsilon, norm=norm, indices=indices
@@ -62,7 +70,7 @@ def evaluate_examples(
     return adversarial, predict(adversarial), excess
 
   adversarial, logits, excess = subject.map(
-    attack,
+    attack_batch,
     images.images,
     images.labels,
     images.indices.astype(np.int32),
@@ -94,7 +102,7 @@ def evaluate_examples(
   return Measurement(Numbers(), details)
 
 
-def _confidence(logits):
-  """The largest softmax probability."""
+def _confidence(logits: np.ndarray) -> float:
+  """Returns the largest softmax probability of one image's logits."""
   shifted = logits.astype(np.float64) - logits.max()
   return float(1 / np.exp(shifted).sum())

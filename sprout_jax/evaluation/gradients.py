@@ -1,8 +1,9 @@
-"""Input gradients: how alike those of SPROUT's modules are, and whether they are there at all."""
+"""Input gradients: the similarity of those of SPROUT's modules, and whether they are usable."""
 
 import itertools
 from collections.abc import Callable
 from typing import Annotated
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from sprout_jax.evaluation.options import NumExamples
 from sprout_jax.evaluation.options import Option
 from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import outputs
 from sprout_jax.evaluation.subject import to_float
@@ -23,9 +25,10 @@ from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Measurement
 
 MODULES = ("gaussian", "mixup", "dirichlet")
-# Fewest classes, loss. This package's attacks follow the log odds in place of the cross-entropy:
-# they keep a gradient where it has none, which other people's attacks on it would miss.
-LOSSES = {
+# The fewest classes that a loss needs, and the loss. This package's attacks maximise the log odds
+# in place of the cross-entropy: their gradient does not vanish where that of the cross-entropy
+# does. The cross-entropy is here because other attacks follow it.
+LOSSES: dict[str, tuple[int, Callable[[jax.Array, jax.Array], jax.Array]]] = {
   "cross_entropy": (2, losses.cross_entropy),
   "log_odds": (2, losses.log_odds),
   "margin": (2, losses.margin),
@@ -34,18 +37,18 @@ LOSSES = {
 FAULTS = ("zero_gradients", "nan_gradients", "infinite_gradients")
 
 
-def cosines(predict, *pairs) -> jax.Array:
-  """Cosines between the input gradients of several modules, for `Subject.map`.
+def cosines(predict: Predict, *pairs: jax.Array) -> jax.Array:
+  """Computes the cosines between the input gradients of several modules, for `Subject.map`.
 
   Args:
     predict: the model.
-    *pairs: images and soft labels of the first module, of the second, ...
+    *pairs: the images and the soft labels of the first module, then of the second, ...
 
   Returns:
-    float [batch, modules, modules]; NaN where a gradient is zero or not finite.
+    Float array [batch, modules, modules]; NaN where a gradient is zero or not finite.
   """
 
-  def direction(images, labels):
+  def direction(images: jax.Array, labels: jax.Array) -> jax.Array:
     gradient = jax.grad(lambda x: jnp.sum(losses.soft_cross_entropy(predict(x), labels)))(images)
     return attacks.NORMS["l2"].direction(gradient).reshape(len(images), -1)
 
@@ -68,31 +71,38 @@ def diversity(
   num_draws: int,
   seed: int,
 ) -> np.ndarray:
-  """Pairwise cosine similarity of the input gradients of SPROUT's three modules.
+  """Computes the pairwise cosine similarity of the input gradients of SPROUT's three modules.
 
-  Each module alone makes inputs and labels of the same images: noise (x + stddev n, y), mixup
-  (lambda x_i + (1 - lambda) x_j, lambda y_i + (1 - lambda) y_j), and Dirichlet label smoothing (x,
-  a draw from Dirichlet(label_weight y + beta_weight beta)). With g_m the gradient of an image's own
-  cross-entropy under module m with respect to the module's input to the model, in evaluation mode,
-  the similarity of two modules is g_m . g_n / (|g_m| |g_n|). (The gradient with respect to the
-  image before noise or mixup is g times 1 or lambda: the same cosine.) Low values say that the
-  modules push in different directions. (Cheng et al., AAAI 2021.)
+  Each module on its own makes inputs and labels from the same images:
 
-  Mixup's weight and partners are drawn over all the images at once, anew for each draw: the batch
-  size does not matter, and one unlucky weight does not decide.
+  - Gaussian noise: (x + stddev n, y);
+  - mixup: (lambda x_i + (1 - lambda) x_j, lambda y_i + (1 - lambda) y_j);
+  - Dirichlet label smoothing: (x, a draw from Dirichlet(label_weight y + beta_weight beta)).
+
+  g_m is the gradient of an image's cross-entropy under module m with respect to the input of the
+  model, in evaluation mode. The similarity of the modules m and n is g_m . g_n / (|g_m| |g_n|). The
+  gradient with respect to the image before noise or mixup is a positive multiple of g_m, so it has
+  the same cosine. Low values mean that the modules act in different directions. (Cheng et al.,
+  "Self-Progressing Robust Training", AAAI 2021.)
+
+  Mixup's weight and partners are drawn over all images at once, and again for each draw. The
+  result does not depend on the batch size.
 
   Args:
-    subject: the model; its learned beta is taken where there is one, else ones.
+    subject: the model. Its learned beta is used where there is one, else ones.
     images: host array [n, height, width, channels].
     labels: int [n].
-    noise_stddev, mixup_alpha, label_weight, beta_weight: as in `vicinity`; in pixel units.
-    num_draws: of noise, pairs and labels.
-    seed: of the draws.
+    noise_stddev: standard deviation of the noise, in pixel units.
+    mixup_alpha: parameter of mixup's Beta distribution.
+    label_weight: weight of the label in the concentration.
+    beta_weight: weight of beta in the concentration.
+    num_draws: number of draws of noise, partners and labels.
+    seed: the seed of the draws.
 
   Returns:
     float64 [num_draws * n, 3, 3]; NaN where a gradient is zero or not finite.
   """
-  images = jnp.asarray(to_float(np.asarray(images)))
+  clean = jnp.asarray(to_float(np.asarray(images)))
   one_hot = jax.nn.one_hot(labels, subject.num_classes)
   beta = np.ones(subject.num_classes) if subject.beta is None else subject.beta
   concentration = vicinity.dirichlet_concentration(
@@ -102,32 +112,33 @@ def diversity(
   for draw in range(num_draws):
     keys = jax.random.split(jax.random.fold_in(root_key(seed), draw), 3)
     pairs = (
-      vicinity.gaussian_noise(keys[0], images, noise_stddev),
+      vicinity.gaussian_noise(keys[0], clean, noise_stddev),
       one_hot,
-      *vicinity.mixup(keys[1], images, one_hot, mixup_alpha),
-      images,
+      *vicinity.mixup(keys[1], clean, one_hot, mixup_alpha),
+      clean,
       vicinity.sample_dirichlet_labels(keys[2], concentration),
     )
     found.append(subject.map(cosines, *map(np.asarray, pairs)))
   return np.concatenate(found).astype(np.float64)
 
 
-def fitting(num_classes: int) -> dict[str, Callable]:
-  """The losses that a model of so many classes has."""
+def fitting(num_classes: int) -> dict[str, Callable[[jax.Array, jax.Array], jax.Array]]:
+  """Returns the losses that are defined for a number of classes, by name."""
   return {name: loss for name, (fewest, loss) in LOSSES.items() if num_classes >= fewest}
 
 
-def faults(predict, images, labels) -> jax.Array:
-  """Whether input gradients are zero in every pixel, NaN in any, infinite in any; for
-  `Subject.map`.
+def faults(predict: Predict, images: jax.Array, labels: jax.Array) -> jax.Array:
+  """Finds unusable input gradients, for `Subject.map`.
 
   Returns:
-    bool [batch, losses, 3], for the losses of `fitting`.
+    Bool array [batch, losses, 3] for the losses of `fitting`: whether the gradient is zero in every
+    pixel, NaN in any pixel, infinite in any pixel.
   """
   logits, pullback = jax.vjp(predict, images)
   found = []
   for loss in fitting(logits.shape[-1]).values():
-    (gradient,) = pullback(jax.grad(lambda z, loss=loss: jnp.sum(loss(z, labels)))(logits))
+    total = lambda z, loss=loss: jnp.sum(loss(z, labels))
+    (gradient,) = pullback(jax.grad(total)(logits))
     gradient = gradient.reshape(len(images), -1)
     kinds = (
       jnp.all(gradient == 0, -1),
@@ -138,19 +149,19 @@ def faults(predict, images, labels) -> jax.Array:
   return jnp.stack(found, 1)
 
 
-def health(subject: Subject, points: np.ndarray, labels: np.ndarray, **keys) -> list[Number]:
-  """Shares of the images whose input gradient is zero, NaN or infinite, for each loss.
+def health(subject: Subject, points: np.ndarray, labels: np.ndarray, **keys: Any) -> list[Number]:
+  """Measures the shares of points whose input gradient is zero, NaN or infinite, for each loss.
 
-  Attacks follow these gradients: where there are none, a model is not robust but unexamined. Only
-  points that are classified correctly count; the others need no attack. (And DLR is constant where
-  the label ranks third.)
+  Attacks follow these gradients. Where they are unusable, high accuracy under attack says nothing
+  about robustness. Only points that are classified correctly count, because attacks start there.
+  (DLR is constant, with a zero gradient, where the label ranks third.)
 
   Args:
     subject: the model.
     points: host array [n, height, width, channels]: the images themselves, an attack's start, or
-      points of its run.
+      points along an attack.
     labels: int [n].
-    **keys: what the numbers say of the points.
+    **keys: keys of the numbers that describe the points.
 
   Returns:
     A number for each loss and fault; none where no point is classified correctly.
@@ -180,10 +191,10 @@ def evaluate_gradients(
   beta_weight: Annotated[
     float, Option("weight of beta in the Dirichlet concentration", 0, np.inf)
   ] = 0.01,
-  num_draws: Annotated[int, Option("draws of noise, pairs and labels", 1, 2**31)] = 5,
+  num_draws: Annotated[int, Option("draws of noise, mixup partners and labels", 1, 2**31)] = 5,
   seed: Seed,
 ) -> Measurement:
-  """Measures the cosines between the gradients of SPROUT's modules, whatever trained the model."""
+  """Measures the cosines between the input gradients of SPROUT's modules, for any model."""
   images = subject.select(num_examples)
   found = diversity(
     subject,

@@ -1,8 +1,8 @@
-"""The loss around images: on the plane of the input gradient's sign and a random direction."""
+"""The loss landscape: the loss around images, along the gradient's sign and a random direction."""
 
 import math
-from collections.abc import Callable
 from typing import Annotated
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,52 +16,68 @@ from sprout_jax.evaluation.options import NumExamples
 from sprout_jax.evaluation.options import Option
 from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Measurement
 
 
-def surface_fn(seed: int) -> Callable:
-  """The cross-entropy at x + a sign(grad) + b r, for `Subject.map`.
+def surface_fn(seed: int) -> BatchFunction:
+  """Makes the function, for `Subject.map`, of the cross-entropy at x + a sign(grad) + b r.
 
-  grad is the gradient of the loss of the image's own label, r a Rademacher direction from the
-  image's index. The grid is passed through in a loop, one forward pass at a time.
+  grad is the input gradient of the loss with the image's label. r is a Rademacher direction, drawn
+  from the image's index. The points of the grid are computed one after the other.
+
+  Args:
+    seed: the seed of r.
 
   Returns:
-    (predict, a [A], b [B], images, labels, indices) -> float [batch, A, B].
+    (predict, a [A], b [B], images, labels, indices) -> float [batch, A, B], in nats.
   """
 
-  def run(predict, a, b, images, labels, indices):
-    # The log odds rise with the cross-entropy: the same signs, but no gradient that vanishes.
+  def surface(
+    predict: Predict,
+    a: jax.Array,
+    b: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+  ) -> jax.Array:
+    # The log odds rise with the cross-entropy: the signs agree, but the gradient does not vanish.
     sign = jnp.sign(jax.grad(lambda x: jnp.sum(losses.log_odds(predict(x), labels)))(images))
     keys = example_keys(root_key(seed), indices)
     random = jax.vmap(lambda key: jax.random.rademacher(key, images.shape[1:], images.dtype))(keys)
     pairs = jnp.stack(jnp.meshgrid(a, b, indexing="ij"), -1).reshape(-1, 2)
 
-    def loss(pair):
+    def loss(pair: jax.Array) -> jax.Array:
       return losses.cross_entropy(predict(images + pair[0] * sign + pair[1] * random), labels)
 
     return jax.lax.map(loss, pairs).T.reshape(len(images), len(a), len(b))
 
-  return run
+  return surface
 
 
 def surfaces(
   subject: Subject, images: Images, a: np.ndarray, b: np.ndarray, seed: int
 ) -> np.ndarray:
-  """The cross-entropy on the plane x + a sign(grad) + b r around each image: float [n, A, B], nats.
+  """Computes the cross-entropy on the plane x + a sign(grad) + b r around each image.
 
-  A robust model's is low and smooth; one that is flat in its middle and rises or jumps elsewhere
-  hides its gradients. The pixels are not clipped to [0, 1]: on a plane that is bent at the edge of
-  the box, that edge would look like a feature of the model.
+  The surface of a robust model is low and smooth. A surface that is flat in the middle and rises or
+  jumps elsewhere is a sign of masked gradients. The pixels are not clipped to [0, 1]: clipping
+  would bend the plane at the edge of the box, and the bend would look like a feature of the model.
 
   Args:
     subject: the model.
-    images: a few.
-    a, b: the grid along the sign of the gradient and along r, in pixel units.
-    seed: of r.
+    images: the images.
+    a: float [A], the grid along the sign of the gradient, in pixel units.
+    b: float [B], the grid along r, in pixel units.
+    seed: the seed of r.
+
+  Returns:
+    float64 [n, A, B], in nats.
   """
   grid = np.asarray(a, np.float32), np.asarray(b, np.float32)
   indices = images.indices.astype(np.int32)
@@ -78,13 +94,13 @@ def evaluate_landscape(
   num_points: Annotated[int, Option("points of the grid along each direction", 2, 10_000)] = 21,
   seed: Seed,
 ) -> Measurement:
-  """Measures the mean loss around images, as far as perturbations of size epsilon go."""
+  """Measures the mean loss around images, up to perturbations of size epsilon."""
   images = subject.select(num_examples)
-  # Both directions have entries of 1: their L2 norm is the square root of the number of values.
+  # Both directions have entries of +-1: their L2 norm is the square root of the number of values.
   size = math.sqrt(images.images[0].size) if norm == "l2" else 1
   grid = np.linspace(-epsilon / size, epsilon / size, num_points).astype(np.float32)
   mean = subject.memo("surface", lambda: surfaces(subject, images, grid, grid, seed).mean(0))
-  keys = dict(norm=norm, epsilon=epsilon, seed=seed)
+  keys: dict[str, Any] = dict(norm=norm, epsilon=epsilon, seed=seed)
   highest = float(mean.max()) if np.isfinite(mean).all() else None
   return Measurement(
     Numbers([Number("highest_loss", highest, keys, "nats", len(images.labels))]),

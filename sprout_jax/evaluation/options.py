@@ -1,13 +1,14 @@
-"""Options of evaluations: declared once, in the signature of the function that takes them.
+"""Options of evaluations, declared in the signatures of the functions that take them.
 
-A keyword argument of an evaluation is an option. Its annotation is `Annotated[type, Option(...)]`
-with a range or choices and a line of help. Its default decides where a config has it:
+Every keyword argument of an evaluation is an option. Its annotation is `Annotated[type,
+Option(...)]`, with a range or choices and a line of help. Its default decides where a config has
+the option:
 
-- without a default, it is one of `SHARED`, a key of `config.evaluation` that several evaluations
-  read (`epsilon`, `num_steps`, ...);
-- with a default, it is a key of the evaluation's own section, `config.evaluation.NAME.KEY`.
+- An option without a default is one of `SHARED`: a key of `config.evaluation` that several
+  evaluations read (`epsilon`, `num_steps`, ...).
+- An option with a default is a key of the evaluation's own section, `config.evaluation.NAME.KEY`.
 
-Config sections, their validation and the list in the documentation are made from these.
+The config sections, their validation and the list in the documentation are generated from these.
 """
 
 import dataclasses
@@ -28,14 +29,15 @@ from sprout_jax.errors import check_range
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """What an option may be, and what it means.
+  """The meaning and the valid values of an option. Limits and choices apply to a tuple's entries.
 
   Attributes:
-    help: one line: the meaning, with the unit.
-    low, high: the smallest and largest number, of each entry where the option is a tuple.
-    choices: the names that it may be, of each entry where the option is a tuple.
-    ascends: whether the entries of a tuple must be different and ascend.
-    example: of a tuple, for messages.
+    help: one line, the meaning with the unit.
+    low: the smallest number.
+    high: the largest number.
+    choices: the valid names.
+    ascends: whether the entries of a tuple must be distinct and ascending.
+    example: an example of a tuple, for messages.
   """
 
   help: str
@@ -48,26 +50,26 @@ class Option:
 
 PIXELS = "in pixel units (images in [0, 1])"
 NumExamples = Annotated[
-  int, Option("test images that are taken, a fixed random choice; 0 = all", 0, 2**31)
+  int, Option("number of test images, a fixed random choice; 0 = all", 0, 2**31)
 ]
 Norm = Annotated[str, Option("norm of the perturbation", choices=tuple(attacks.NORMS))]
 Epsilon = Annotated[float, Option(f"perturbation budget, {PIXELS}", 1e-9, math.inf)]
 Epsilons = Annotated[
   tuple[float, ...],
   Option(
-    f"perturbation budgets of a curve, {PIXELS}; epsilon is always among them",
+    f"perturbation budgets of the accuracy curve besides epsilon, {PIXELS}",
     0,
     math.inf,
     ascends=True,
   ),
 ]
 NumSteps = Annotated[int, Option("gradient steps of PGD", 0, 2**31)]
-StepSize = Annotated[float, Option(f"size of PGD's steps, {PIXELS}", 1e-6, math.inf)]
-NumRestarts = Annotated[int, Option("random starts of PGD; the worst counts", 1, 2**31)]
+StepSize = Annotated[float, Option(f"step size of PGD, {PIXELS}", 1e-6, math.inf)]
+NumRestarts = Annotated[int, Option("random restarts of PGD; the worst counts", 1, 2**31)]
 Loss = Annotated[str, Option("loss that PGD maximises", choices=tuple(attacks.LOSSES))]
 Seed = Annotated[int, Option("seed of all random draws of the evaluation", 0, 2**32 - 1)]
 
-# The keys of config.evaluation that several evaluations read, with their defaults.
+# The keys of config.evaluation that several evaluations read: {name: (annotation, default)}.
 SHARED: dict[str, tuple[Any, Any]] = {
   "num_examples": (NumExamples, 0),
   "norm": (Norm, "linf"),
@@ -81,30 +83,32 @@ SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
-def declared(function: Callable) -> dict[str, tuple[Any, Any]]:
-  """The options of an evaluation's function: {name: (annotation, default)}.
+def declared(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+  """Returns the options of an evaluation's function: {name: (annotation, default)}.
 
-  The default is `inspect.Parameter.empty` for the shared ones.
+  The default of a shared option is `inspect.Parameter.empty`.
 
   Raises:
-    TypeError: an option without an `Option`, or an unknown shared one: a fault of the function.
+    TypeError: a defect of the function: an argument without an `Option`, or one without a default
+      that is not in `SHARED`.
   """
   hints = typing.get_type_hints(function, include_extras=True)
-  found = {}
+  where = getattr(function, "__name__", repr(function))
+  found: dict[str, tuple[Any, Any]] = {}
   for name, parameter in inspect.signature(function).parameters.items():
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
       continue
     annotation, default = hints.get(name), parameter.default
     if not isinstance((getattr(annotation, "__metadata__", None) or [None])[0], Option):
-      raise TypeError(f"{function.__name__}: option {name} is not Annotated[type, Option(...)]")
+      raise TypeError(f"{where}: option {name} must be annotated Annotated[type, Option(...)]")
     if default is inspect.Parameter.empty and name not in SHARED:
-      raise TypeError(f"{function.__name__}: option {name} has no default and is none of SHARED")
+      raise TypeError(f"{where}: option {name} has no default and is not in SHARED; give it one")
     found[name] = (annotation, default)
   return found
 
 
-def own(function: Callable) -> dict[str, Any]:
-  """The defaults of the options that only this evaluation has: its section of a config."""
+def own(function: Callable[..., Any]) -> dict[str, Any]:
+  """Returns the defaults of an evaluation's own options: its section of a config."""
   return {
     name: default
     for name, (_, default) in declared(function).items()
@@ -112,13 +116,15 @@ def own(function: Callable) -> dict[str, Any]:
   }
 
 
-def choose(function: Callable, shared: Mapping, section: Mapping) -> dict[str, Any]:
-  """The keyword arguments of an evaluation: from its own section, else from the shared keys."""
+def choose(
+  function: Callable[..., Any], shared: Mapping[str, Any], section: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns an evaluation's keyword arguments, from its own section or else the shared keys."""
   return {name: section[name] if name in section else shared[name] for name in declared(function)}
 
 
 def describe(annotation: Any) -> str:
-  """An option's help with its range or choices, for documentation."""
+  """Returns an option's help with its range or choices, for documentation."""
   option = annotation.__metadata__[0]
   if option.choices is not None:
     listed = ", ".join(map(str, option.choices))
@@ -135,21 +141,21 @@ def check(where: str, value: Any, annotation: Any) -> None:
   """Checks a value of an option.
 
   Args:
-    where: how the user names it, as "config.evaluation.seed".
+    where: the name that the user knows, such as "config.evaluation.seed".
     value: the value.
     annotation: `Annotated[type, Option(...)]`.
 
   Raises:
-    UserError: the value is of another type or out of range.
+    UserError: the value has another type or is out of range.
   """
   kind, option = typing.get_args(annotation)[:2]
   is_tuple = typing.get_origin(kind) is tuple
   entries = value if is_tuple else (value,)
   example = f", e.g. {where}={option.example}" if option.example else ""
   if is_tuple and not isinstance(value, (tuple, list)):
-    raise UserError(f"{where} is {value!r}; expected several values in a tuple{example}")
+    raise UserError(f"{where} is {value!r}; expected a tuple of values{example}")
   if is_tuple and not value and option.example:
-    raise UserError(f"{where} is empty; give at least one entry{example}")
+    raise UserError(f"{where} is empty; give at least one value{example}")
   what = f"{where}: an entry" if is_tuple else where
   kind = typing.get_args(kind)[0] if is_tuple else kind
   for entry in entries:
@@ -162,16 +168,16 @@ def check(where: str, value: Any, annotation: Any) -> None:
     elif not isinstance(entry, kind):
       raise UserError(f"{what} is {entry!r}; it must be a {kind.__name__}")
   if option.ascends and list(entries) != sorted(set(entries)):
-    raise UserError(f"{where} is {tuple(entries)}; the values must be different and ascend")
+    raise UserError(f"{where} is {tuple(entries)}; the values must be distinct and ascending")
 
 
 def with_epsilon(epsilons: Collection[float], epsilon: float) -> tuple[float, ...]:
-  """The perturbation budgets of a curve, with the one of the evaluations at a single budget."""
+  """Returns the perturbation budgets of a curve with epsilon among them, ascending."""
   return tuple(sorted({*epsilons, epsilon}))
 
 
 def check_budgets(where: str, norm: str, epsilons: Collection[float]) -> None:
-  """Raises UserError for a Linf budget above 1, which hides every image."""
+  """Raises UserError for a Linf budget above 1, the whole range of pixels."""
   for epsilon in epsilons:
     if norm == "linf" and epsilon > 1:
       raise UserError(

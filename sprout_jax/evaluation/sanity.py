@@ -1,12 +1,12 @@
-"""Attacks that are run only to see whether the reported one can be believed.
+"""Attacks for the checks: weaker, stronger and black-box attacks beside the reported PGD.
 
-`results.checks` compares what they find.
+`results.checks` compares their outcomes.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from sprout_jax import attacks
 from sprout_jax.evaluation import gradients
 from sprout_jax.evaluation.noise import DRAWS
-from sprout_jax.evaluation.noise import noise
+from sprout_jax.evaluation.noise import random_noise
 from sprout_jax.evaluation.options import Epsilon
 from sprout_jax.evaluation.options import Loss
 from sprout_jax.evaluation.options import Norm
@@ -23,78 +23,94 @@ from sprout_jax.evaluation.options import NumRestarts
 from sprout_jax.evaluation.options import NumSteps
 from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.options import StepSize
+from sprout_jax.evaluation.pgd import AttackFunction
 from sprout_jax.evaluation.pgd import Pgd
 from sprout_jax.evaluation.pgd import attack_fn
 from sprout_jax.evaluation.pgd import outcomes
 from sprout_jax.evaluation.randomness import root_key
 from sprout_jax.evaluation.strength import trace
 from sprout_jax.evaluation.strength import trace_fn
+from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import to_float
+from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
 
-LARGE_RADIUS = (
-  0.5  # in Linf, and times the square root of the number of values in L2: hides any image
-)
+# The radius at which every image can be made grey: in Linf; in L2 times the square root of the
+# number of values.
+LARGE_RADIUS = 0.5
 LARGE_STEPS = 50
 APGD_STEPS = 100
 
 
-def fgsm(key, predict, images, labels, *, epsilon, norm="linf", indices=None) -> jax.Array:
-  """`attacks.fgsm` with the arguments of `pgd.attack_fn`; it draws nothing."""
+def fgsm(
+  key: jax.Array,
+  predict: Predict,
+  images: jax.Array,
+  labels: jax.Array,
+  *,
+  epsilon: float,
+  norm: str = "linf",
+  indices: jax.Array | None = None,
+) -> jax.Array:
+  """Applies `attacks.fgsm` with the arguments of `pgd.AttackFunction`; it draws nothing."""
   del key, indices
   return attacks.fgsm(predict, images, labels, epsilon=epsilon, norm=norm)
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """One of the attacks that are compared.
+  """One of the attacks that the checks compare.
 
   Attributes:
-    name: for people.
-    chain: attacks, each on what those before it left.
-    epsilon: perturbation budget.
-    restarts: of each.
-    keys: what the number says of the attack.
-    metric: of the number.
+    name: the name for readers.
+    chain: attacks, each on the images that those before it left robust.
+    epsilon: perturbation budget, in pixel units.
+    restarts: restarts of each attack.
+    keys: the keys of the number.
+    metric: the metric of the number.
   """
 
   name: str
-  chain: tuple[Callable, ...]
+  chain: tuple[AttackFunction, ...]
   epsilon: float
   restarts: int
-  keys: dict
+  keys: dict[str, Any]
   metric: str = "accuracy"
 
 
 def probes(pgd: Pgd, epsilon: float, num_classes: int, num_values: int) -> list[Probe]:
-  """PGD as it is reported, beside weaker, stronger and blind attacks.
+  """Returns the reported PGD, and the weaker, stronger and black-box attacks beside it.
 
   Args:
-    pgd: as it is reported.
-    epsilon: its perturbation budget.
-    num_classes: of the model.
+    pgd: the reported PGD.
+    epsilon: its perturbation budget, in pixel units.
+    num_classes: number of classes.
     num_values: pixels times channels of an image.
   """
-  seed, threat = {"seed": pgd.seed}, {"norm": pgd.norm, "epsilon": epsilon}
+  seed: dict[str, Any] = {"seed": pgd.seed}
+  threat: dict[str, Any] = {"norm": pgd.norm, "epsilon": epsilon}
   more_steps = dataclasses.replace(pgd, steps=2 * pgd.steps)
   more_restarts = dataclasses.replace(pgd, restarts=10 if pgd.restarts < 10 else 2 * pgd.restarts)
   large = LARGE_RADIUS * (math.sqrt(num_values) if pgd.norm == "l2" else 1)
   to_grey = dataclasses.replace(pgd, steps=LARGE_STEPS, step_size=large / 4, restarts=1)
-  # Both losses: alone, the cross-entropy misses what luck finds.
+  # With the cross-entropy alone, APGD misses images that PGD breaks by chance.
   second = "dlr" if num_classes > 2 else "margin"
   apgds = attacks.apgd, functools.partial(attacks.apgd, loss=second)
-  apgd = {"attack": f"apgd-ce + apgd-{second}", "restarts": pgd.restarts, "steps": APGD_STEPS}
+  apgd: dict[str, Any] = {"attack": f"apgd-ce + apgd-{second}"}
+  apgd |= {"restarts": pgd.restarts, "steps": APGD_STEPS}
+  noise: dict[str, Any] = {"attack": "noise", "draws": DRAWS}
 
-  def of_pgd(name, other, radius=epsilon, metric="accuracy"):
+  def of_pgd(name: str, other: Pgd, radius: float = epsilon, metric: str = "accuracy") -> Probe:
     keys = {**other.keys, "epsilon": radius}
     return Probe(name, (other.attack,), radius, other.restarts, keys, metric)
 
   return [
-    Probe("noise", (noise,), epsilon, 1, {"attack": "noise", "draws": DRAWS, **seed, **threat}),
+    Probe("noise", (random_noise,), epsilon, 1, {**noise, **seed, **threat}),
     Probe("FGSM", (fgsm,), epsilon, 1, {"attack": "fgsm", **threat}),
     of_pgd("PGD", pgd),
     Probe("APGD", apgds, epsilon, pgd.restarts, {**apgd, **seed, **threat}),
@@ -116,12 +132,13 @@ def evaluate_sanity(
   loss: Loss,
   seed: Seed,
 ) -> Measurement:
-  """Runs PGD as it is reported, beside weaker, stronger and blind attacks, for the checks."""
+  """Measures the accuracy under the attacks that the checks compare, and the input gradients."""
   images = subject.select(num_examples)
-  pgd, numbers = Pgd(norm, num_steps, step_size, num_restarts, loss, seed), []
+  pgd = Pgd(norm, num_steps, step_size, num_restarts, loss, seed)
+  numbers: list[Number] = []
   compared = probes(pgd, epsilon, subject.num_classes, images.images[0].size)
 
-  def run(probe):
+  def measure(probe: Probe) -> np.ndarray:
     robust = images.correct
     for attack in probe.chain:
       fn = attack_fn(attack, norm, seed)
@@ -138,7 +155,7 @@ def evaluate_sanity(
 
   with subject.progress("sanity", len(compared) + 2, "attacks") as bar:
     for number, probe in enumerate(compared, 1):
-      robust = subject.memo(probe.name, lambda probe=probe: run(probe))
+      robust = subject.memo(probe.name, functools.partial(measure, probe))
       numbers.append(accuracy(robust, images.indices, probe.metric, **probe.keys))
       bar(number, probe.name)
     numbers += along_attack(subject, images, pgd, epsilon)
@@ -148,9 +165,10 @@ def evaluate_sanity(
   return Measurement(Numbers(numbers), {"best_loss": np.asarray(best).tolist()})
 
 
-def along_attack(subject: Subject, images: Images, pgd: Pgd, epsilon: float) -> list:
-  """`gradients.health` at the images, at PGD's start, and halfway through its steps."""
-  found, halfway = [], max(pgd.steps // 2, 1)
+def along_attack(subject: Subject, images: Images, pgd: Pgd, epsilon: float) -> list[Number]:
+  """Measures `gradients.health` at the images, at PGD's start, and halfway through its steps."""
+  found: list[Number] = []
+  halfway = max(pgd.steps // 2, 1)
   for place, steps in (
     ("at the images", None),
     ("at the start of PGD", 0),
@@ -165,19 +183,25 @@ def along_attack(subject: Subject, images: Images, pgd: Pgd, epsilon: float) -> 
         np.arange(len(points), dtype=np.int32),
         shared=(float(epsilon),),
       )
-    keys = dict(place=place, norm=pgd.norm, epsilon=epsilon)
+    keys: dict[str, Any] = dict(place=place, norm=pgd.norm, epsilon=epsilon)
     found += gradients.health(subject, points, images.labels, **keys)
   return found
 
 
-def points_fn(pgd: Pgd, steps: int) -> Callable:
-  """Where PGD is after some steps, for `Subject.map`.
+def points_fn(pgd: Pgd, steps: int) -> BatchFunction:
+  """Makes the function, for `Subject.map`, that returns PGD's iterate after some steps.
 
   Returns:
     (predict, epsilon, images, labels, indices) -> images.
   """
 
-  def run(predict, epsilon, images, labels, indices):
+  def points(
+    predict: Predict,
+    epsilon: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+  ) -> jax.Array:
     return attacks.pgd(
       jax.random.fold_in(root_key(pgd.seed), 0),
       predict,
@@ -192,13 +216,13 @@ def points_fn(pgd: Pgd, steps: int) -> Callable:
       indices=indices,
     )
 
-  return run
+  return points
 
 
 def best_loss(subject: Subject, images: Images, pgd: Pgd, epsilon: float) -> np.ndarray:
-  """The mean running best loss of PGD's first start, [steps + 1].
+  """Returns the mean running best loss along PGD's first restart, [steps + 1].
 
-  Over the images that are classified correctly; empty where none is.
+  The mean is over the images that are classified correctly. Without any, the array is empty.
   """
   rows = np.flatnonzero(images.correct)
   if not len(rows):

@@ -1,6 +1,7 @@
-"""Evaluations of one model, one after the other, kept in a workdir."""
+"""Measurement of several evaluations of one model, stored in a workdir."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sprout_jax
@@ -18,6 +20,7 @@ from sprout_jax.errors import UserError
 from sprout_jax.evaluation import preflight
 from sprout_jax.evaluation import subject as subject_lib
 from sprout_jax.evaluation import table
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Source
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.progress import format_seconds
@@ -25,6 +28,7 @@ from sprout_jax.results import numbers
 from sprout_jax.results import summary
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Measurement
+from sprout_jax.results.store import Memo
 from sprout_jax.results.store import Store
 from sprout_jax.results.summary import Results
 
@@ -33,15 +37,14 @@ PACKAGES = (
   "jaxlib",
   "flax",
   "optax",
-  "chex",
   "orbax-checkpoint",
   "numpy",
   "scipy",
   "ml_collections",
   "tensorflow-datasets",
 )
-TIMED = 8  # images whose gradient is timed to choose between convolutions
-# What `evaluate` measures unless it is told otherwise; "transfer" needs other models.
+TIMED = 8  # images whose gradient is timed, to choose between convolutions
+# The evaluations that `evaluate` measures by default. "transfer" needs other models.
 USUAL = (
   "pgd",
   "auto_attack",
@@ -59,7 +62,7 @@ USUAL = (
 
 
 def versions() -> dict[str, str]:
-  """Versions of packages and Python, the devices, and the settings of JAX that change numbers."""
+  """Returns versions of packages and Python, the devices, and JAX settings that change numbers."""
   found = {"sprout_jax": sprout_jax.__version__, "python": platform.python_version()}
   for package in PACKAGES:
     try:
@@ -71,7 +74,7 @@ def versions() -> dict[str, str]:
   return found | numerics
 
 
-def run(
+def measure(
   subject: Subject,
   names: Collection[str],
   settings: Mapping[str, Any],
@@ -81,40 +84,45 @@ def run(
   about: Mapping[str, Any],
   say: Callable[[str], None],
 ) -> tuple[Results, dict[str, str]]:
-  """Runs evaluations as far as they are not stored, and writes results.json after each.
+  """Measures the evaluations that are not stored yet, and writes results.json after each.
 
   Args:
     subject: the model.
     names: rows of `EVALUATIONS`.
-    settings: options as `table.defaults` has them.
-    workdir: where the results lie.
-    identity: what the numbers depend on besides the evaluations: weights, data.
+    settings: the options, in the form of `table.defaults`.
+    workdir: the folder of the results.
+    identity: JSON that determines the numbers besides the evaluations: weights, data.
     about: the entries `summary.ABOUT` of results.json.
-    say: called with a line for the user.
+    say: called with each line for the user.
 
   Returns:
     The results, and {evaluation: why it could not be measured}.
+
+  Raises:
+    UserError: the loss does not fit the number of classes; with several processes also where an
+      evaluation cannot be measured.
   """
   if settings["loss"] == "dlr" and subject.num_classes < 3:
     raise UserError(
-      f"the loss is 'dlr', which needs 3 classes; there are {subject.num_classes}: use 'margin'"
+      f"the loss 'dlr' needs at least 3 classes; there are {subject.num_classes}: use 'margin'"
     )
   is_first = jax.process_index() == 0
   identity = {"subject": identity, "numerics": subject_lib.numerics()}
   store = Store(workdir, identity, versions(), is_first, wait_for_all)
-  clean = store.fetch("clean", 1, {}, lambda memo: _clean(subject)).numbers.first()
+  (clean,) = store.fetch("clean", 1, {}, lambda memo: _clean(subject)).numbers
   refused: dict[str, str] = {}
 
-  def options(name):
+  def options(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns an evaluation's options, and the same with what else determines its numbers."""
     chosen, depends = table.choose(name, settings), table.EVALUATIONS[name].depends
     return chosen, chosen if depends is None else chosen | {"depends": depends(subject, chosen)}
 
-  def collect():
+  def collect() -> Results:
     stored = []
     for name, row in table.EVALUATIONS.items():
       try:
         stored.append(store.read(name, row.version, options(name)[1]))
-      except UserError:  # a source that is gone: what was measured with it cannot be found
+      except UserError:  # a source is gone, so results that depend on it cannot be identified
         continue
     found = [one for one in stored if one is not None]
     results = summary.collect(workdir, about, clean, found, refused)
@@ -127,33 +135,34 @@ def run(
     try:
       chosen, key = options(name)
       if store.read(name, row.version, key) is not None:
-        say(f"{name}: is there already")
+        say(f"{name}: already measured")
         continue
       say(f"{name} ({number} of {len(names)}): {row.title}")
-      found = store.fetch(
-        name,
-        row.version,
-        key,
-        lambda memo, row=row, chosen=chosen: row.function(subject.start(memo), **chosen),
-      )
-    except UserError as error:  # the others can be measured all the same
-      if jax.process_count() > 1:  # where not all processes may have met it
+      found = store.fetch(name, row.version, key, functools.partial(_compute, row, subject, chosen))
+    except UserError as error:  # the other evaluations can still be measured
+      if jax.process_count() > 1:  # the error may be in this process only
         raise
       refused[name] = str(error)
       say(f"{name} was not measured: {error}")
       continue
     say(f"{name}: {format_seconds(found.seconds)}")
-    collect()  # so that a kill leaves what is known
+    collect()  # a kill during the next evaluation then leaves a results.json
   return collect(), refused
 
 
-def _clean(subject):
-  """The accuracy on the test set. It is stored: findings can be derived without the model."""
+def _compute(
+  row: table.Evaluation, subject: Subject, options: dict[str, Any], memo: Memo
+) -> Measurement:
+  return row.function(subject.start(memo), **options)
+
+
+def _clean(subject: Subject) -> Measurement:
+  """Measures the clean accuracy. It is stored, so that findings need no model."""
   return Measurement(Numbers([numbers.accuracy(subject.correct, np.arange(len(subject.labels)))]))
 
 
 def evaluate(
-  predict: Callable,
+  predict: Predict,
   images: Any,
   labels: Any,
   *,
@@ -167,49 +176,51 @@ def evaluate(
   epsilons: Collection[float] | None = None,
   name: str | None = None,
   class_names: Collection[str] | None = None,
-  features: Callable | None = None,
-  sources: Mapping[str, Callable] | None = None,
+  features: Predict | None = None,
+  sources: Mapping[str, Predict] | None = None,
   batch_size: int = 256,
   fast_convolutions: bool = True,
   progress: bool = True,
   **options: Any,
 ) -> Results:
-  """Measures how robust a JAX model is, checks the numbers, and writes a report.
+  """Measures the robustness of a JAX model, checks the numbers, and writes a report.
 
   The model is any function of images: a Flax, NNX, Haiku, Equinox or Keras model, or a plain
-  function. What is measured is kept in `workdir`: the same call after a kill continues, and nothing
-  is measured twice. The page is `workdir`/report/report.html.
+  function. Every measurement is stored in `workdir`. The same call continues after a kill and
+  measures nothing twice. The report is `workdir`/report/report.html.
 
-  Example:
-    >>> results = evaluate(predict, images, labels, workdir="runs/mine", epsilon=8/255)
-    >>> results.numbers.first(evaluation="auto_attack", stage=None).value
+  Example::
+
+      results = evaluate(predict, images, labels, workdir="runs/mine", epsilon=8/255)
+      results.numbers.first(evaluation="auto_attack", stage=None).value
 
   Args:
-    predict: images [batch, height, width, channels] in [0, 1] -> logits [batch, classes], in
-      evaluation mode, with normalisation inside.
-    images: test images, [n, height, width, channels], uint8 or floats in [0, 1].
+    predict: images [batch, height, width, channels] in [0, 1] -> logits [batch, classes]. The model
+      is in evaluation mode and normalises its input itself.
+    images: test images [n, height, width, channels], uint8 or floats in [0, 1].
     labels: int [n], the classes.
-    workdir: folder for the results.
-    evaluations: rows of `EVALUATIONS`, in the order in which they run.
-    epsilon: perturbation budget in pixel units.
-    norm: "linf" or "l2".
-    num_steps, num_restarts: of PGD.
-    step_size: of PGD, in pixel units; default epsilon / 4.
-    epsilons: budgets of the curve; default 0, 1/2, 1, 3/2 and 2 times epsilon.
-    name: of the model, for the report; default the workdir's.
-    class_names: default "0", "1", ...
+    workdir: the folder for the results.
+    evaluations: rows of `EVALUATIONS`, in the order of measurement.
+    epsilon: perturbation budget, in pixel units (images in [0, 1]).
+    norm: the norm of the perturbation, a key of `attacks.NORMS`.
+    num_steps: gradient steps of PGD.
+    num_restarts: random restarts of PGD.
+    step_size: step size of PGD, in pixel units; default: epsilon / 4.
+    epsilons: budgets of the accuracy curve; default: 0, 1/2, 1, 3/2 and 2 times epsilon.
+    name: the model's name in the report; default: the name of the workdir.
+    class_names: the classes' names; default: "0", "1", ...
     features: images -> [batch, features], the input of the model's last layer, for the binarisation
-      test; default its logits.
-    sources: {name: predict} of other models; with them, "transfer" is measured as well.
-    batch_size: images of one compiled call, over all devices.
-    fast_convolutions: whether plain convolutions of the model may be exchanged for equal ones with
-      faster gradients, where a quick timing says that it pays (`attacks.convolutions`; on a CPU).
-    progress: whether lines and bars are shown.
-    **options: other options: shared ones (`num_examples=1000`, `seed=1`), or a dictionary for one
+      test; default: the logits.
+    sources: {name: predict} of other models. With them, "transfer" is measured as well.
+    batch_size: images per compiled call, over all devices.
+    fast_convolutions: whether plain convolutions of the model may be replaced by equivalent ones
+      with faster gradients, where a short timing shows a gain (`attacks.convolutions`; on a CPU).
+    progress: whether to show lines and progress bars.
+    **options: further options: shared ones (`num_examples=1000`, `seed=1`), or a dictionary for one
       evaluation (`auto_attack={"version": "plus"}`). See `EVALUATIONS`.
 
   Returns:
-    The `Results`: numbers with typed keys, findings of the checks.
+    The `Results`: numbers with typed keys, and the findings of the checks.
 
   Raises:
     UserError: wrong input; the message says what to change.
@@ -243,17 +254,23 @@ def evaluate(
     find_source=others.__getitem__ if others else None,
     shows_progress=progress,
   )
-  say = _say if progress else lambda text: None
+  say: Callable[[str], None] = _say if progress else lambda text: None
   preflight.check_subject(subject)
   names = class_names or [str(number) for number in range(subject.num_classes)]
   if len(names) != subject.num_classes:
-    raise UserError(f"there are {len(names)} class_names for {subject.num_classes} classes")
+    raise UserError(
+      f"class_names has {len(names)} entries; expected one for each of the {subject.num_classes} "
+      "classes"
+    )
   digest = subject_lib.digest(model, images.shape[1:])
   if fast_convolutions:
-    faster = convolutions.fastest(subject.predict, subject_lib.to_float(images[:TIMED]))
+    timed = jnp.asarray(subject_lib.to_float(images[:TIMED]))
+    faster = convolutions.fastest(subject.predict, timed)
     subject = dataclasses.replace(subject, predict=faster, programs={})
   data = subject_lib.data_digest(images, labels)
-  extra = [] if features is None else [subject_lib.digest(subject.features, images.shape[1:])]
+  extra = []
+  if subject.features is not None:
+    extra.append(subject_lib.digest(subject.features, images.shape[1:]))
   about = {
     "parameters_sha256": digest,
     "config": {},
@@ -270,7 +287,7 @@ def evaluate(
     "training": None,
   }
   workdir.mkdir(parents=True, exist_ok=True)
-  results, _ = run(
+  results, _ = measure(
     subject,
     evaluations,
     settings,
@@ -285,20 +302,20 @@ def evaluate(
   return results
 
 
-def _settings(options):
-  """The defaults with the options that a call gives."""
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the default options, changed by those of a call."""
   settings = table.defaults()
   for key, value in options.items():
     if key not in settings:
       raise UserError(
-        f"evaluate has no option {key!r}; shared options and evaluations with options are: "
+        f"evaluate has no option {key!r}; the options, and the evaluations with options, are: "
         + ", ".join(settings)
       )
     if isinstance(settings[key], dict):
       if not isinstance(value, Mapping):
         raise UserError(
-          f"the options of the evaluation {key!r} are {value!r}; expected a dictionary with some "
-          "of: " + ", ".join(settings[key])
+          f"the options of the evaluation {key!r} are {value!r}; expected a dictionary with keys "
+          "from: " + ", ".join(settings[key])
         )
       unknown = value.keys() - settings[key].keys()
       if unknown:
@@ -312,19 +329,19 @@ def _settings(options):
   return settings
 
 
-def _source(name, predict, image_shape):
-  predict = subject_lib.place(subject_lib.as_pytree(predict))
-  return Source(name, subject_lib.digest(predict, image_shape), predict)
+def _source(name: str, predict: Predict, image_shape: tuple[int, ...]) -> Source:
+  model = subject_lib.place(subject_lib.as_pytree(predict))
+  return Source(name, subject_lib.digest(model, image_shape), model)
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when all processes have called it with this name."""
+  """Waits until all processes have called it with this name."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(name)
 
 
-def _say(text):
+def _say(text: str) -> None:
   if jax.process_index() == 0:
     print(text, flush=True)

@@ -1,12 +1,14 @@
 """Randomised smoothing: a certified L2 radius for every image.
 
-The smoothed classifier g(x) is the class that the model returns most often on N(x, sigma^2).
-(Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.)
+The smoothed classifier returns the class that the model returns most often on draws from N(x,
+sigma^2). (Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing",
+ICML 2019.)
 """
 
+import functools
 import statistics
-from collections.abc import Callable
 from typing import Annotated
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -19,6 +21,8 @@ from sprout_jax.evaluation.options import NumExamples
 from sprout_jax.evaluation.options import Option
 from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import BatchFunction
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import rows_per_call
 from sprout_jax.intervals import lower_bound
@@ -27,19 +31,21 @@ from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
 
-SELECTION, ESTIMATION = 0, 1  # purposes of draws: the bound holds for draws that chose nothing
-IMAGES_PER_DEVICE = 8  # whose draws fill a call together
+# Purposes of draws. The bound is valid only for draws that did not select the class.
+SELECTION, ESTIMATION = 0, 1
+IMAGES_PER_DEVICE = 8  # images whose draws share a call
+RADII = tuple(round(0.02 * k, 2) for k in range(21))
 
 
 class Smoothing(NamedTuple):
-  """All that defines a certificate.
+  """The parameters of a certificate. Cohen et al. use n0 = 100, n = 100,000, alpha = 0.001.
 
   Attributes:
-    sigma: standard deviation of the noise in pixel units.
-    n0: draws that select the class (Cohen et al.: 100).
-    n: further draws that bound its probability from below (100,000).
-    alpha: probability, per image, that the bound or the class is wrong (0.001).
-    seed: of the draws.
+    sigma: standard deviation of the noise, in pixel units.
+    n0: draws that select the class.
+    n: further draws that bound the probability of the class from below.
+    alpha: probability, per image, that a certificate is wrong.
+    seed: the seed of the draws.
   """
 
   sigma: float
@@ -50,31 +56,38 @@ class Smoothing(NamedTuple):
 
   @property
   def largest_radius(self) -> float:
-    """The L2 radius that is certified where all n draws agree: sigma Phi^-1(alpha^(1 / n))."""
+    """The largest certifiable L2 radius, where all n draws agree: sigma Phi^-1(alpha^(1 / n))."""
     bound = self.alpha ** (1 / self.n)
     return max(0.0, self.sigma * statistics.NormalDist().inv_cdf(bound))
 
 
-def votes_fn(smoothing: Smoothing, draws_per_pass: int) -> Callable:
-  """Votes of n draws, for `Subject.map`.
+def votes_fn(smoothing: Smoothing, draws_per_pass: int) -> BatchFunction:
+  """Makes the function, for `Subject.map`, that counts the votes of n draws per class.
 
-  A vote is the largest logit of the model on image + sigma * noise, not clipped to [0, 1]; outputs
-  that are not finite vote for no class. Draw d of an image has the key of (purpose, the image's
-  index, d): votes depend on neither the batch nor `draws_per_pass`. Only the counts are kept.
+  A draw votes for the class of the largest logit on image + sigma * noise, not clipped to [0, 1]. A
+  draw with outputs that are not finite has no vote. The key of a draw is derived from the purpose,
+  the image's index and the number of the draw, so the votes depend on neither the batch nor
+  `draws_per_pass`.
+
+  Args:
+    smoothing: the parameters.
+    draws_per_pass: draws per image in one forward pass.
 
   Returns:
     (predict, purpose, n, images, indices) -> int32 [batch, classes].
   """
 
-  def run(predict, purpose, n, images, indices):
+  def count_votes(
+    predict: Predict, purpose: jax.Array, n: jax.Array, images: jax.Array, indices: jax.Array
+  ) -> jax.Array:
     classes = jax.eval_shape(predict, images).shape[-1]
     keys = example_keys(jax.random.fold_in(root_key(smoothing.seed), purpose), indices)
 
-    def noisy(key, image, number):
+    def noisy(key: jax.Array, image: jax.Array, number: jax.Array) -> jax.Array:
       draw = vicinity.gaussian_noise(jax.random.fold_in(key, number), image[None], smoothing.sigma)
       return draw[0]
 
-    def vote(number, total):
+    def vote(number: jax.Array, total: jax.Array) -> jax.Array:
       numbers = number * draws_per_pass + jnp.arange(draws_per_pass)
       draws = jax.vmap(jax.vmap(noisy, in_axes=(None, None, 0)), in_axes=(0, 0, None))(
         keys, images, numbers
@@ -87,7 +100,7 @@ def votes_fn(smoothing: Smoothing, draws_per_pass: int) -> Callable:
     zeros = jnp.zeros((len(images), classes), jnp.int32)
     return jax.lax.fori_loop(0, -(-n // draws_per_pass), vote, zeros)
 
-  return run
+  return count_votes
 
 
 def certify(
@@ -95,36 +108,37 @@ def certify(
   images: np.ndarray,
   indices: np.ndarray,
   smoothing: Smoothing,
-  fn: Callable,
+  fn: BatchFunction,
   batch_size: int | None = None,
-) -> list[dict]:
-  """Certifies images: the radius sigma * Phi^-1(p) for the bound p of the selected class.
+) -> list[dict[str, Any]]:
+  """Certifies images with the L2 radius sigma * Phi^-1(p).
 
-  The n0 draws select a class; of n others, those that fall on it bound its probability by p. If
-  p > 1/2, no perturbation of an L2 norm below the radius changes the smoothed class; otherwise the
-  image is abstained from. An image's outcome depends on its index, not on the slice that it is in.
+  n0 draws select a class. n other draws give p, a lower bound of its probability (Clopper-Pearson).
+  If p > 1/2, no perturbation with an L2 norm below the radius changes the smoothed class. Otherwise
+  the smoothed classifier abstains. The outcome of an image depends on its index only, not on the
+  other images.
 
   Args:
     subject: the model.
     images: host array [n, height, width, channels].
     indices: int [n], the images' positions in the test set.
-    smoothing: what `fn` was made with.
+    smoothing: the parameters with which `fn` was made.
     fn: from `votes_fn`.
-    batch_size: images of one compiled call; default the subject's.
+    batch_size: images per compiled call; default: the subject's.
 
   Returns:
-    [{"index", "selected", "successes", "lower_bound", "prediction", "radius"}], one per image;
-    where abstained, "prediction" is None and "radius" (L2, pixel units) is 0.
+    [{"index", "selected", "successes", "lower_bound", "prediction", "radius"}], one per image. The
+    radius is in pixel units. For an abstention, "prediction" is None and "radius" is 0.
   """
 
-  def votes(purpose, n):
+  def votes(purpose: int, n: int) -> np.ndarray:
     return subject.map(
       fn, images, indices.astype(np.int32), shared=(purpose, n), batch_size=batch_size
     )
 
   selected = votes(SELECTION, smoothing.n0).argmax(-1)
   successes = votes(ESTIMATION, smoothing.n)[np.arange(len(selected)), selected]
-  found = []
+  found: list[dict[str, Any]] = []
   for index, chosen, hits in zip(indices, selected, successes, strict=True):
     bound = lower_bound(hits, smoothing.n, smoothing.alpha)
     sure = bound > 0.5
@@ -143,18 +157,20 @@ def certify(
 
 
 def summarize(
-  smoothing: Smoothing, certificates: list[dict], labels: np.ndarray, radii: tuple[float, ...]
+  smoothing: Smoothing,
+  certificates: list[dict[str, Any]],
+  labels: np.ndarray,
+  radii: tuple[float, ...],
 ) -> Measurement:
-  """The numbers of certificates: accuracy, abstentions, certified accuracy along the radii.
+  """Summarises certificates: accuracy, abstentions, and certified accuracy at each radius.
 
-  An image counts at a radius r if it is predicted correctly, with a certificate of more than r: the
-  certificate's ball is open.
+  An image counts at the radius r if its prediction is correct and its certified radius is above r.
 
   Args:
-    smoothing: what the certificates were made with.
-    certificates: from `certify`, of all images.
-    labels: int [n], in their order.
-    radii: L2, in pixel units.
+    smoothing: the parameters of the certificates.
+    certificates: from `certify`, one per image.
+    labels: int [n], in the same order.
+    radii: L2 radii, in pixel units.
   """
   keys = smoothing._asdict()
   indices = np.array([one["index"] for one in certificates])
@@ -163,7 +179,7 @@ def summarize(
   right = np.array([p == label for p, label in zip(predictions, labels, strict=True)])
   count = len(certificates)
 
-  def number(metric, value, unit):
+  def number(metric: str, value: float, unit: str) -> Number:
     return Number(metric, value, keys, unit, count)
 
   return Measurement(
@@ -190,35 +206,38 @@ def evaluate_smoothing(
   sigma: Annotated[
     float, Option("standard deviation of the noise, in pixel units", 1e-6, 100)
   ] = 0.1,
-  n0: Annotated[int, Option("draws that select the class", 1, 2**30)] = 100,
-  n: Annotated[int, Option("draws that bound its probability", 1, 2**30)] = 100_000,
+  n0: Annotated[int, Option("noise draws that select the class", 1, 2**30)] = 100,
+  n: Annotated[
+    int, Option("noise draws that bound the probability of the class", 1, 2**30)
+  ] = 100_000,
   alpha: Annotated[
-    float, Option("probability per image that the certificate is wrong", 1e-12, 0.5)
+    float, Option("probability per image that a certificate is wrong", 1e-12, 0.5)
   ] = 0.001,
   radii: Annotated[
     tuple[float, ...],
     Option(
-      "L2 radii in pixel units at which certified accuracy is counted",
+      "L2 radii of the certified accuracy, in pixel units",
       0,
       ascends=True,
       high=np.inf,
       example="0,0.25",
     ),
-  ] = tuple(round(0.02 * k, 2) for k in range(21)),
+  ] = RADII,
   seed: Seed,
 ) -> Measurement:
-  """Measures certified accuracy against the L2 radius; images in slices, which a kill leaves."""
+  """Measures the certified accuracy against the L2 radius. A kill loses one slice of images."""
   smoothing = Smoothing(sigma, n0, n, alpha, seed)
   images = subject.select(num_examples)
   per_slice = rows_per_call(IMAGES_PER_DEVICE, subject.batch_size)
-  fn, found = votes_fn(smoothing, max(1, subject.batch_size // per_slice)), []
+  fn = votes_fn(smoothing, max(1, subject.batch_size // per_slice))
+  found: list[dict[str, Any]] = []
   with subject.progress("smoothing", len(images.labels)) as bar:
     for start in range(0, len(images.labels), per_slice):
       part = slice(start, start + per_slice)
       found += subject.memo(
         f"images from {start}, {per_slice}",
-        lambda part=part: certify(
-          subject, images.images[part], images.indices[part], smoothing, fn, per_slice
+        functools.partial(
+          certify, subject, images.images[part], images.indices[part], smoothing, fn, per_slice
         ),
       )
       bar(len(found), f"{sum(one['prediction'] is None for one in found)} abstained")

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +18,11 @@ from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.options import StepSize
 from sprout_jax.evaluation.pgd import Pgd
 from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
+from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
@@ -26,16 +30,24 @@ from sprout_jax.results.store import Measurement
 Counts = tuple[int, ...]
 
 
-def trace_fn(pgd: Pgd) -> Callable:
-  """One start of PGD for `Subject.map`, step by step.
+def trace_fn(pgd: Pgd) -> BatchFunction:
+  """Makes the function, for `Subject.map`, that records one restart of PGD step by step.
+
+  One attack of many steps gives the outcomes of all smaller numbers of steps.
 
   Returns:
     (predict, epsilon, restart, images, labels, indices) -> {"best_loss", "broken" (bool), "size"},
-    each [batch, steps + 1]: see `attacks.pgd_trace`. So one run of many steps tells what fewer
-    would have found.
+    each [batch, steps + 1]; see `attacks.pgd_trace`.
   """
 
-  def run(predict, epsilon, restart, images, labels, indices):
+  def record(
+    predict: Predict,
+    epsilon: jax.Array,
+    restart: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+  ) -> dict[str, jax.Array]:
     found = attacks.pgd_trace(
       jax.random.fold_in(root_key(pgd.seed), restart),
       predict,
@@ -50,13 +62,22 @@ def trace_fn(pgd: Pgd) -> Callable:
     )
     return {"best_loss": found.best_loss, "broken": found.broken, "size": found.size}
 
-  return run
+  return record
 
 
 def trace(
-  subject: Subject, images: Images, rows: np.ndarray, pgd: Pgd, fn: Callable, epsilon, restart
+  subject: Subject,
+  images: Images,
+  rows: np.ndarray,
+  pgd: Pgd,
+  fn: BatchFunction,
+  epsilon: float,
+  restart: int,
 ) -> dict[str, np.ndarray]:
-  """Runs `fn` from `trace_fn` on some of the images.
+  """Records one restart of PGD on some of the images; `fn` is from `trace_fn`.
+
+  Returns:
+    {"best_loss", "broken", "size"}, each [rows, steps + 1].
 
   Raises:
     RuntimeError: a perturbation left the ball.
@@ -81,21 +102,27 @@ def combinations(
   restarts: Counts,
   on_restart: Callable[[int], None] = lambda number: None,
 ) -> tuple[dict[tuple[int, int], np.ndarray], np.ndarray | None]:
-  """Outcomes of PGD after each number of steps and of restarts, from one run of the most of both.
+  """Measures PGD for each combination of steps and restarts, from one attack with most of both.
 
   Args:
-    pgd: with the largest of `steps` and of `restarts`.
-    steps, restarts: ascending.
-    on_restart: called after each restart with its number from 1.
+    subject: the model.
+    images: the choice of test images.
+    pgd: the attack with the largest number of steps and of restarts.
+    epsilon: perturbation budget, in pixel units.
+    steps: numbers of steps, ascending.
+    restarts: numbers of restarts, ascending.
+    on_restart: called after each restart with its number, from 1.
 
   Returns:
-    {(steps, restarts): bool [n]}, and the mean over the attacked images of the running best loss of
-    the first start, [most steps + 1]; None where no image is classified correctly.
+    {(steps, restarts): outcomes, bool [n]}, and the running best loss of the first restart, the
+    mean over the attacked images, [most steps + 1]; None where no image is classified correctly.
   """
-  fn, best, found = trace_fn(pgd), None, {}
+  fn = trace_fn(pgd)
+  best: np.ndarray | None = None
+  found: dict[tuple[int, int], np.ndarray] = {}
   robust = {count: np.array(images.correct, bool) for count in steps}
   for restart in range(restarts[-1]):
-    rows = np.flatnonzero(np.any(list(robust.values()), axis=0))  # fewer steps leave more
+    rows = np.flatnonzero(np.any(list(robust.values()), axis=0))  # robust to fewer steps at least
     if len(rows):
       traces = trace(subject, images, rows, pgd, fn, epsilon, restart)
       if restart == 0:
@@ -120,7 +147,7 @@ def evaluate_strength(
     200,
   ),
   restarts: Annotated[
-    Counts, Option("numbers of restarts", 1, 2**31, ascends=True, example="1,10")
+    Counts, Option("numbers of random restarts", 1, 2**31, ascends=True, example="1,10")
   ] = (1, 10),
   losses: Annotated[
     tuple[str, ...],
@@ -129,18 +156,22 @@ def evaluate_strength(
   step_size: StepSize,
   seed: Seed,
 ) -> Measurement:
-  """Measures every combination of steps, restarts and losses of PGD at one epsilon."""
-  images, numbers, curves, notes = subject.select(num_examples), [], {}, []
-  with subject.progress("strength", len(losses) * restarts[-1], "runs") as bar:
+  """Measures the accuracy under PGD for every combination of steps, restarts and losses."""
+  images = subject.select(num_examples)
+  numbers: list[Number] = []
+  curves: dict[str, Any] = {}
+  notes: list[str] = []
+  with subject.progress("strength", len(losses) * restarts[-1], "restarts") as bar:
     for number, loss in enumerate(losses):
       if loss == "dlr" and subject.num_classes < 3:
         notes.append(
-          f"The DLR loss needs 3 classes. There are {subject.num_classes}: it was not run."
+          f"PGD with the DLR loss was not measured: it needs 3 classes, there are "
+          f"{subject.num_classes}."
         )
         continue
       pgd = Pgd(norm, steps[-1], step_size, restarts[-1], loss, seed)
 
-      def compute(pgd=pgd, number=number):
+      def compute(pgd: Pgd = pgd, number: int = number) -> dict[str, Any]:
         found, best = combinations(
           subject,
           images,

@@ -1,4 +1,4 @@
-"""What an evaluation is given: a model as a function, and the test images."""
+"""The subject of an evaluation: a model as a function, and the test images."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
+from typing import Protocol
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,38 @@ from sprout_jax import sharding
 from sprout_jax.evaluation import randomness
 from sprout_jax.progress import Progress
 
-PASSES = 5  # over the same images, which must agree
-TOLERANCE = 1e-4  # by which outputs may differ, relative to the largest
-SMALLEST_BATCH = 32  # images; programs for fewer gain nothing
+T = TypeVar("T")
+PASSES = 5  # passes over the same images, whose outputs must agree
+TOLERANCE = 1e-4  # largest difference of outputs, relative to the largest output
+SMALLEST_BATCH = 32  # images; a smaller batch is no faster
+
+
+class Predict(Protocol):
+  """A model, or a part of it, as a function of images."""
+
+  def __call__(self, images: jax.Array, /) -> jax.Array:
+    """Maps images [batch, height, width, channels] in [0, 1] to logits [batch, classes]."""
+
+
+class BatchFunction(Protocol):
+  """A function for `Subject.map`: (predict, *shared, *batch) -> pytree of arrays [batch, ...]."""
+
+  def __call__(self, predict: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Returns the results for one batch."""
+
+
+class MemoFunction(Protocol):
+  """A cache of pieces of an evaluation, such as `results.store.Memo`."""
+
+  def __call__(self, piece: str, compute: Callable[[], Any], /) -> Any:
+    """Returns the stored value of a piece, or else computes and stores it."""
+
+
+class OnBatch(Protocol):
+  """A progress bar: (done, text) moves it."""
+
+  def __call__(self, done: float, text: str, /) -> None:
+    """Shows that so much is done, and a text beside the bar."""
 
 
 class Images(NamedTuple):
@@ -30,8 +61,8 @@ class Images(NamedTuple):
   Attributes:
     images: [n, height, width, channels], uint8 or float32 in [0, 1].
     labels: int32 [n].
-    indices: int [n], their positions in the test set.
-    correct: bool [n], which of them are classified correctly.
+    indices: int [n], the images' positions in the test set.
+    correct: bool [n], which images are classified correctly.
   """
 
   images: np.ndarray
@@ -44,119 +75,121 @@ class Source(NamedTuple):
   """Another model, whose adversarial images are tried on the subject.
 
   Attributes:
-    label: what it is, in words.
-    digest: of its weights.
-    predict: images -> logits, as `as_pytree` makes it.
+    label: the name for readers.
+    digest: the digest of its weights.
+    predict: images -> logits, from `as_pytree`.
   """
 
   label: str
   digest: str
-  predict: Callable
+  predict: Predict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-  """A model under evaluation. Batches and devices are its own business.
+  """A model under evaluation, with its test images. It handles batches and devices.
 
   Attributes:
-    predict: images [batch, height, width, channels] -> logits [batch, classes], a pytree that can
-    be
-      called (see `as_pytree`), deterministic, with normalisation inside.
+    predict: images [batch, height, width, channels] -> logits [batch, classes]. A callable pytree
+      (see `as_pytree`), deterministic, with the normalisation inside.
     images: host array [n, height, width, channels], uint8 or float32 in [0, 1].
     labels: host array [n], int32.
     class_names: a name for each class.
-    batch_size: images of one compiled call, over all devices.
-    features: images -> [batch, features], the input of the model's last layer; None where it is not
-      known: its logits are taken.
-    beta: [classes], the concentration that SPROUT has learned; None for other models.
+    batch_size: images per compiled call, over all devices.
+    features: images -> [batch, features], the input of the model's last layer. None where it is
+      unknown; the logits are used in its place.
+    beta: [classes], SPROUT's learned concentration; None for other models.
     find_source: name -> `Source`, for transferred attacks.
     find_corrupted: (corruption, severity) -> (images, labels) of a prepared set.
-    memo: (piece, compute) -> compute(), kept on disk (`results.store.Memo`).
-    shows_progress: whether bars are shown.
-    programs: what is compiled: {function: program}; shared by models that differ in weights only.
+    memo: (piece, compute) -> the value of the piece, stored on disk (`results.store.Memo`).
+    shows_progress: whether to show progress bars.
+    programs: the compiled programs, {function: program}. Models that differ only in their weights
+      can share them.
   """
 
-  predict: Callable
+  predict: Predict
   images: np.ndarray
   labels: np.ndarray
   class_names: tuple[str, ...] = ()
   batch_size: int = 256
-  features: Callable | None = None
+  features: Predict | None = None
   beta: np.ndarray | None = None
   find_source: Callable[[str], Source] | None = None
   find_corrupted: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None = None
-  memo: Any = lambda piece, compute: compute()
+  memo: MemoFunction = lambda piece, compute: compute()
   shows_progress: bool = True
-  programs: dict = dataclasses.field(default_factory=dict, repr=False)
-  _known: dict = dataclasses.field(default_factory=dict, repr=False)
+  programs: dict[BatchFunction, Callable[..., Any]] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+  _known: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def num_classes(self) -> int:
-    """Number of classes."""
+    """The number of classes."""
     return self.logits.shape[-1]
 
   @property
   def logits(self) -> np.ndarray:
-    """Host array [n, classes]: the model's outputs on the test set."""
+    """The model's outputs on the test images, a host array [n, classes]."""
     if "logits" not in self._known:
       self._known["logits"] = self.map(outputs, self.images)
     return self._known["logits"]
 
   @property
   def correct(self) -> np.ndarray:
-    """Bool [n]: which of the test images are classified correctly."""
+    """Which test images are classified correctly, a bool array [n]."""
     return ~np.asarray(attacks.is_wrong(self.logits, self.labels))
 
   def select(self, num_examples: int) -> Images:
-    """The fixed random choice of test images; 0 takes all."""
+    """Returns the fixed random choice of test images; 0 takes all."""
     rows = randomness.choose(len(self.labels), num_examples)
     return self.take(rows)
 
   def take(self, rows: np.ndarray) -> Images:
-    """The test images at these positions."""
+    """Returns the test images at the given positions."""
     return Images(self.images[rows], self.labels[rows], rows, self.correct[rows])
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, "predict", place(self.predict))
     object.__setattr__(self, "features", None if self.features is None else place(self.features))
 
-  def start(self, memo: Any) -> "Subject":
-    """The same subject for another evaluation, with its memo and no compiled programs."""
+  def start(self, memo: MemoFunction) -> "Subject":
+    """Returns the subject for another evaluation, with its memo and without compiled programs."""
     return dataclasses.replace(self, memo=memo, programs={})
 
   def map(
     self,
-    fn: Callable,
+    fn: BatchFunction,
     *arrays: np.ndarray,
-    shared: tuple = (),
+    shared: tuple[Any, ...] = (),
     on_batch: Callable[[int], None] = lambda done: None,
     batch_size: int | None = None,
   ) -> Any:
     """Applies a function of the model to many images, on all devices.
 
-    `fn` is compiled once for each size of batch; keep the function object to keep its programs. The
-    last batch is filled up by repeating its first row, and what that gives is dropped. So an
-    image's result must not depend on the rest of its batch.
+    `fn` is compiled once per batch size. The programs belong to the function object: pass the same
+    object again to use them again. The last batch is padded by copies of its first row, and their
+    results are dropped. So the result of an image must not depend on the rest of its batch.
 
     Args:
-      fn: (predict, *shared, *batch) -> pytree of arrays [batch, ...]; jittable.
-      *arrays: host arrays [n, ...] with n at least 1. Bytes become floats in [0, 1].
-      shared: pytrees that every batch gets: a radius, a strength, another model.
-      on_batch: called with the number of rows done, after each batch.
-      batch_size: rows of a batch, over all devices; default `self.batch_size`.
+      fn: (predict, *shared, *batch) -> pytree of arrays [batch, ...]. It is jitted.
+      *arrays: host arrays [n, ...] with n at least 1. uint8 becomes float32 in [0, 1].
+      shared: pytrees passed to every batch: a radius, a strength, another model.
+      on_batch: called after each batch with the number of rows done.
+      batch_size: rows per batch, over all devices; default: `self.batch_size`.
 
     Returns:
       The pytree with host arrays [n, ...].
     """
     mesh = _mesh()
-    with jax.set_mesh(mesh):  # a mesh that the caller has set is not ours
+    with jax.set_mesh(mesh):  # in place of a mesh that the caller may have set
       count = len(arrays[0])
       size = _rounded(batch_size or self.batch_size, mesh.size)
-      # Small sets get a small batch, of few sizes: each is compiled once.
+      # Small sets use small batches. Halving keeps the number of sizes, and of compilations, low.
       while size // 2 >= max(count, SMALLEST_BATCH) and size % (2 * mesh.size) == 0:
         size //= 2
       program = self._program(fn, mesh)
-      # Python numbers become arrays, so that another radius is no other program.
+      # Python numbers become arrays, so that another radius uses the same program.
       shared = jax.tree.map(_as_array, tuple(shared))
       results = []
       for start in range(0, count, size):
@@ -169,14 +202,14 @@ class Subject:
         on_batch(min(count, start + size))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
-  def _program(self, fn, mesh):
+  def _program(self, fn: BatchFunction, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     if fn not in self.programs:
       self.programs[fn] = jax.jit(fn, out_shardings=sharding.replicated(mesh))
     return self.programs[fn]
 
   @contextlib.contextmanager
-  def progress(self, name: str, total: float, unit: str = "images") -> Iterator[Callable]:
-    """Shows a bar; gives a function (done, text) that moves it."""
+  def progress(self, name: str, total: float, unit: str = "images") -> Iterator[OnBatch]:
+    """Shows a progress bar; yields a function (done, text) that moves it."""
     bar = Progress(total, 0, unit, name, enabled=self.shows_progress and jax.process_index() == 0)
     try:
       yield bar.update
@@ -184,36 +217,36 @@ class Subject:
       bar.close()
 
 
-def outputs(predict: Callable, images: jax.Array) -> jax.Array:
-  """The model's outputs, for `Subject.map`."""
+def outputs(predict: Predict, images: jax.Array) -> jax.Array:
+  """Returns the model's outputs, for `Subject.map`."""
   return predict(images)
 
 
 def rows_per_call(images_per_device: int, batch_size: int) -> int:
-  """Images of a call, over all devices, where memory bounds how many a device may hold at once."""
+  """Returns the images per call, over all devices, where memory bounds the images per device."""
   return min(images_per_device * jax.device_count(), batch_size)
 
 
 @functools.cache
-def _mesh():
+def _mesh() -> jax.sharding.Mesh:
   return sharding.make_mesh()
 
 
-def _rounded(batch_size, devices):
+def _rounded(batch_size: int, devices: int) -> int:
   return -(-batch_size // devices) * devices
 
 
-def _as_array(leaf):
+def _as_array(leaf: Any) -> Any:
   if hasattr(leaf, "dtype"):
     return leaf
   return np.asarray(leaf, np.float32 if isinstance(leaf, float) else np.int32)
 
 
-def place(predict: Callable) -> Callable:
-  """A model from `as_pytree` with its weights on all devices."""
+def place(predict: T) -> T:
+  """Returns a model from `as_pytree` with its weights on all devices."""
   everywhere = sharding.replicated(_mesh())
 
-  def put(leaf):
+  def put(leaf: Any) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):  # random keys of a module
       return jax.device_put(leaf, everywhere)
     return sharding.put(leaf, everywhere)
@@ -222,20 +255,20 @@ def place(predict: Callable) -> Callable:
 
 
 def to_float(array: np.ndarray) -> np.ndarray:
-  """Bytes as float32 in [0, 1] (x / 255); other arrays as they are."""
+  """Returns uint8 as float32 in [0, 1] (x / 255), and other arrays unchanged."""
   return array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array
 
 
-def as_pytree(predict: Callable) -> Callable:
-  """A model as a pytree that can be called: its weights are leaves, not constants of programs.
+def as_pytree(predict: Predict) -> jax.tree_util.Partial:
+  """Converts a model to a callable pytree, whose leaves are its weights.
 
-  Products are computed in full float32: GPUs and TPUs round their factors by default, and an attack
-  that takes its gradient from that noise would flatter the model.
+  As leaves, the weights are arguments of compiled programs and not constants in them. Matrix
+  products are computed in full float32. GPUs and TPUs round the factors by default, and an attack
+  that follows such noisy gradients would overestimate the robustness.
 
   Args:
-    predict: any function images -> logits. Where it is a pytree with arrays (an NNX or Equinox
-    module,
-      a `jax.tree_util.Partial`), these become the leaves.
+    predict: any function images -> logits. If it is a pytree with arrays (an NNX or Equinox module,
+      a `jax.tree_util.Partial`), the arrays become the leaves.
   """
   leaves, structure = jax.tree.flatten(predict)
   is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
@@ -246,7 +279,7 @@ def as_pytree(predict: Callable) -> Callable:
   if not weights:
     return jax.tree_util.Partial(_Precise(predict))
 
-  def call(weights, images):
+  def call(weights: list[jax.Array], images: jax.Array) -> jax.Array:
     rest = iter(weights)
     both = [next(rest) if known else leaf for known, leaf in zip(is_array, fixed, strict=True)]
     return jax.tree.unflatten(structure, both)(images)
@@ -256,26 +289,35 @@ def as_pytree(predict: Callable) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class _Precise:
-  """A function in full float32; equal for the same function, so that a program is found again."""
+  """A function with matrix products in full float32.
 
-  function: Callable
+  Two instances of the same function are equal, so that its compiled program is found again.
+  """
 
-  def __call__(self, *args):
+  function: Callable[..., jax.Array]
+
+  def __call__(self, *args: Any) -> jax.Array:
     with jax.default_matmul_precision("highest"):
       return self.function(*args)
 
 
-def digest(predict: Callable, image_shape: tuple[int, ...]) -> str:
-  """SHA-256 (hex) of a model: its weights and the operations that it applies to an image.
+def digest(predict: Predict, image_shape: tuple[int, ...]) -> str:
+  """Returns the SHA-256 (hex) of a model: its weights and the operations of its jaxpr.
 
-  The operations are those of the jaxpr. Comments, names and files of the model's code do not count.
+  Comments, names and files of the model's code do not enter the digest.
 
   Args:
     predict: from `as_pytree`.
     image_shape: (height, width, channels).
+
+  Raises:
+    TypeError: the model is not from `as_pytree`.
   """
+  if not isinstance(predict, jax.tree_util.Partial):
+    raise TypeError(f"digest: predict is {type(predict).__name__}; expected as_pytree(predict)")
+  function = predict.func
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  traced = jax.make_jaxpr(lambda args, images: predict.func(*args, images))(predict.args, image)
+  traced = jax.make_jaxpr(lambda args, images: function(*args, images))(predict.args, image)
   text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses of functions
   found = hashlib.sha256(text.encode())
   for leaf in [*jax.tree.leaves(predict.args), *traced.consts]:
@@ -288,7 +330,7 @@ def digest(predict: Callable, image_shape: tuple[int, ...]) -> str:
 
 
 def data_digest(images: np.ndarray, labels: np.ndarray) -> str:
-  """SHA-256 (hex) of test images and labels: types, shapes and bytes."""
+  """Returns the SHA-256 (hex) of test images and labels: types, shapes and bytes."""
   found = hashlib.sha256()
   for array in (images, labels):
     found.update(f"{array.dtype.str} {array.shape}\n".encode())
@@ -297,10 +339,11 @@ def data_digest(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def numerics() -> dict[str, str]:
-  """The kind of device, the precision and the random generator: with them, numbers may change."""
+  """Returns the device, the precision and the random generator: they can change numbers."""
+  config: Any = jax.config  # JAX defines the attributes at run time
   return {
     "device": jax.devices()[0].device_kind,
-    "x64": str(bool(jax.config.jax_enable_x64)),
+    "x64": str(bool(config.jax_enable_x64)),
     "matmul_precision": "highest",
-    "prng": str(jax.config.jax_default_prng_impl),
+    "prng": str(config.jax_default_prng_impl),
   }

@@ -1,17 +1,21 @@
-"""The evaluations there are: a row each.
+"""The table of evaluations.
 
-To add one: a file with a function (subject, *, options) -> `Measurement`, a row here, a test. Its
-options are its keyword arguments (`options`). Its config section, the validation, the list in the
-documentation, the terminal's table and the report's section follow from the row.
+To add an evaluation, write a file with a function (subject, *, options) -> `Measurement`, a row
+here, and a test. The options are the function's keyword arguments (see `options`). The config
+section, its validation, the documentation, the table of the terminal and the report's section
+follow from the row.
 
-Raise the version of a row when its numbers change for the same model, data and options: what was
-measured with an earlier version is then measured again. `tests/evaluation/test_golden.py` notices.
+Raise the version of a row when its numbers change for the same model, data and options. Results of
+an earlier version are then measured again. `tests/evaluation/test_golden.py` fails if numbers
+change without a new version.
 """
 
 import dataclasses
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
+from typing import Protocol
 
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
@@ -35,64 +39,73 @@ from sprout_jax.evaluation.transfer import source_digests
 from sprout_jax.results.store import Measurement
 
 
+class EvaluationFunction(Protocol):
+  """The function of an evaluation: (subject, *, options) -> `Measurement`."""
+
+  def __call__(self, subject: Subject, /, *args: Any, **options: Any) -> Measurement:
+    """Measures the evaluation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
   """A row of `EVALUATIONS`.
 
   Attributes:
-    function: (subject, *, options) -> `Measurement`.
-    version: raised when its numbers change.
-    title: its name for readers.
-    depends: (subject, options) -> JSON, what decides about its numbers besides the subject and the
-      options; None: nothing does.
+    function: the function of the evaluation. Its keyword arguments are the options.
+    version: the version of the numbers; raised when they change.
+    title: the name for readers.
+    depends: (subject, options) -> JSON that determines the numbers besides the subject and the
+      options; None where there is nothing else.
   """
 
-  function: Callable[..., Measurement]
+  function: EvaluationFunction
   version: int
   title: str
-  depends: Callable[[Subject, dict], Any] | None = None
+  depends: Callable[[Subject, dict[str, Any]], Any] | None = None
 
 
 EVALUATIONS: dict[str, Evaluation] = {
   "pgd": Evaluation(evaluate_pgd, 1, "accuracy under PGD"),
   "auto_attack": Evaluation(evaluate_auto_attack, 1, "accuracy under AutoAttack"),
-  "strength": Evaluation(evaluate_strength, 1, "PGD from weak to strong"),
+  "strength": Evaluation(evaluate_strength, 1, "PGD with more steps, restarts and losses"),
   "noise": Evaluation(evaluate_noise, 1, "accuracy under random noise"),
-  "transfer": Evaluation(evaluate_transfer, 1, "transferred attacks", source_digests),
-  "invariance": Evaluation(evaluate_invariance, 1, "transformed images"),
-  "corruptions": Evaluation(evaluate_corruptions, 1, "common corruptions"),
+  "transfer": Evaluation(
+    evaluate_transfer, 1, "accuracy under transferred attacks", source_digests
+  ),
+  "invariance": Evaluation(evaluate_invariance, 1, "accuracy on transformed images"),
+  "corruptions": Evaluation(evaluate_corruptions, 1, "accuracy under common corruptions"),
   "smoothing": Evaluation(evaluate_smoothing, 1, "certified accuracy"),
   "calibration": Evaluation(evaluate_calibration, 1, "calibration"),
-  "landscape": Evaluation(evaluate_landscape, 1, "loss around images"),
-  "gradients": Evaluation(evaluate_gradients, 1, "gradients of SPROUT's modules"),
-  "sanity": Evaluation(evaluate_sanity, 1, "attacks that the checks compare"),
+  "landscape": Evaluation(evaluate_landscape, 1, "loss landscape"),
+  "gradients": Evaluation(evaluate_gradients, 1, "input gradients of SPROUT's modules"),
+  "sanity": Evaluation(evaluate_sanity, 1, "attacks for the checks"),
   "binarization": Evaluation(evaluate_binarization, 1, "binarisation test"),
   "examples": Evaluation(evaluate_examples, 1, "adversarial images"),
 }
 
 
 def defaults() -> dict[str, Any]:
-  """The options of all evaluations: the shared keys, and a section for each that has its own."""
-  shared = {name: default for name, (_, default) in options_lib.SHARED.items()}
+  """Returns the default options: the shared keys, and the section of each evaluation."""
+  shared: dict[str, Any] = {name: default for name, (_, default) in options_lib.SHARED.items()}
   sections = {name: options_lib.own(row.function) for name, row in EVALUATIONS.items()}
   return shared | {name: section for name, section in sections.items() if section}
 
 
 def choose(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The keyword arguments of one evaluation from settings as `defaults` has them."""
+  """Returns the keyword arguments of one evaluation; `settings` has the form of `defaults`."""
   section = settings.get(name, {})
   return options_lib.choose(EVALUATIONS[name].function, settings, section)
 
 
 def check_settings(where: str, settings: Mapping[str, Any]) -> None:
-  """Checks settings as `defaults` has them.
+  """Checks the options of all evaluations.
 
   Args:
-    where: how the user names them, as "config.evaluation".
-    settings: the shared keys and the sections.
+    where: the name that the user knows, such as "config.evaluation".
+    settings: the options, in the form of `defaults`.
 
   Raises:
-    UserError: a value is of another type or out of range; the message names it.
+    UserError: a value has another type or is out of range; the message names it.
   """
   for name, (annotation, _) in options_lib.SHARED.items():
     options_lib.check(f"{where}.{name}", settings[name], annotation)
@@ -108,8 +121,8 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
       options_lib.check_budgets(f"{where}.epsilons", norm, chosen.get("epsilons", ()))
 
 
-def check_names(where: str, names) -> None:
-  """Raises UserError for a name that is no evaluation, listing them, or one that comes twice."""
+def check_names(where: str, names: Collection[str]) -> None:
+  """Raises UserError, with the valid names, for an unknown evaluation or one named twice."""
   for name in names:
     check_choice(f"{where}: an entry", name, EVALUATIONS)
   if len(set(names)) < len(names):

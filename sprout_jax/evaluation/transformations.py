@@ -1,16 +1,18 @@
-"""Harmless changes of an image that a classifier should not mind, with a strength.
+"""Image transformations with a strength, under which a classifier should keep its prediction.
 
-The invariance tests of SPROUT (Cheng et al., "Self-Progressing Robust Training", AAAI 2021) are
-single points of such curves: `TRANSFORMATIONS[name].named`.
+The invariance tests of SPROUT's paper are single strengths: `TRANSFORMATIONS[name].named`. (Cheng
+et al., "Self-Progressing Robust Training", AAAI 2021.)
 
-Conventions: `images` are float [batch, height, width, channels] in [0, 1] and stay so; a strength
-is a number or a traced scalar (vmap for one strength per image); everything is deterministic and
-can be jitted and differentiated. Points outside the image are black. Geometry is bilinear, by
-`jax.scipy.ndimage.map_coordinates`, about the centre ((height - 1) / 2, (width - 1) / 2).
+Images are float arrays [batch, height, width, channels] in [0, 1], and so are the results. A
+strength is a number or a traced scalar; use vmap for one strength per image. The functions are
+deterministic and can be jitted and differentiated. Points outside the image are black. Geometric
+transformations interpolate bilinearly (`jax.scipy.ndimage.map_coordinates`), about the centre
+((height - 1) / 2, (width - 1) / 2).
 """
 
-import collections.abc
 import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,12 @@ import numpy as np
 
 from sprout_jax.errors import UserError
 
-LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601: the weights of red, green and blue
+Strength = float | jax.Array
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green, blue (ITU-R BT.601)
 
 
-def luma(images):
-  """The grayscale image: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601); one channel is its own luma.
+def luma(images: jax.Array) -> jax.Array:
+  """Computes the grey image 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601). One channel is unchanged.
 
   Args:
     images: float array [..., channels], 1 or 3 channels.
@@ -36,13 +39,13 @@ def luma(images):
   if images.shape[-1] == 1:
     return images
   if images.shape[-1] != 3:
-    raise UserError(f"images have {images.shape[-1]} channels; colour is defined for 1 or 3")
+    raise UserError(f"images have {images.shape[-1]} channels; expected 1 or 3 for colours")
   weights = jnp.asarray(LUMA, images.dtype).reshape((1,) * (images.ndim - 1) + (3,))
   return jnp.sum(images * weights, axis=-1, keepdims=True)
 
 
-def brightness(images, factor):
-  """Scales every pixel: clip(factor * x, 0, 1).
+def brightness(images: jax.Array, factor: Strength) -> jax.Array:
+  """Changes the brightness: clip(factor * x, 0, 1).
 
   Args:
     images: float array [batch, height, width, channels].
@@ -52,17 +55,17 @@ def brightness(images, factor):
     An array like `images`.
 
   Raises:
-    UserError: images that are not float or not of rank 4 (all functions of this module).
+    UserError: the images are not floats of rank 4, as for all functions of this module.
   """
   check_images(images)
   return jnp.clip(images * _scalar(factor, images), 0, 1)
 
 
-def contrast(images, factor):
-  """Scales the distance from the mean grey: clip(factor * (x - m) + m, 0, 1).
+def contrast(images: jax.Array, factor: Strength) -> jax.Array:
+  """Changes the contrast: clip(factor * (x - m) + m, 0, 1).
 
-  m is the mean over the pixels of the image's luma, as in PIL's ImageEnhance.Contrast (which rounds
-  m to an 8-bit level) and torchvision's adjust_contrast.
+  m is the mean luma of the image, as in PIL's ImageEnhance.Contrast (which rounds m to an 8-bit
+  level) and torchvision's adjust_contrast.
 
   Args:
     images: float array [batch, height, width, channels], 1 or 3 channels.
@@ -77,10 +80,11 @@ def contrast(images, factor):
   return jnp.clip(factor * images + (1 - factor) * mean, 0, 1)
 
 
-def saturation(images, factor):
-  """Scales the distance from grey: clip(factor * x + (1 - factor) * luma(x), 0, 1).
+def saturation(images: jax.Array, factor: Strength) -> jax.Array:
+  """Changes the saturation: clip(factor * x + (1 - factor) * luma(x), 0, 1).
 
-  As PIL's ImageEnhance.Color and torchvision's adjust_saturation; nothing happens to one channel.
+  The same as PIL's ImageEnhance.Color and torchvision's adjust_saturation. Images of one channel
+  are unchanged.
 
   Args:
     images: float array [batch, height, width, channels], 1 or 3 channels.
@@ -94,27 +98,27 @@ def saturation(images, factor):
   return jnp.clip(factor * images + (1 - factor) * luma(images), 0, 1)
 
 
-def grayscale(images, amount):
-  """Blends with the luma: (1 - amount) * x + amount * luma(x).
+def grayscale(images: jax.Array, amount: Strength) -> jax.Array:
+  """Blends an image with its luma: (1 - amount) * x + amount * luma(x).
 
   Args:
     images: float array [batch, height, width, channels], 1 or 3 channels.
     amount: in [0, 1]; 0 changes nothing, 1 is grey.
 
   Returns:
-    An array like `images`, the same number of channels.
+    An array like `images`, with the same number of channels.
   """
   return saturation(images, 1 - amount)
 
 
-def rotate(images, degrees):
-  """Turns each image counter-clockwise about its centre; what comes from outside is black.
+def rotate(images: jax.Array, degrees: Strength) -> jax.Array:
+  """Rotates each image counter-clockwise about its centre.
 
-  A multiple of 90 degrees is exact: on a square image it equals `numpy.rot90`.
+  Multiples of 90 degrees are exact: on square images they equal `numpy.rot90`.
 
   Args:
     images: float array [batch, height, width, channels].
-    degrees: the angle; 0 changes nothing.
+    degrees: the angle in degrees; 0 changes nothing.
 
   Returns:
     An array like `images`: the canvas keeps its size.
@@ -129,12 +133,13 @@ def rotate(images, degrees):
   return _resample(images, x * sin + y * cos, x * cos - y * sin)
 
 
-def translate(images, dx, dy):
-  """Shifts each image by `dx` pixels to the right and `dy` pixels down; zeros follow.
+def translate(images: jax.Array, dx: Strength, dy: Strength) -> jax.Array:
+  """Shifts each image by `dx` pixels to the right and `dy` pixels down.
 
   Args:
     images: float array [batch, height, width, channels].
-    dx, dy: in pixels, fractions and negative numbers allowed; 0, 0 changes nothing.
+    dx: shift to the right in pixels; can be fractional or negative.
+    dy: shift down in pixels; can be fractional or negative.
 
   Returns:
     An array like `images`.
@@ -144,14 +149,14 @@ def translate(images, dx, dy):
   return _resample(images, y - dy, x - dx)
 
 
-def scale(images, factor):
-  """Zooms about the centre: the pixel at c + d shows what was at c + d / factor.
+def scale(images: jax.Array, factor: Strength) -> jax.Array:
+  """Zooms about the centre c: the pixel at c + d takes the value at c + d / factor.
 
-  Bilinear without a low-pass filter, so that shrinking by much aliases.
+  The interpolation is bilinear without a low-pass filter, so strong shrinking causes aliasing.
 
   Args:
     images: float array [batch, height, width, channels].
-    factor: > 0; 1 changes nothing, 2 shows the middle half, 0.5 a small image on black.
+    factor: > 0; 1 changes nothing, 2 shows the middle half, 0.5 a small image on a black ground.
 
   Returns:
     An array like `images`.
@@ -161,16 +166,16 @@ def scale(images, factor):
   return _resample(images, y / factor, x / factor)
 
 
-def blur(images, stddev):
-  """Convolves with a sampled Gaussian, exp(-d^2 / (2 stddev^2)) / sum; edges are mirrored.
+def blur(images: jax.Array, stddev: Strength) -> jax.Array:
+  """Blurs with a sampled Gaussian, exp(-d^2 / (2 stddev^2)) / sum; edges are mirrored.
 
-  As `scipy.ndimage.gaussian_filter` with mode "reflect", save for the truncation: every pixel of
-  the image and of its mirror image beyond each edge counts, so that no pixel within one image side
-  is left out. Each axis is a multiplication with a matrix, which lets `stddev` be traced.
+  The same as `scipy.ndimage.gaussian_filter` with mode "reflect", except that the filter is cut off
+  only beyond one side length of the image. Each axis is filtered by a matrix product, so `stddev`
+  can be traced.
 
   Args:
     images: float array [batch, height, width, channels].
-    stddev: in pixels, >= 0; 0 changes nothing.
+    stddev: standard deviation in pixels, >= 0; 0 changes nothing.
 
   Returns:
     An array like `images`.
@@ -187,18 +192,18 @@ class Transformation:
   """A row of `TRANSFORMATIONS`.
 
   Attributes:
-    apply: images, strength -> images.
+    apply: (images, strength) -> images.
     identity: the strength that changes nothing.
-    unit: of the strength, as an axis label names it.
-    grid: strengths for a robustness curve, ascending; `identity` is one of them.
-    named: {label: strength} of the points that SPROUT's paper reports.
+    unit: the unit of the strength, as an axis label.
+    grid: the strengths that are measured, ascending; `identity` is one of them.
+    named: {label: strength} of the strengths that SPROUT's paper reports.
   """
 
-  apply: collections.abc.Callable
+  apply: Callable[[jax.Array, Strength], jax.Array]
   identity: float
   unit: str
   grid: tuple[float, ...]
-  named: collections.abc.Mapping[str, float] = dataclasses.field(default_factory=dict)
+  named: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 TRANSFORMATIONS = {
@@ -238,8 +243,8 @@ TRANSFORMATIONS = {
 }
 
 
-def check_images(images):
-  """Raises UserError unless they are floats of rank 4."""
+def check_images(images: jax.Array) -> None:
+  """Raises UserError unless images are floats of rank 4."""
   if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
     raise UserError(
       f"images are {images.dtype} of shape {images.shape}; expected floats in "
@@ -247,12 +252,12 @@ def check_images(images):
     )
 
 
-def _scalar(strength, images):
+def _scalar(strength: Strength, images: jax.Array) -> jax.Array:
   return jnp.asarray(strength, images.dtype)
 
 
-def _centred(images):
-  """Rows [height, 1] and columns [1, width], counted from the centre."""
+def _centred(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns row coordinates [height, 1] and column coordinates [1, width] from the centre."""
   height, width = images.shape[1:3]
   return (
     jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2,
@@ -260,20 +265,19 @@ def _centred(images):
   )
 
 
-def _resample(images, y, x):
-  """The images at the points (y, x), counted from the centre; they broadcast to [height, width]."""
+def _resample(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+  """Samples images at the points (y, x) from the centre, which broadcast to [height, width]."""
   height, width = images.shape[1:3]
   points = jnp.broadcast_arrays(y + (height - 1) / 2, x + (width - 1) / 2)
   sample = lambda plane: jax.scipy.ndimage.map_coordinates(plane, points, order=1)
   return jax.vmap(jax.vmap(sample, in_axes=-1, out_axes=-1))(images)
 
 
-def _gaussian_matrix(size, stddev):
-  """[size, size], a row's weights of the pixels; pixel j is also at -1 - j and 2 size - 1 - j."""
+def _gaussian_matrix(size: int, stddev: Strength) -> jax.Array:
+  """Returns the filter matrix [size, size]. Pixel j is mirrored to -1 - j and 2 size - 1 - j."""
   i = jnp.arange(size, dtype=jnp.float32)
   difference, total = i[:, None] - i[None, :], i[:, None] + i[None, :] + 1
-  stddev = jnp.maximum(stddev, 1e-3)  # narrower than any pixel: the identity, without 0 / 0
-  weights = sum(
-    jnp.exp(-0.5 * (distance / stddev) ** 2) for distance in (difference, total, 2 * size - total)
-  )
+  width = jnp.maximum(stddev, 1e-3)  # at 0 it is the identity, without a division 0 / 0
+  near = lambda distance: jnp.exp(-0.5 * (distance / width) ** 2)
+  weights = near(difference) + near(total) + near(2 * size - total)
   return weights / jnp.sum(weights, axis=1, keepdims=True)

@@ -1,5 +1,5 @@
-"""What the command line does with a config: train, evaluate, report. No mathematics.
+"""The command line and its three modes: train, evaluate, report.
 
-The files: `command` (the command line), `configuration` (configs: loading, changing, checking),
-`modes` (the three modes), `trained` (a trained workdir as a model that can be called).
+The files: `command` (the command line), `configuration` (loading, changing and checking configs),
+`modes` (the three modes), `trained` (loading the trained model of a workdir).
 """

@@ -1,8 +1,10 @@
-"""The command line: what is typed, checked and passed on to a mode.
+"""The command line: parses the arguments and calls a mode.
 
-python launch.py --config configs/digits.py --workdir runs/digits
-python launch.py --mode evaluate --workdir runs/digits --config.evaluation.epsilon=8/255
-python launch.py --mode report --workdir runs/a,runs/b
+::
+
+    python launch.py --config configs/digits.py --workdir runs/digits
+    python launch.py --mode evaluate --workdir runs/digits --config.evaluation.epsilon=8/255
+    python launch.py --mode report --workdir runs/a,runs/b
 """
 
 import argparse
@@ -17,48 +19,75 @@ from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
 MODES = ("train", "evaluate", "report")
-HEARTBEAT_SECONDS = 30  # without a word from a process, after which it counts as lost
+SPROUT_USAGE = "sprout {train,evaluate,report} [CONFIG] --workdir DIR [--config.KEY=VALUE ...]"
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
 
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; see {self.prog} --help")
+    raise UserError(f"{message}; type {self.prog} --help for the options")
 
 
 def parser(prog: str = "launch.py") -> argparse.ArgumentParser:
-  """The flags."""
+  """Makes the parser of the command line."""
   found = _Parser(
     prog,
-    description="Trains, evaluates and reports.",
-    epilog="Single values of the config are changed by --config.KEY=VALUE, e.g. "
+    usage=SPROUT_USAGE if prog == "sprout" else None,
+    description="Train a classifier, evaluate its robustness, and report the results.",
+    epilog="Change single values of the config with --config.KEY=VALUE, e.g. "
     "--config.optimizer.learning_rate=0.1 or --config.evaluation.epsilons=2/255,8/255.",
     allow_abbrev=False,
     exit_on_error=False,
   )
-  found.add_argument("--mode", choices=MODES, default="train", help="what to do (default: train)")
+  found.add_argument(
+    "--mode",
+    choices=MODES,
+    default="train",
+    help="train: train, then evaluate; evaluate: evaluate a trained run; report: write one page "
+    "about several runs (default: train)",
+  )
   found.add_argument(
     "--config",
     metavar="FILE[:ARGUMENTS]",
-    help="a config file, or the name of one of this package, with arguments: "
-    "configs/digits.py:method=natural",
+    help="the config: a file, or the name of a config of this package; arguments follow a colon, "
+    "e.g. configs/digits.py:method=natural",
   )
   found.add_argument(
-    "--workdir", metavar="DIR", action="append", help="folder of the run; several for report"
+    "--workdir",
+    metavar="DIR",
+    action="append",
+    help="the folder of the run; for --mode report several, separated by commas",
   )
   found.add_argument(
     "--coordinator",
     metavar="HOST:PORT",
     default="",
-    help="process 0, for several processes; 'auto' where JAX can find it (TPU pods, Slurm)",
+    help="the address of process 0, if several processes train together; 'auto' where JAX finds it "
+    "(TPU pods, Slurm)",
   )
-  found.add_argument("--num_processes", type=int, help="with --coordinator: how many")
-  found.add_argument("--process_id", type=int, help="with --coordinator: which one this is")
+  found.add_argument(
+    "--num_processes", type=int, help="the number of processes, with --coordinator HOST:PORT"
+  )
+  found.add_argument(
+    "--process_id",
+    type=int,
+    help="the number of this process, from 0, with --coordinator HOST:PORT",
+  )
   return found
 
 
 def split_changes(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-  """Splits --config.KEY=VALUE (or --config.KEY VALUE) from the other arguments."""
-  rest, changes, argv = [], [], list(argv)
+  """Splits --config.KEY=VALUE (or --config.KEY VALUE) from the other arguments.
+
+  Returns:
+    The other arguments, and (KEY, VALUE) of each change.
+
+  Raises:
+    UserError: a change has no value.
+  """
+  rest: list[str] = []
+  changes: list[tuple[str, str]] = []
+  argv = list(argv)
   while argv:
     argument = argv.pop(0)
     if not argument.startswith("--config."):
@@ -73,52 +102,52 @@ def split_changes(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]
   return rest, changes
 
 
-def run(argv: Sequence[str], prog: str = "launch.py") -> None:
-  """Does what the arguments say.
+def execute(argv: Sequence[str], prog: str = "launch.py") -> None:
+  """Executes a command: parses the arguments, loads the config, and calls the mode.
 
   Raises:
-    UserError: wrong input; one message says what to change.
+    UserError: wrong input; the message says what to change.
   """
   rest, changes = split_changes(argv)
   args = parser(prog).parse_args(rest)
   workdirs = _workdirs(args)
   _connect(args)
-  from sprout_jax.launcher import configuration  # after the connection: JAX starts here
+  from sprout_jax.launcher import configuration  # imported late: this starts JAX
   from sprout_jax.launcher import modes
   from sprout_jax.launcher import trained
 
   if args.mode == "report":
     if changes or args.config:
-      raise UserError("--mode report takes no config; type --mode report --workdir DIR,DIR")
+      raise UserError("--mode report needs no config; type --mode report --workdir DIR_A,DIR_B")
     modes.show_report(workdirs)
     return
   (workdir,) = workdirs
   if args.config:
     config = configuration.load(args.config)
   elif args.mode == "train":
-    raise UserError("--config is missing; e.g. --config configs/digits.py")
+    raise UserError("--config is missing; name a config, e.g. --config configs/digits.py")
   else:
     config = trained.read_config(workdir).unlock()
   configuration.override(config, changes)
   (modes.train if args.mode == "train" else modes.evaluate)(config.lock(), workdir)
 
 
-def _workdirs(args):
-  """The folders that were named; those of a report may be joined by commas."""
+def _workdirs(args: argparse.Namespace) -> list[pathlib.Path]:
+  """Returns the folders of --workdir. Those of a report can be separated by commas."""
   if not args.workdir:
     raise UserError("--workdir is missing; name the folder of the run, e.g. --workdir runs/digits")
-  named = []
+  named: list[pathlib.Path] = []
   for text in args.workdir:
     whole = pathlib.Path(text).expanduser()
-    joined = args.mode == "report" and not whole.is_dir()  # a folder may have a comma in its name
+    joined = args.mode == "report" and not whole.is_dir()  # a folder's name can have a comma
     named += [pathlib.Path(part).expanduser() for part in text.split(",")] if joined else [whole]
   if args.mode != "report" and len(named) > 1:
-    raise UserError(f"--mode {args.mode} takes one --workdir; {len(named)} were given")
+    raise UserError(f"--mode {args.mode} takes one --workdir, but {len(named)} were given")
   return named
 
 
-def _connect(args):
-  """Joins the other processes, where there are any."""
+def _connect(args: argparse.Namespace) -> None:
+  """Connects to the other processes, if there are any."""
   several = args.num_processes, args.process_id
   detects = args.coordinator in ("", "auto")
   if detects and several != (None, None):
@@ -129,25 +158,30 @@ def _connect(args):
     import jax
 
     jax.distributed.initialize(
-      *([] if detects else [args.coordinator, *several]),
+      coordinator_address=None if detects else args.coordinator,
+      num_processes=args.num_processes,
+      process_id=args.process_id,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
 
 
 def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
-  """Runs; what the user can mend is one message, without a traceback. Returns the exit status."""
+  """Executes a command and returns its exit status.
+
+  An error that the user can fix becomes one message, without a traceback.
+  """
   try:
-    run(argv, prog)
+    execute(argv, prog)
   except ProcessLost as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(1)  # JAX's own end would wait for the lost process
+    os._exit(1)  # JAX's shutdown would wait for the lost process
   except (UserError, TrainingDiverged, argparse.ArgumentError) as error:
     return f"error: {error}"
   return 0
 
 
 def sprout() -> NoReturn:
-  """The command `sprout train|evaluate|report [CONFIG] --workdir DIR`."""
+  """Executes the command `sprout train|evaluate|report [CONFIG] --workdir DIR`."""
   argv = sys.argv[1:]
   if argv and argv[0] in MODES:
     mode, *argv = argv

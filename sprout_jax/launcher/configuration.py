@@ -1,17 +1,20 @@
-"""Configs as claims: loading them, changing single values, checking them, comparing them.
+"""Configs: loading, changing single values, checking, comparing.
 
-Everything here happens before any compilation and raises `UserError`.
+All of it happens before any compilation. Errors are `UserError`.
 """
 
 import ast
 import difflib
 import fractions
+import functools
 import importlib
 import importlib.util
 import inspect
 import math
 import pathlib
 import traceback
+import types
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -25,9 +28,9 @@ from sprout_jax.evaluation import table
 from sprout_jax.training import optimizers
 from sprout_jax.training import parallel
 
-# What may differ between two runs in one workdir: it does not change the trained parameters.
+# Keys that do not change the trained parameters. They can change between calls for one workdir.
 FREE_KEYS = ("evaluation.", "dataset.data_dir", "dataset.cache_dir")
-RANGES = {
+RANGES: dict[str, tuple[float, float]] = {
   "seed": (0, 2**32 - 1),
   "num_epochs": (1, 10**6),
   "batch_size": (1, 10**7),
@@ -50,7 +53,15 @@ RANGES = {
   "checkpoint.keep": (1, 10**6),
   "evaluation.batch_size": (1, 10**7),
 }
-CHOICES = {
+TRUTH = {"true": True, "1": True, "false": False, "0": False}
+# Types of values, in words for messages.
+KINDS = {
+  tuple: "values separated by commas, e.g. 1,2",
+  bool: "true or false",
+  int: "an integer",
+  float: "a number",
+}
+CHOICES: dict[str, Collection[str]] = {
   "parallelism": parallel.PARALLELISM,
   "optimizer.name": optimizers.OPTIMIZERS,
   "optimizer.schedule": optimizers.SCHEDULES,
@@ -59,80 +70,103 @@ CHOICES = {
 
 
 def load(text: str) -> ml_collections.ConfigDict:
-  """Loads a config: FILE or NAME, with arguments after a colon.
+  """Loads a config, FILE or NAME, with arguments after a colon.
 
-  "configs/digits.py:method=natural" is a file; "digits:method=natural" is a config of this package.
+  Args:
+    text: such as "configs/digits.py:method=natural", a file, or "digits:method=natural", a config
+      of this package.
 
   Raises:
-    UserError: there is no such file or name, or it fails.
+    UserError: there is no such file or name, or its code fails.
   """
   where, _, arguments = text.partition(":")
   path = pathlib.Path(where).expanduser()
   if path.suffix == ".py":
     if not path.exists():
       raise UserError(f"there is no config file {path}; name one, e.g. configs/digits.py")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    get = lambda: _module(spec).get_config
+    get = functools.partial(_from_file, path)
   else:
     known = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
     known = [name for name in known if not name.startswith("_")]
     check_choice("--config", where, known)
-    get = lambda: importlib.import_module(f"sprout_jax.configs.{where}").get_config
+    get = functools.partial(importlib.import_module, f"sprout_jax.configs.{where}")
   try:
-    function = get()
+    function = get().get_config
     takes = bool(inspect.signature(function).parameters)
     if arguments and not takes:
-      raise UserError(f"{where} takes no arguments, but {arguments!r} was given")
+      raise UserError(f"the config {where} takes no arguments, but {arguments!r} was given")
     config = function(arguments) if takes else function()
   except UserError:
     raise
-  except Exception as error:  # any fault of a user's file
+  except Exception as error:  # a config file can raise anything
     last = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(
-      f"{where} fails at {last.filename}, line {last.lineno}: {type(error).__name__}: {error}"
+      f"the config {where} fails at {last.filename}, line {last.lineno}: {type(error).__name__}: "
+      f"{error}"
     ) from error
   if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f"get_config of {where} returns {type(config).__name__}, expected a ConfigDict")
+    raise UserError(f"get_config of {where} returns {type(config).__name__}; expected a ConfigDict")
   return config
 
 
-def _module(spec):
+def _from_file(path: pathlib.Path) -> types.ModuleType:
+  """Imports a Python file as a module."""
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"{path} cannot be imported; expected a Python file")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
 
 
 def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
-  """Parses a config file's argument, "model=vgg16,method=sprout", over its defaults.
+  """Parses the arguments of a config file, such as "model=vgg16,method=sprout".
+
+  Args:
+    text: the arguments.
+    **defaults: the names that the config has, with their default values.
+
+  Returns:
+    {name: value}.
 
   Raises:
-    UserError: not of the form name=value, or an unknown name (the known ones are listed).
+    UserError: an argument is not NAME=VALUE, or its name is unknown; the known names are listed.
   """
   arguments = dict(defaults)
   for part in filter(None, (text or "").split(",")):
     name, separator, value = part.partition("=")
     if not separator or name not in defaults:
       listed = ", ".join(f"{key} (default {value})" for key, value in defaults.items())
-      raise UserError(f"config argument {part!r}; expected NAME=VALUE with a name from: {listed}")
+      raise UserError(
+        f"the config argument is {part!r}; expected NAME=VALUE with a name from: {listed}"
+      )
     arguments[name] = value
   return arguments
 
 
 def positive_integer(name: str, text: str) -> int:
-  """An argument's text as an integer of at least 1, or UserError."""
+  """Reads an argument of a config file as an integer of at least 1.
+
+  Raises:
+    UserError: the text is not an integer of at least 1.
+  """
   if not text.isdecimal() or int(text) < 1:
-    raise UserError(f"config argument {name}={text!r}; expected an integer of at least 1")
+    raise UserError(f"the config argument {name} is {text!r}; expected an integer of at least 1")
   return int(text)
 
 
 def override(config: ml_collections.ConfigDict, changes: Iterable[tuple[str, str]]) -> None:
-  """Changes single values: ("optimizer.learning_rate", "0.1").
+  """Changes single values of a config, such as ("optimizer.learning_rate", "0.1").
 
-  The text is read as the type of the value that is there: 8/255 is a number, "0.1,0.2" or "(0.1,
-  0.2)" a tuple, "true" or "false" a truth value.
+  A text is read with the type of the present value: "8/255" as a number, "0.1,0.2" or "(0.1, 0.2)"
+  as a tuple, "true" or "false" as a truth value.
+
+  Args:
+    config: the config; it is changed.
+    changes: (key, text) of each change.
 
   Raises:
-    UserError: the config has no such key, or the text is of another type.
+    UserError: the config has no such key, or the text has another type.
   """
   for key, text in changes:
     section = _section(config, key)
@@ -141,43 +175,45 @@ def override(config: ml_collections.ConfigDict, changes: Iterable[tuple[str, str
     if isinstance(present, ml_collections.ConfigDict):
       hint = ""
       if "name" in present and key in ("method", "penalty"):
-        hint = f": an argument of the config, --config FILE:{key}={text}"
+        hint = (
+          f", or choose another {key} with an argument of the config: --config FILE:{key}={text}"
+        )
       raise UserError(
         f"--config.{key} is a section, not a value; give one of its keys "
-        f"({', '.join(sorted(present))}), or choose another {key}{hint}"
+        f"({', '.join(sorted(present))}){hint}"
       )
     kind = section.get_type(last)
     try:
       section[last] = _read(text, present, kind)
     except (ValueError, TypeError, SyntaxError, ZeroDivisionError) as error:
-      expected = "a list of values, e.g. 1,2" if kind is tuple else f"a {kind.__name__}"
-      raise UserError(f"--config.{key}={text}: expected {expected}") from error
+      raise UserError(
+        f"--config.{key} is {text!r}; expected {KINDS.get(kind, kind.__name__)}"
+      ) from error
 
 
-def _section(config, key):
-  """The section that holds a key, or UserError with the nearest name."""
+def _section(config: ml_collections.ConfigDict, key: str) -> ml_collections.ConfigDict:
+  """Returns the section that holds a key; raises UserError with the nearest name."""
   where = "config"
   for number, name in enumerate(parts := key.split(".")):
     choices = sorted(config) if isinstance(config, ml_collections.ConfigDict) else []
     if name not in choices:
       nearest = difflib.get_close_matches(name, choices, n=1)
       hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-      listed = ", ".join(choices) or "nothing below it"
-      raise UserError(f"{where} has no key {name!r}.{hint} It has: {listed}")
+      keys = f"Its keys are: {', '.join(choices)}" if choices else "It is a value without keys"
+      raise UserError(f"{where} has no key {name!r}.{hint} {keys}")
     if number + 1 < len(parts):
       config, where = config[name], f"{where}.{name}"
   return config
 
 
-def _read(text, present, kind):
+def _read(text: str, present: Any, kind: type) -> Any:
+  """Reads a text with the type of the present value; raises ValueError where it cannot."""
   if kind is tuple:
     return _read_tuple(text, present)
   if kind is bool:
-    return (
-      {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-      if (text.lower() in ("true", "false", "0", "1"))
-      else _fail(text)
-    )
+    if text.lower() not in TRUTH:
+      raise ValueError(text)
+    return TRUTH[text.lower()]
   if kind is int:
     return int(text)
   if kind is float:
@@ -185,13 +221,13 @@ def _read(text, present, kind):
   return text
 
 
-def _read_tuple(text, present):
+def _read_tuple(text: str, present: tuple[Any, ...]) -> tuple[Any, ...]:
   if text[:1] in "([":
     return tuple(ast.literal_eval(text))
   entries = [part.strip() for part in text.split(",") if part.strip()]
   if present and not isinstance(present[0], str):
     return tuple(_number(entry, type(present[0])) for entry in entries)
-  if not present:  # an empty tuple does not say of what
+  if not present:  # the type of the entries is unknown
     try:
       return tuple(_number(entry, float) for entry in entries)
     except ValueError:
@@ -199,21 +235,17 @@ def _read_tuple(text, present):
   return tuple(entries)
 
 
-def _number(text, kind):
+def _number(text: str, kind: type) -> int | float:
   if kind is int:
     return int(text)
   return float(fractions.Fraction(text)) if "/" in text else float(text)
 
 
-def _fail(text):
-  raise ValueError(text)
-
-
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks what can be checked without data, devices or a model.
+  """Checks the values of a config, as far as that needs no data, devices or model.
 
   Raises:
-    UserError: a value is unknown or out of range; names the key and what it may be.
+    UserError: a value is unknown or out of range; the message names the key and the valid values.
   """
   for key, (low, high) in RANGES.items():
     check_range(f"config.{key}", _get(config, key), low, high)
@@ -227,18 +259,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
     unit="(config.num_epochs)",
   )
   if not config.optimizer.learning_rate:
-    raise UserError("config.optimizer.learning_rate is 0; nothing would be learned")
+    raise UserError("config.optimizer.learning_rate is 0; set a positive rate, e.g. 0.1")
   optimizers.check_schedule(config.optimizer, config.num_epochs)
   if config.validation.epsilon and not config.dataset.validation_fraction:
     raise UserError(
-      "config.validation.epsilon needs images to validate on: set e.g. "
-      "--config.dataset.validation_fraction=0.1 (it is 0)"
+      "config.validation.epsilon needs validation images, but there are none: "
+      "config.dataset.validation_fraction is 0; set e.g. --config.dataset.validation_fraction=0.1"
     )
   evaluation = config.evaluation
   listed = (*evaluation.after_training, *evaluation.evaluations)
   if "transfer" in listed and not evaluation.transfer.sources:
     raise UserError(
-      "the evaluation 'transfer' needs other runs to transfer from: set e.g. "
+      "the evaluation 'transfer' needs other trained runs; set e.g. "
       "--config.evaluation.transfer.sources=runs/natural"
     )
   table.check_settings("config.evaluation", evaluation)
@@ -246,25 +278,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
   table.check_names("config.evaluation.evaluations", evaluation.evaluations)
   if evaluation.use_ema and not config.ema_decay:
     raise UserError(
-      "config.evaluation.use_ema needs an average to use: set e.g. "
-      "--config.ema_decay=0.999 (it is 0 = off)"
+      "config.evaluation.use_ema needs a moving average of the weights, but config.ema_decay is 0; "
+      "set e.g. --config.ema_decay=0.999"
     )
 
 
-def _get(config, dotted):
+def _get(config: ml_collections.ConfigDict, dotted: str) -> Any:
   for name in dotted.split("."):
     config = config[name]
   return config
 
 
 def options(section: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A config section without its name, as keyword arguments."""
+  """Returns a config section without its name, as keyword arguments."""
   return {key: value for key, value in section.to_dict().items() if key != "name"}
 
 
-def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
-  """Returns {"optimizer.learning_rate": 0.1, ...}; tuples become lists, as in JSON."""
-  flat = {}
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Flattens a config: {"optimizer.learning_rate": 0.1, ...}; tuples become lists, as in JSON."""
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, (dict, ml_collections.ConfigDict)):
       flat.update(flatten(value, f"{prefix}{key}."))
@@ -273,8 +305,8 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def differences(old: Mapping, new: Mapping) -> list[str]:
-  """Lists, as text, the keys in which two configs would train different parameters."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Lists the differences of two configs that change the trained parameters, a line each."""
   old, new = flatten(old), flatten(new)
   return [
     f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
@@ -283,10 +315,10 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
   ]
 
 
-def from_json(value: Mapping) -> ml_collections.ConfigDict:
-  """The config from config.json's content; its lists are tuples again."""
+def from_json(value: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """Makes a config from the content of config.json. Lists become tuples."""
 
-  def tuples(value):
+  def tuples(value: Any) -> Any:
     if isinstance(value, dict):
       return {key: tuples(entry) for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value

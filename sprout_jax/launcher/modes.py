@@ -1,8 +1,8 @@
 """The three modes of the launcher: train (and evaluate), evaluate, report.
 
-Order of events in `train`: everything that can be checked without compiling (config, method,
-workdir, devices, data, model) is checked; the workdir is claimed; the loop trains; the selected
-weights are evaluated; the report is drawn from the files. Nothing is written before the checks.
+`train` first checks everything that needs no compilation: config, method, workdir, devices, data,
+model. Then it claims the workdir, trains, evaluates the selected weights, and writes the report.
+Nothing is written before the checks.
 """
 
 import functools
@@ -26,6 +26,7 @@ from sprout_jax.evaluation import pgd as pgd_lib
 from sprout_jax.evaluation import preflight
 from sprout_jax.evaluation import session
 from sprout_jax.evaluation import subject as subject_lib
+from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Source
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.launcher import configuration
@@ -35,14 +36,18 @@ from sprout_jax.training import loop
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains, evaluates and reports; continues whatever is already done in the workdir.
+  """Trains, evaluates and reports. It continues what a workdir already has.
+
+  Args:
+    config: the config.
+    workdir: the folder of the run.
 
   Returns:
-    Whether the run is complete; False after a signal (everything is saved then).
+    True if the run is complete; False after a signal, with everything saved.
 
   Raises:
-    UserError: wrong input, before anything is compiled or written.
-    TrainingDiverged: the loss turned NaN or infinite.
+    UserError: wrong input; nothing is compiled or written then.
+    TrainingDiverged: the loss became NaN or infinite.
   """
   configuration.validate(config)
   models.check_name(config.model.name)
@@ -53,10 +58,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
   mesh = _mesh(config)
   dataset = _load(config)
   model = trained_lib.create_model(config, dataset.num_classes, dataset.image_shape)
-  loop.prepare(
-    config, dataset, model, method, penalty, mesh
-  )  # shapes only: finds what does not fit
-  initial = _initial_variables(config, workdir, model)
+  loop.prepare(config, dataset, model, method, penalty, mesh)  # checks the shapes
+  initial = _initial_variables(config, workdir)
   if jax.process_index() == 0:
     facts = _facts(dataset)
     workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
@@ -76,19 +79,23 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     validate=validation(config, dataset.validation, model),
     initial_variables=initial,
   )
-  if not finished:  # after a signal: the loop says what is saved
+  if not finished:  # a signal ended it; the loop has printed what is saved
     return False
   _evaluate(config, workdir, dataset, config.evaluation.after_training)
   return True
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Evaluates a trained workdir as `config.evaluation` says; what is there already is not repeated.
+  """Measures `config.evaluation.evaluations` of a trained run, as far as they are not stored.
+
+  Args:
+    config: the config of the run; keys of `config.evaluation` can be changed.
+    workdir: the folder of the run.
 
   Raises:
-    UserError: wrong input, or nothing was trained there.
+    UserError: wrong input, or the workdir has no trained model.
   """
-  trained_lib.read_config(workdir)  # there must be one
+  trained_lib.read_config(workdir)  # raises where there is none
   _check_owner(workdir, config)
   configuration.validate(config)
   cache_compilations()
@@ -97,26 +104,35 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def show_report(workdirs: Sequence[pathlib.Path]) -> None:
-  """Writes one page about several runs into the first workdir, and prints its table.
+  """Writes one page about several runs into the first workdir, and prints the headline.
 
   Raises:
-    UserError: a workdir without results.
+    UserError: a workdir has no results.
   """
   print(report.compare(workdirs), flush=True)
 
 
 def validation(
   config: ml_collections.ConfigDict, split: data.Split, model: Any
-) -> Callable[[Any], dict]:
-  """variables -> accuracies on the validation split as `config.validation` says; {} without one."""
-  options, programs = config.validation, {}
-  pgd = pgd_lib.Pgd("linf", options.num_steps, options.step_size, 1, "cross_entropy", config.seed)
-  attack, (predict, _) = (
-    pgd_lib.attack_fn(pgd.attack, pgd.norm, pgd.seed),
-    trained_lib.functions(model),
-  )
+) -> Callable[[Any], dict[str, float]]:
+  """Makes the function that measures accuracy on the validation split.
 
-  def validate(variables):
+  Args:
+    config: the config; `config.validation` has the attack.
+    split: the validation split; it can be empty.
+    model: the Flax module.
+
+  Returns:
+    variables -> {"accuracy"}, and "robust_accuracy" where `config.validation` has an attack; {} for
+    an empty split.
+  """
+  options = config.validation
+  programs: dict[BatchFunction, Callable[..., Any]] = {}
+  pgd = pgd_lib.Pgd("linf", options.num_steps, options.step_size, 1, "cross_entropy", config.seed)
+  attack = pgd_lib.attack_fn(pgd.attack, pgd.norm, pgd.seed)
+  predict, _ = trained_lib.functions(model)
+
+  def validate(variables: Any) -> dict[str, float]:
     if not len(split.labels):
       return {}
     subject = Subject(
@@ -138,37 +154,44 @@ def validation(
 
 
 def selection(config: ml_collections.ConfigDict) -> str:
-  """What the best checkpoint is best in, in words."""
+  """Returns the criterion that selects the best checkpoint, in words."""
   options = config.validation
   if not options.epsilon:
     return "clean validation accuracy"
   return (
     f"validation accuracy under PGD-{options.num_steps}, Linf, epsilon {options.epsilon:g}, steps "
-    f"of {options.step_size:g}, one start"
+    f"of {options.step_size:g}, one restart"
   )
 
 
 def cache_compilations() -> None:
-  """Keeps compiled programs in the user's cache folder, unless JAX's own settings say otherwise.
+  """Stores compiled programs in the user's cache folder, unless JAX has another setting.
 
-  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+  JAX_COMPILATION_CACHE_DIR sets another folder. JAX_ENABLE_COMPILATION_CACHE=false turns the cache
+  off.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  settings: Any = jax.config  # JAX defines the attributes at run time
+  if settings.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(array_cache.directory() / "xla"))
 
 
-def _evaluate(config, workdir, dataset, names):
-  """Runs evaluations of the selected checkpoint, as far as they are not there, and reports.
+def _evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  dataset: data.Dataset,
+  names: Sequence[str],
+) -> None:
+  """Measures evaluations of the selected checkpoint, as far as they are not stored, and reports.
 
   Raises:
-    UserError: at the end, if what the user can mend has kept some from being measured.
+    UserError: an evaluation could not be measured; the others were measured before.
   """
   evaluation = config.evaluation
   trained = trained_lib.load_as(workdir, config, evaluation.checkpoint)
   if trained.data["fingerprint"] != dataset.fingerprint:
     raise UserError(
-      f"{workdir} was trained on another {trained.data['name']} than the one that is there now "
-      "(their digests differ); give the data that it was trained on, or train in another --workdir"
+      f"{workdir} was trained on another version of {trained.data['name']}: the digests of the "
+      "data differ. Give the data of the training, or train in another --workdir"
     )
   subject = Subject(
     subject_lib.as_pytree(trained.predict),
@@ -185,7 +208,7 @@ def _evaluate(config, workdir, dataset, names):
   digest = trained.sha256
   model = configuration.flatten(config.model)
   beta = None if trained.beta is None else [float(value) for value in trained.beta]
-  _, refused = session.run(
+  _, refused = session.measure(
     subject,
     names,
     evaluation.to_dict(),
@@ -201,11 +224,17 @@ def _evaluate(config, workdir, dataset, names):
     raise UserError(listed)
 
 
-def _about(config, workdir, dataset, trained, digest):
-  """What results.json says of a run besides what was measured."""
+def _about(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  dataset: data.Dataset,
+  trained: trained_lib.Trained,
+  digest: str,
+) -> dict[str, Any]:
+  """Returns the entries of results.json that describe the run."""
   history = workdir_lib.read_metrics(workdir)
   seconds = [record for record in history if "seconds" in record]
-  # The median: the first record has compilation in it, others a checkpoint.
+  # The median, because the first record includes compilation and others include a checkpoint.
   per_step = [record["seconds"] / record["steps"] for record in seconds]
   per_epoch = loop.steps_per_epoch(config, dataset)
   return {
@@ -236,8 +265,8 @@ def _about(config, workdir, dataset, trained, digest):
   }
 
 
-def _facts(dataset):
-  """What data.json says of a data set."""
+def _facts(dataset: data.Dataset) -> dict[str, Any]:
+  """Returns the content of data.json."""
   return {
     "name": dataset.name,
     "fingerprint": dataset.fingerprint,
@@ -247,8 +276,8 @@ def _facts(dataset):
   }
 
 
-def _method(config):
-  """What a run trains with, in words: the method (with SPROUT's variant) and what is added."""
+def _method(config: ml_collections.ConfigDict) -> str:
+  """Returns the name of a run's method, with SPROUT's variant, the penalty and AWP."""
   method = config.method
   variant = [str(method[key]) for key in ("concentration", "draw") if key in method]
   added = [config.penalty.name] * (config.penalty.name != "none")
@@ -256,22 +285,24 @@ def _method(config):
   return " + ".join([" ".join([method.name, *variant]), *added])
 
 
-def _source(name, dataset):
-  """The selected weights of another run on the same data, to transfer attacks from."""
+def _source(name: str, dataset: data.Dataset) -> Source:
+  """Loads the selected weights of another run on the same data, for transferred attacks."""
   where = f"config.evaluation.transfer.sources: {name}"
   other = trained_lib.load(name)
   if other.data["fingerprint"] != dataset.fingerprint:
     raise UserError(
-      f"{where} was trained on other data ({other.data['name']}), not on this {dataset.name}; name "
-      "runs on the same data"
+      f"{where} was trained on other data ({other.data['name']}) than this run ({dataset.name}); "
+      "name runs on the same data"
     )
   predict = subject_lib.place(subject_lib.as_pytree(other.predict))
   label = f"{_method(other.config)}, {other.config.model.name}, seed {other.config.seed}"
   return Source(label, other.sha256, predict)
 
 
-def _corrupted(config, corruption, severity):
-  """A prepared set of corrupted test images."""
+def _corrupted(
+  config: ml_collections.ConfigDict, corruption: str, severity: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Loads a prepared set of corrupted test images."""
   options = config.dataset
   split = data.load_test(
     f"{options.name}_corrupted/{corruption}_{severity}",
@@ -281,27 +312,27 @@ def _corrupted(config, corruption, severity):
   return split.images, split.labels
 
 
-def _check_owner(workdir, config):
+def _check_owner(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Raises UserError if the workdir belongs to a config that trains different parameters."""
   if workdir_lib.is_run(workdir):
     found = configuration.differences(trained_lib.read_config(workdir), config)
     if found:
       raise UserError(
-        f"{workdir} belongs to a different config:\n  "
+        f"{workdir} belongs to another config:\n  "
         + "\n  ".join(found)
-        + "\nChoose another --workdir, or the config that it was made with."
+        + "\nChoose another --workdir, or give the config of this workdir."
       )
   elif workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir {workdir} is a file; name a folder")
 
 
-def _mesh(config):
+def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   mesh = sharding.make_mesh()
   sharding.check_batch("config.batch_size", config.batch_size, mesh)
   return mesh
 
 
-def _load(config):
+def _load(config: ml_collections.ConfigDict) -> data.Dataset:
   options = config.dataset
   return data.load(
     options.name,
@@ -313,10 +344,12 @@ def _load(config):
   )
 
 
-def _initial_variables(config, workdir, model):
-  """A function that loads the weights of `config.init_from`; None for a random start.
+def _initial_variables(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> Callable[[], Any] | None:
+  """Returns a function that loads the weights of `config.init_from`; None for random weights.
 
-  A run that has checkpoints of its own no longer needs the one it started from.
+  A run with checkpoints of its own does not need `config.init_from` any more.
   """
   own = (workdir / "checkpoints").glob("*")
   is_gone = not workdir_lib.is_run(config.init_from)
@@ -334,6 +367,6 @@ def _initial_variables(config, workdir, model):
   return lambda: trained_lib.load(config.init_from).variables
 
 
-def _say(text):
+def _say(text: str) -> None:
   if jax.process_index() == 0:
     print(text, flush=True)

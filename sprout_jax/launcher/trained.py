@@ -1,4 +1,4 @@
-"""A trained workdir as a model that can be called."""
+"""Loading of trained models from workdirs."""
 
 import dataclasses
 import pathlib
@@ -13,38 +13,44 @@ import numpy as np
 from sprout_jax import models
 from sprout_jax import sharding
 from sprout_jax.errors import UserError
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.launcher import configuration
 from sprout_jax.models.layers import Classifier
 from sprout_jax.results import files
 from sprout_jax.results import workdir as workdir_lib
 from sprout_jax.training import checkpoints
 
+VariablesFunction = Callable[[Any, jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A trained model; `trained(images)` gives logits.
+  """A trained model. `trained(images)` returns logits.
 
   Attributes:
-    predict: images [batch, height, width, channels] in [0, 1] -> logits, in evaluation mode; a
-      pytree whose leaves are the variables.
-    features: images -> the input of the last layer; None where the model has none of its own.
-    model: the Flax module. variables: {"params", "batch_stats"}.
-    config: of the run.
-    class_names: of the data set. image_shape: (height, width, channels).
-    data: what the run was trained on: {name, fingerprint, ...}.
-    step: of the checkpoint. validated: whether a held-out split selected it.
-    beta: [classes], what SPROUT has learned; None for other methods.
-    workdir: where it lies.
+    predict: images [batch, height, width, channels] in [0, 1] -> logits [batch, classes], in
+      evaluation mode. A pytree whose leaves are the variables.
+    features: images -> the input of the last layer; None where the model does not expose it.
+    model: the Flax module.
+    variables: {"params", "batch_stats"}.
+    config: the config of the run.
+    class_names: the names of the classes.
+    image_shape: (height, width, channels).
+    data: the training data's {name, fingerprint, ...}.
+    step: the step of the checkpoint.
+    validated: whether the checkpoint was selected on a held-out split.
+    beta: [classes], SPROUT's learned concentration; None for other methods.
+    workdir: the folder of the run.
   """
 
-  predict: Callable
-  features: Callable | None
+  predict: Predict
+  features: Predict | None
   model: Any
   variables: Any
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
   image_shape: tuple[int, ...]
-  data: dict
+  data: dict[str, Any]
   step: int
   validated: bool
   beta: np.ndarray | None
@@ -60,18 +66,22 @@ class Trained:
 
 
 def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
-  """Loads the model that a workdir has trained. The data set is not needed.
+  """Loads the trained model of a workdir. The data set is not needed.
 
-  Example:
-    >>> model = sprout_jax.load("runs/digits")
-    >>> logits = model(images)
+  Example::
+
+      model = sprout_jax.load("runs/digits")
+      logits = model(images)
 
   Args:
-    workdir: the run's folder.
-    checkpoint: "best" on the held-out split or "last"; default as the run's config has it.
+    workdir: the folder of the run.
+    checkpoint: "best" on the held-out split, or "last"; default: the choice of the run's config.
+
+  Returns:
+    The `Trained` model.
 
   Raises:
-    UserError: nothing was trained there, or its checkpoints are damaged.
+    UserError: the workdir has no trained model, or its checkpoints are damaged.
   """
   workdir = pathlib.Path(workdir).expanduser()
   config = read_config(workdir)
@@ -79,10 +89,10 @@ def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
 
 
 def read_config(workdir: pathlib.Path | str) -> ml_collections.ConfigDict:
-  """The config that a workdir belongs to.
+  """Reads the config of a workdir.
 
   Raises:
-    UserError: there is none, or it is damaged.
+    UserError: the workdir has no config, or a damaged one.
   """
   value = workdir_lib.read_config(workdir)
   try:
@@ -93,14 +103,14 @@ def read_config(workdir: pathlib.Path | str) -> ml_collections.ConfigDict:
   except (KeyError, AttributeError, TypeError, ValueError) as error:
     path = pathlib.Path(workdir) / "config.json"
     raise files.Damaged(
-      f"{path} is no config of this version ({type(error).__name__}: {error}); choose another "
-      "--workdir"
+      f"{path} is not a config of this version of sprout_jax ({type(error).__name__}: {error}); "
+      "choose another --workdir"
     ) from error
   return config
 
 
 def load_as(workdir: pathlib.Path, config: ml_collections.ConfigDict, checkpoint: str) -> Trained:
-  """`load` with another config for the evaluation."""
+  """Loads the trained model of a workdir, as `load`, with the evaluation keys of another config."""
   data = workdir_lib.read_data(workdir)
   model = create_model(config, len(data["class_names"]), tuple(data["image_shape"]))
   loaded = checkpoints.load_model(
@@ -129,13 +139,17 @@ def load_as(workdir: pathlib.Path, config: ml_collections.ConfigDict, checkpoint
   )
 
 
-def functions(model: Any) -> tuple[Callable, Callable | None]:
-  """(variables, images) -> logits, and -> the input of the last layer where the model has one."""
+def functions(model: Any) -> tuple[VariablesFunction, VariablesFunction | None]:
+  """Returns a Flax module's functions (variables, images) -> logits, and -> features.
 
-  def predict(variables, images):
+  The features are the input of the last layer. Their function is None where the model does not
+  expose them.
+  """
+
+  def predict(variables: Any, images: jax.Array) -> jax.Array:
     return model.apply(variables, images, train=False)
 
-  def features(variables, images):
+  def features(variables: Any, images: jax.Array) -> jax.Array:
     _, found = model.apply(
       variables,
       images,
@@ -148,16 +162,20 @@ def functions(model: Any) -> tuple[Callable, Callable | None]:
   return predict, features if isinstance(model, Classifier) else None
 
 
-def create_model(config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple) -> Any:
-  """The Flax module of a config."""
+def create_model(
+  config: ml_collections.ConfigDict, num_classes: int, image_shape: tuple[int, ...]
+) -> Any:
+  """Creates the Flax module of a config."""
   options = configuration.options(config.model)
   return models.create(
     config.model.name, num_classes=num_classes, image_shape=image_shape, **options
   )
 
 
-def abstract_model(config: ml_collections.ConfigDict, model: Any, image_shape: tuple) -> dict:
-  """The shapes of a checkpoint's model part, replicated over all devices."""
+def abstract_model(
+  config: ml_collections.ConfigDict, model: Any, image_shape: tuple[int, ...]
+) -> dict[str, Any]:
+  """Returns the shapes of a checkpoint's model part, replicated over all devices."""
   images = jnp.zeros((1, *image_shape))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
   shapes = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}

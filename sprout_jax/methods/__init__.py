@@ -1,12 +1,15 @@
-"""Robust-training methods: METHODS, the paper's Table 1 as code, and PENALTIES to add to any.
+"""Robust-training methods: METHODS, the paper's Table 1 as code, and PENALTIES for any of them.
 
 A method draws images and labels from a vicinity of each example, may probe the model (an attack),
-and has a loss: see `methods.method.Method`. To add one: write a function that takes
-its options as keyword arguments and returns a `Method`, give it a row in `METHODS`, and its options
-a row in `configs/methods.py`.
+and has a loss, see `Method`. To add one, write a function that takes its options as keyword
+arguments and returns a `Method`. Give it a row in `METHODS`, and its options a row in
+`configs/methods.py`.
 """
 
 import inspect
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
@@ -17,8 +20,9 @@ from sprout_jax.methods import vicinal
 from sprout_jax.methods.method import Adversary
 from sprout_jax.methods.method import Method
 from sprout_jax.methods.method import Network
+from sprout_jax.methods.method import Penalty
 
-METHODS = {
+METHODS: dict[str, Callable[..., Method]] = {
   "natural": vicinal.natural,
   "gaussian": vicinal.gaussian,
   "label_smoothing": vicinal.label_smoothing,
@@ -33,37 +37,64 @@ METHODS = {
   "bilateral": adversarial.bilateral,
 }
 
-PENALTIES = {
+PENALTIES: dict[str, Callable[..., Penalty | None]] = {
   "none": penalties.none,
   "gradient_norm": penalties.gradient_norm,
   "cure": penalties.cure,
 }
 
 
-def create(name, options):
-  """Builds a method from its name and a dictionary of options.
+def create(name: str, options: Mapping[str, Any]) -> Method:
+  """Creates a method from its name and its options.
+
+  Args:
+    name: a key of `METHODS`.
+    options: option name -> value; exactly the keyword arguments of the row's function.
 
   Raises:
-    UserError: unknown method (the choices are listed), or options that it does not take or misses.
+    UserError: an unknown method (the choices are listed), or options that are missing or unknown or
+      have a wrong value. It is a ValueError.
   """
-  return _create("method", METHODS, name, options)
+  _check("method", METHODS, name, options)
+  return METHODS[name](**options)
 
 
-def create_penalty(name, options):
-  """Builds a penalty, (network, x, y) -> [batch], as `create` does a method."""
-  return _create("penalty", PENALTIES, name, options)
+def create_penalty(name: str, options: Mapping[str, Any]) -> Penalty | None:
+  """Creates a penalty from its name and its options, as `create` does a method; None for "none".
+
+  Args:
+    name: a key of `PENALTIES`.
+    options: option name -> value; exactly the keyword arguments of the row's function.
+
+  Raises:
+    UserError: an unknown penalty (the choices are listed), or options that are missing or unknown
+      or have a wrong value. It is a ValueError.
+  """
+  _check("penalty", PENALTIES, name, options)
+  return PENALTIES[name](**options)
 
 
-def _create(kind, table, name, options):
+def _check(
+  kind: str, table: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]
+) -> None:
+  """Raises UserError unless the table has the name, and its function takes these options."""
   check_choice(f"config.{kind}.name", name, table)
   expected = set(inspect.signature(table[name]).parameters)
   if expected != set(options):
     raise UserError(
       f"{kind} {name!r} takes the options {sorted(expected)}, not {sorted(options)}; choose the "
-      f"{kind} with the config file's argument, which brings its options along: "
+      f"{kind} with the config file's argument, which sets its options too: "
       f"--config configs/digits.py:{kind}={name}"
     )
-  return table[name](**options)
 
 
-__all__ = ["METHODS", "PENALTIES", "Adversary", "Method", "Network", "create", "create_penalty"]
+__all__ = [
+  "METHODS",
+  "PENALTIES",
+  "Adversary",
+  "Method",
+  "Network",
+  "Penalty",
+  "create",
+  "create_penalty",
+]

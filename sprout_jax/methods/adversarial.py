@@ -1,6 +1,8 @@
-"""Methods that attack the model while it trains; the attacks are those of `sprout_jax.attacks`.
+"""Adversarial training: methods that attack the model while it trains.
 
-All start from the clean minibatch; radii and step sizes are in pixel units (images in [0, 1]).
+The attacks are those of `sprout_jax.attacks`. All methods start from the clean minibatch. Radii and
+step sizes are in pixel units (images in [0, 1]). The functions take options and return a `Method`.
+They raise UserError, which names the option, for a value that is out of range or unknown.
 """
 
 import jax
@@ -13,25 +15,35 @@ from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
 from sprout_jax.methods.method import BATCH_NORM
 from sprout_jax.methods.method import Adversary
+from sprout_jax.methods.method import Losses
 from sprout_jax.methods.method import Method
+from sprout_jax.methods.method import Network
+from sprout_jax.methods.method import Parameters
 from sprout_jax.methods.method import cross_entropy
 from sprout_jax.methods.vicinal import natural
 
 
-def pgd(*, epsilon, step_size, num_steps, norm, start, batch_norm):
-  """Adversarial training: x~ = PGD(x), y~ = y.
+def pgd(
+  *, epsilon: float, step_size: float, num_steps: int, norm: str, start: str, batch_norm: str
+) -> Method:
+  """Adversarial training: x~ = PGD(x), the attack's last iterate, and y~ = y.
 
-  (Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.) It
-  trains on the attack's last iterate.
+  (Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.)
 
   Args:
-    epsilon, step_size, num_steps, norm, start: as in `attacks.pgd`.
-    batch_norm: of the attack's passes, a key of `BATCH_NORM`.
+    epsilon: radius of the ball.
+    step_size: size of a step.
+    num_steps: number of gradient steps, at least 1.
+    norm: a key of `attacks.NORMS`.
+    start: a key of `attacks.STARTS`.
+    batch_norm: batch norm in the attack's passes, a key of `BATCH_NORM`.
   """
   _check_attack(epsilon, step_size, num_steps, batch_norm, norm)
   check_choice("config.method.start", start, attacks.STARTS)
 
-  def probe(key, indices, network, x, y):
+  def probe(
+    key: jax.Array, indices: jax.Array, network: Network, x: jax.Array, y: jax.Array
+  ) -> jax.Array:
     return attacks.pgd(
       key,
       network.predict(batch_norm),
@@ -54,12 +66,18 @@ def pgd(*, epsilon, step_size, num_steps, norm, start, batch_norm):
   )
 
 
-def fast(*, epsilon, step_size, batch_norm):
-  """Fast adversarial training: one sign step from a uniform random start.
+def fast(*, epsilon: float, step_size: float, batch_norm: str) -> Method:
+  """Fast adversarial training: one sign step from a uniform random start, in Linf.
 
   x~ = clip(x + P(u + step_size sign(grad))), u ~ U(-epsilon, epsilon). (Wong, Rice, Kolter, "Fast
-  is better than free: Revisiting adversarial training", ICLR 2020.) A step_size far above 1.25
-  epsilon, or many epochs, can end in catastrophic overfitting: robust against this step only.
+  is better than free: Revisiting adversarial training", ICLR 2020.) A step size far above 1.25
+  epsilon, or many epochs, can end in catastrophic overfitting: the model is robust against this
+  step only.
+
+  Args:
+    epsilon: radius of the ball.
+    step_size: size of the step.
+    batch_norm: batch norm in the attack's pass, a key of `BATCH_NORM`.
   """
   return pgd(
     epsilon=epsilon,
@@ -71,20 +89,26 @@ def fast(*, epsilon, step_size, batch_norm):
   )
 
 
-def free(*, epsilon, replays):
-  """Free adversarial training: the gradient of each step also moves the perturbation.
+def free(*, epsilon: float, replays: int) -> Method:
+  """Free adversarial training: the gradient of each step also moves the perturbation, in Linf.
 
-  Every minibatch is trained on `replays` times, at x~ = clip(x + delta); after each step, delta <-
-  P(delta + epsilon sign(grad_delta)). delta is kept from one minibatch to the next. (Shafahi et
-  al., "Adversarial Training for Free!", NeurIPS 2019, who divide the epochs by `replays`.)
+  Every minibatch is trained on `replays` times, at x~ = clip(x + delta). After each step, delta
+  becomes P(delta + epsilon sign(grad_delta)). It is kept from one minibatch to the next. (Shafahi
+  et al., "Adversarial Training for Free!", NeurIPS 2019, who divide the epochs by `replays`.)
+
+  Args:
+    epsilon: radius of the ball.
+    replays: number of model updates per minibatch.
   """
   _check_ball(epsilon, "linf")
   check_range("config.method.replays", replays, 1, 100)
 
-  def draw(key, images, labels, adversary):
+  def draw(
+    key: jax.Array, images: jax.Array, labels: jax.Array, adversary: Parameters
+  ) -> tuple[jax.Array, jax.Array]:
     return jnp.clip(images + adversary["perturbation"], 0, 1), labels
 
-  def project(adversary):
+  def project(adversary: Parameters) -> Parameters:
     return jax.tree.map(lambda delta: jnp.clip(delta, -epsilon, epsilon), adversary)
 
   return Method(
@@ -93,31 +117,38 @@ def free(*, epsilon, replays):
     adversary=Adversary(
       init=lambda key, num_classes, batch_shape: {"perturbation": jnp.zeros(batch_shape)},
       project=project,
-      # Fed negated gradients, so that this ascends; the schedule is the model's alone.
+      # It receives negated gradients, so that it ascends. The schedule is for the model only.
       optimizer=lambda schedule: optax.chain(optax.scale_by_sign(), optax.scale(-epsilon)),
       summary=lambda adversary: {"perturbation": jnp.mean(jnp.abs(adversary["perturbation"]))},
     ),
   )
 
 
-def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
-  """TRADES: CE(f(x), y) + beta max_x~ KL(f(x) || f(x~)).
+def trades(
+  *, epsilon: float, step_size: float, num_steps: int, beta: float, start: str, batch_norm: str
+) -> Method:
+  """TRADES: CE(f(x), y) + beta max KL(f(x) || f(x~)), the maximum over x~ in the Linf ball.
 
-  The inner maximum by PGD on the divergence itself. (Zhang et al., "Theoretically Principled
+  PGD on the divergence itself finds the inner maximum. (Zhang et al., "Theoretically Principled
   Trade-off between Robustness and Accuracy", ICML 2019.) Gradients flow through both arguments of
   the divergence; the running statistics follow the clean and the attacked pass in equal parts.
 
   Args:
-    epsilon, step_size, num_steps, start: as in `attacks.pgd`, in Linf; the divergence has no
-      gradient at the clean image, so that "clean" would not move.
-    beta: weight of the divergence, >= 0.
-    batch_norm: of the attack's passes, a key of `BATCH_NORM`.
+    epsilon: radius of the ball.
+    step_size: size of a step.
+    num_steps: number of gradient steps, at least 1.
+    beta: weight of the divergence, at least 0.
+    start: a key of `attacks.STARTS` other than "clean": at the clean image the divergence has no
+      gradient.
+    batch_norm: batch norm in the attack's passes, a key of `BATCH_NORM`.
   """
   _check_attack(epsilon, step_size, num_steps, batch_norm)
   check_range("config.method.beta", beta, 0, 1000)
   check_choice("config.method.start", start, [name for name in attacks.STARTS if name != "clean"])
 
-  def probe(key, indices, network, x, y):
+  def probe(
+    key: jax.Array, indices: jax.Array, network: Network, x: jax.Array, y: jax.Array
+  ) -> jax.Array:
     predict = network.predict(batch_norm)
     return attacks.pgd(
       key,
@@ -133,7 +164,7 @@ def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
       loss=losses.kl_divergence,
     )
 
-  def loss(network, x, y, adversarial):
+  def loss(network: Network, x: jax.Array, y: jax.Array, adversarial: jax.Array) -> Losses:
     clean_logits, clean_stats = network.apply(x, True)
     logits, batch_stats = network.apply(adversarial, True)
     batch_stats = jax.tree.map(lambda a, b: (a + b) / 2, clean_stats, batch_stats)
@@ -143,26 +174,32 @@ def trades(*, epsilon, step_size, num_steps, beta, start, batch_norm):
   return Method(natural().vicinity, probe, loss)
 
 
-def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
-  """Bilateral adversarial training: images and labels are perturbed.
+def bilateral(
+  *, epsilon: float, step_size: float, num_steps: int, ratio: float, batch_norm: str
+) -> Method:
+  """Bilateral adversarial training: images and labels are perturbed, images in Linf.
 
-  x~ = PGD towards the most confusing class t = argmax_{k != y} f(x)_k, from a uniform random start.
-  The wrong classes share delta of the label in proportion to s_k = v_k - min_{j != y} v_j + gamma,
-  where v_k = -log softmax(f(x))_k is the loss's gradient with respect to the label and gamma =
-  0.01: the less likely, the more. delta is such that the true class keeps `ratio` times the largest
-  of them: delta = 1 / (1 + ratio * max s / sum s), y~_y = 1 - delta. (Wang, Zhang, "Bilateral
-  Adversarial Training: Towards Fast Training of More Robust Models Against Adversarial Attacks",
-  ICCV 2019, and the authors' code.)
+  x~ is found by PGD towards the most confusing class t = argmax_{k != y} f(x)_k, from a uniform
+  random start. The wrong classes share delta of the label in proportion to s_k = v_k - min_{j != y}
+  v_j + gamma, so that the least likely class gets most. v_k = -log softmax(f(x))_k is the loss's
+  gradient with respect to the label, and gamma = 0.01. The true class gets 1 - delta, which is
+  `ratio` times the largest wrong entry: delta = 1 / (1 + ratio * max s / sum s). (Wang, Zhang,
+  "Bilateral Adversarial Training: Towards Fast Training of More Robust Models Against Adversarial
+  Attacks", ICCV 2019, and the authors' code.)
 
   Args:
-    epsilon, step_size, num_steps: as in `attacks.pgd`, in Linf; the paper has one step, or two.
-    ratio: the paper's beta, > 0; to infinity: the label stays.
-    batch_norm: of the attack's passes, a key of `BATCH_NORM`.
+    epsilon: radius of the ball.
+    step_size: size of a step.
+    num_steps: number of gradient steps; the paper has one or two.
+    ratio: the paper's beta, greater than 0. A large ratio leaves the label nearly unchanged.
+    batch_norm: batch norm in the attack's passes, a key of `BATCH_NORM`.
   """
   _check_attack(epsilon, step_size, num_steps, batch_norm)
   check_range("config.method.ratio", ratio, 1e-6, 1e12)
 
-  def probe(key, indices, network, x, y):
+  def probe(
+    key: jax.Array, indices: jax.Array, network: Network, x: jax.Array, y: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     predict = network.predict(batch_norm)
     logits = predict(x)
     is_label = jax.nn.one_hot(jnp.argmax(y, -1), y.shape[-1], dtype=bool)
@@ -186,7 +223,9 @@ def bilateral(*, epsilon, step_size, num_steps, ratio, batch_norm):
   )
 
 
-def _adversarial_labels(logits, is_label, ratio, gamma=0.01):
+def _adversarial_labels(
+  logits: jax.Array, is_label: jax.Array, ratio: float, gamma: float = 0.01
+) -> jax.Array:
   """The labels of `bilateral`: the true class has `ratio` times the largest wrong entry."""
   gradient = -jax.nn.log_softmax(logits)
   least = jnp.min(jnp.where(is_label, jnp.inf, gradient), -1, keepdims=True)
@@ -196,13 +235,15 @@ def _adversarial_labels(logits, is_label, ratio, gamma=0.01):
   return jnp.where(is_label, 1 - delta, delta * share)
 
 
-def _check_ball(epsilon, norm):
+def _check_ball(epsilon: float, norm: str) -> None:
   check_choice("config.method.norm", norm, attacks.NORMS)
   largest = 1 if norm == "linf" else 1000
   check_range("config.method.epsilon", epsilon, 0, largest, unit="(pixels are in [0, 1])")
 
 
-def _check_attack(epsilon, step_size, num_steps, batch_norm, norm="linf"):
+def _check_attack(
+  epsilon: float, step_size: float, num_steps: int, batch_norm: str, norm: str = "linf"
+) -> None:
   _check_ball(epsilon, norm)
   check_range("config.method.step_size", step_size, 0, 10)
   check_range("config.method.num_steps", num_steps, 1, 1000)

@@ -1,5 +1,9 @@
 """SPROUT: noise, mixup, and Dirichlet labels whose concentration is learned against the model."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,20 +14,23 @@ from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
 from sprout_jax.methods.method import Adversary
 from sprout_jax.methods.method import Method
+from sprout_jax.methods.method import Parameters
 
-# (label_weight, beta_weight) of `vicinity.dirichlet_concentration` as a function of alpha.
-CONCENTRATIONS = {
+# alpha -> (label_weight, beta_weight) of `vicinity.dirichlet_concentration`.
+CONCENTRATIONS: dict[str, Callable[[float], tuple[float, float]]] = {
   "paper": lambda alpha: (1 - alpha, alpha),  # the patent's claim 4, the paper's text
   "algorithm1": lambda alpha: (alpha, 1 - alpha),  # the paper's Algorithm 1 as printed
   "released": lambda alpha: (10.0, 1.0),  # the released code; has no alpha
 }
 
-DRAWS = {
+# (key, concentration [batch, classes]) -> labels [batch, classes].
+DRAWS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   "sample": vicinity.sample_dirichlet_labels,  # the paper
   "mean": lambda key, concentration: vicinity.mean_dirichlet_labels(concentration),
 }
 
-BETA_INITS = {
+# (key, number of classes) -> beta [classes].
+BETA_INITS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
   "uniform": lambda key, num_classes: jax.random.uniform(key, (num_classes,)),  # Algorithm 1
   "ones": lambda key, num_classes: jnp.ones((num_classes,)),  # the released code
 }
@@ -33,37 +40,39 @@ BETA_BATCHES = ("same", "clean")
 
 def sprout(
   *,
-  noise_stddev,
-  mixup_alpha,
-  concentration,
-  alpha,
-  draw,
-  label_draws,
-  steps_per_batch,
-  beta_batch,
-  beta,
-):
+  noise_stddev: float,
+  mixup_alpha: float,
+  concentration: str,
+  alpha: float | None,
+  draw: str,
+  label_draws: int,
+  steps_per_batch: int,
+  beta_batch: str,
+  beta: Mapping[str, Any],
+) -> Method:
   """Self-progressing robust training (Cheng et al., AAAI 2021), in all its known variants.
 
-  x~ = mixup of N(x, noise_stddev^2), y~ ~ Dirichlet(label_weight * y_mix + beta_weight * beta);
-  the model descends and beta ascends the cross-entropy of y~ (Algorithm 1).
+  x~ is a mixup of draws from N(x, noise_stddev^2), and y~ ~ Dirichlet(label_weight * y_mix +
+  beta_weight * beta). The model descends and beta ascends the cross-entropy with y~ (Algorithm 1).
 
   Args:
-    noise_stddev: standard deviation of the Gaussian noise, on pixels in [0, 1]; >= 0.
+    noise_stddev: standard deviation of the Gaussian noise in pixel units, at least 0.
     mixup_alpha: parameter of mixup's Beta distribution; 0 mixes nothing.
     concentration: a key of `CONCENTRATIONS`.
-    alpha: in [0, 1]; None is the paper's 0.01. "released" has no alpha: there it must be None.
+    alpha: in [0, 1]. None is the paper's 0.01. With "released", which has no alpha, it must be
+      None.
     draw: "sample" draws labels from the Dirichlet, "mean" takes its expectation.
-    label_draws: 1: one Dirichlet of the mixed label (Algorithm 1); 2: the labels of both partners
-      are drawn, then mixed (released code). In expectation the two coincide where the sum of the
-      concentration is the same for all classes, as it is here.
+    label_draws: 1 draws one label from the Dirichlet of the mixed label (Algorithm 1). 2 draws the
+      labels of both partners and mixes them (released code). In expectation the two coincide where
+      the sum of the concentration is the same for all classes, as it is here.
     steps_per_batch: model steps per minibatch, each with fresh noise, pairs and labels (Algorithm
       1: 1, released code: 3).
     beta_batch: "same": beta ascends with each step of the model, on its batch and draws (Algorithm
-      1); "clean": once per minibatch, on the noiseless, unmixed batch, with a forward pass of its
-      own (released code).
-    beta: dict with `init` (a key of `BETA_INITS`), `minimum` (beta is projected on [minimum, inf)
-      after every update; > 0), `learning_rate`, `momentum`, `weight_decay`.
+      1). "clean": beta ascends once per minibatch, on the noiseless, unmixed batch, with a forward
+      pass of its own (released code).
+    beta: dictionary with `init` (a key of `BETA_INITS`), `minimum` (greater than 0; beta is
+      projected on [minimum, inf) after every update), `learning_rate`, `momentum` and
+      `weight_decay`.
 
   Returns:
     A `Method`.
@@ -92,12 +101,14 @@ def sprout(
       )
   label_weight, beta_weight = CONCENTRATIONS[concentration](0.01 if alpha is None else alpha)
 
-  def smooth(key, labels, adversary):
+  def smooth(key: jax.Array, labels: jax.Array, adversary: Parameters) -> jax.Array:
     return DRAWS[draw](
       key, vicinity.dirichlet_concentration(labels, adversary["beta"], label_weight, beta_weight)
     )
 
-  def mixed_vicinity(key, images, labels, adversary):
+  def mixed_vicinity(
+    key: jax.Array, images: jax.Array, labels: jax.Array, adversary: Parameters
+  ) -> tuple[jax.Array, jax.Array]:
     key_noise, key_mixup, key_labels, key_partners = jax.random.split(key, 4)
     weight, partners = vicinity.mixup_pairs(key_mixup, images.shape[0], mixup_alpha)
     images = vicinity.gaussian_noise(key_noise, images, noise_stddev)
@@ -108,11 +119,13 @@ def sprout(
     other = smooth(key_partners, labels[partners], adversary)
     return images, weight * own + (1 - weight) * other
 
-  def clean_vicinity(key, images, labels, adversary):
+  def clean_vicinity(
+    key: jax.Array, images: jax.Array, labels: jax.Array, adversary: Parameters
+  ) -> tuple[jax.Array, jax.Array]:
     return images, smooth(key, labels, adversary)
 
-  def project(adversary):
-    # A zero or negative concentration is no Dirichlet.
+  def project(adversary: Parameters) -> Parameters:
+    # A Dirichlet needs a positive concentration.
     return {"beta": optax.projections.projection_box(adversary["beta"], beta["minimum"], jnp.inf)}
 
   return Method(

@@ -1,42 +1,50 @@
-"""Two-dimensional convolution, in the form that is fast where it runs.
+"""Two-dimensional convolution, in the form that is fast on the platform.
 
-GPUs and TPUs run XLA's own. On a CPU its gradients are ten times slower than matmuls inside
+GPUs and TPUs use XLA's own. On a CPU its gradients are ten times slower than matmuls inside
 compiled loops, and training and attacks are loops. So, on a CPU, convolutions are matmuls:
 
-- 3x3, stride 1, float32: by Winograd's algorithm, with less than half of the multiplications. See
-  `winograd`.
-- Of few channels (the images): one matmul over patches, the rows x columns x channels values of
-  each window.
-- Otherwise: patches hold one row of the window only, and one matmul multiplies them by all rows of
-  the kernel; the products are added, each shifted by its row. Windows overlap in rows and columns;
-  copying the columns before and adding the rows after moves three times less memory than copying
-  both, and gives the matmul three times the features.
+- 3x3 convolutions with stride 1 in float32 use Winograd's algorithm, with less than half of the
+  multiplications; see `winograd`.
+- Convolutions of few channels (the images) are one matmul over patches, which hold all values of a
+  window.
+- All others are one matmul over patches that hold one row of the window. It multiplies them by all
+  rows of the kernel, and the products are added, each shifted by its row. Windows overlap in rows
+  and columns. Copying the columns before and adding the rows after moves three times less memory
+  than copying both, and gives the matmul three times the features.
 
 All are the same sum up to rounding, differentiable in every mode and to any order.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from sprout_jax.models import winograd
 
-# By measurement (benchmarks/convolution.py), as the form for each shape is.
-FEW_CHANNELS = 8  # fewer are convolved by one matmul over whole windows
+# Chosen by measurement (benchmarks/convolution.py), as the form for each shape is.
+FEW_CHANNELS = 8  # fewer channels are convolved by one matmul over whole windows
 
 
-def convolve(images, kernel, strides, padding, matmuls):
-  """Two-dimensional cross-correlation.
+def convolve(
+  images: jax.Array, kernel: jax.Array, strides: int, padding: int, matmuls: bool
+) -> jax.Array:
+  """Computes a two-dimensional cross-correlation.
 
-      out[b, i, j, f] = sum_{u, v, c} padded[b, i strides + u, j strides + v, c] kernel[u, v, c, f]
+  With s the strides, the output is::
+
+      out[b, i, j, f] = sum_{u, v, c} padded[b, i s + u, j s + v, c] kernel[u, v, c, f]
 
   Args:
-    images: [batch, height, width, channels].
-    kernel: [rows, columns, channels, features].
-    strides: in both directions.
-    padding: zeros on all four sides. Explicit: with stride 2, "SAME" is not what PyTorch does.
-    matmuls: False is XLA's convolution, True matmuls.
+    images: array [batch, height, width, channels].
+    kernel: array [rows, columns, channels, features].
+    strides: stride in both directions.
+    padding: rows and columns of zeros on all four sides. It is explicit, because with stride 2
+      "SAME" differs from PyTorch.
+    matmuls: False uses XLA's convolution, True matmuls.
 
-  Returns: [batch, (height + 2 padding - rows) // strides + 1, likewise of width, features].
+  Returns:
+    Array [batch, out_height, out_width, features], where out_height = (height + 2 padding - rows)
+    // strides + 1, and out_width likewise.
   """
   if not matmuls:
     return lax.conv_general_dilated(
@@ -58,16 +66,16 @@ def convolve(images, kernel, strides, padding, matmuls):
   return _by_rows(images, kernel, strides, padding)
 
 
-def _count(size, window, strides, padding):
-  """How many windows there are in one direction."""
+def _count(size: int, window: int, strides: int, padding: int) -> int:
+  """Number of windows in one direction."""
   return (size + 2 * padding - window) // strides + 1
 
 
-def _strided(x, axis, start, count, strides):
+def _strided(x: jax.Array, axis: int, start: int, count: int, strides: int) -> jax.Array:
   return lax.slice_in_dim(x, start, start + (count - 1) * strides + 1, strides, axis)
 
 
-def _by_windows(images, kernel, strides, padding):
+def _by_windows(images: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
   rows, columns, channels, features = kernel.shape
   batch, height, width, _ = images.shape
   height, width = (_count(height, rows, strides, padding), _count(width, columns, strides, padding))
@@ -84,8 +92,8 @@ def _by_windows(images, kernel, strides, padding):
   return x.reshape(batch, height, width, features)
 
 
-def _by_rows(images, kernel, strides, padding):
-  """out[i] = sum_u (patches of row i strides + u - padding) @ kernel[u].
+def _by_rows(images: jax.Array, kernel: jax.Array, strides: int, padding: int) -> jax.Array:
+  """Adds matmuls of rows: out[i] = sum_u (patches of row i strides + u - padding) @ kernel[u].
 
   With strides, a row of the images meets only every `strides`-th row of the kernel: the rows of
   each remainder are one matmul.

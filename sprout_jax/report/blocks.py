@@ -1,15 +1,23 @@
-"""What a page is made of. Data only: the templates draw it, and escape all of it."""
+"""The building blocks of a page. They are data; the templates draw and escape them."""
 
 import dataclasses
 
-# What a cell can be: the best of its column, without a visible difference from the best, measured
-# in another way or on other images than most, beside a failed check, not there.
+# Kinds of cells: the best of its column; not significantly different from the best; measured with
+# another attack or on other images than most; with a failed check; without a number.
 BEST, SIMILAR, OTHER, FAILED, MISSING = "best", "similar", "other", "failed", "missing"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A text, small text below it, words of what it is, pictures (PNG) above it, notes about it."""
+  """A cell of a table.
+
+  Attributes:
+    text: the main text.
+    detail: small text beside it.
+    kinds: `BEST`, `SIMILAR`, ...
+    pictures: PNG files, shown above the text.
+    notes: sentences that the table shows below its rows.
+  """
 
   text: str
   detail: str = ""
@@ -20,7 +28,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of cells, the first of them the head; a row of one cell is a heading over all columns."""
+  """A table. The first cell of a row is its head. A row of one cell is a heading of all columns."""
 
   header: tuple[str, ...]
   rows: tuple[tuple[Cell, ...], ...]
@@ -28,13 +36,13 @@ class Table:
 
   @property
   def kinds(self) -> set[str]:
-    """What its cells are, for the legend."""
+    """The kinds of all cells, for the legend."""
     return {kind for row in self.rows for cell in row for kind in cell.kinds}
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """A PNG; the templates have its caption by its name."""
+  """A PNG file. The templates have its caption under its name."""
 
   name: str
   png: bytes
@@ -42,7 +50,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Sentences, a list where they are several."""
+  """Sentences. Several sentences are shown as a list."""
 
   sentences: tuple[str, ...]
   title: str = ""
@@ -50,7 +58,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of the page that folds: its title, a few words beside it, its blocks."""
+  """A section of the page that can be folded: its title, a few words beside it, its blocks."""
 
   title: str
   state: str
@@ -58,5 +66,5 @@ class Section:
 
 
 def missing(reason: str = "-") -> Cell:
-  """The cell of what is not there."""
+  """Makes the cell of a missing number."""
   return Cell(reason, "", (MISSING,))

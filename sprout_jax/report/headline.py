@@ -1,8 +1,10 @@
-"""The headline numbers of each run: which is the best, and whether the others differ from it."""
+"""The headline numbers of each run, the best run, and the significance of differences from it."""
 
 import collections
 import dataclasses
 import statistics
+from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 
 from sprout_jax import results as results_lib
@@ -13,21 +15,23 @@ from sprout_jax.report.runs import identity
 from sprout_jax.report.runs import images
 from sprout_jax.results import Number
 
-ENSEMBLES = ("standard", "plus", "rand")  # versions of AutoAttack that are more than one attack
-LEVEL = 0.05  # of the tests
+ENSEMBLES = ("standard", "plus", "rand")  # versions of AutoAttack with several attacks
+LEVEL = 0.05  # significance level of the tests
 LAST = ("cost of training", "checks passed")  # columns of the headline
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """One headline number of all runs.
+  """One headline number of all runs: a column of the headline.
 
   Attributes:
-    title, short: what it is, in words; for a narrow column.
-    evaluation, better: which evaluation finds it; what a run with more of it is: "robust", ...
-    numbers: {place of a run: its number}; runs without one are missing.
-    verdicts: {place of a run: `BEST`, `SIMILAR` (on the same images no difference from the best can
-      be seen), `OTHER` (another attack, other images or other data than most runs) or ""}.
+    title: the title of the column.
+    short: the title of a narrow column.
+    evaluation: the evaluation that measures it.
+    better: what a run with a higher number is: "accurate", "robust", ...
+    numbers: {place of a run: its number}; runs without the number are missing.
+    verdicts: {place of a run: `BEST`, `SIMILAR` (not significantly different from the best on the
+      same images), `OTHER` (another attack, other images or other data than most runs) or ""}.
   """
 
   title: str
@@ -39,12 +43,16 @@ class Measure:
 
   @property
   def counts(self) -> list[int]:
-    """The different numbers of images."""
+    """The distinct numbers of images, ascending."""
     return sorted({n.count for n in self.numbers.values() if n.count is not None})
 
 
 def threat(runs: list[Run]) -> tuple[str | None, float | None]:
-  """The threat model (norm, epsilon) of most evaluations; of several, one that options name."""
+  """Returns the threat model (norm, epsilon) of most evaluations.
+
+  Of several with equally many evaluations, it prefers one that is an option of an evaluation.
+  Without any attack, both are None.
+  """
   attacked = {
     (run.place, number.evaluation, number["norm"], number["epsilon"])
     for run in runs
@@ -61,28 +69,28 @@ def threat(runs: list[Run]) -> tuple[str | None, float | None]:
 
 
 def certified_radius(runs: list[Run]) -> float | None:
-  """The radius whose certified accuracy is shown: the middle one of those that were measured."""
+  """Returns the radius whose certified accuracy is shown: the middle of the measured radii."""
   radii = {n["radius"] for run in runs for n in run.of("smoothing", metric="certified_accuracy")}
   return statistics.median_low(sorted(radii)) if radii else None
 
 
 def auto_attack(run: Run, norm: str | None, epsilon: float | None) -> Number | None:
-  """The accuracy under AutoAttack; None where it was not run, or a single attack of it alone."""
+  """Returns the accuracy under AutoAttack; None where only a single attack of it was measured."""
   found = run.of("auto_attack", metric="accuracy", stage=None, norm=norm, epsilon=epsilon)
   return next((number for number in found if number["version"] in ENSEMBLES), None)
 
 
 def measures(runs: list[Run]) -> list[Measure]:
-  """The headline numbers, measured or not: clean, PGD, AutoAttack, certified, corrupted."""
+  """Returns the headline numbers, measured or not: clean, PGD, AutoAttack, certified, corrupted."""
   norm, epsilon = threat(runs)
   radius = certified_radius(runs)
-  at = f" at {wording.threat(norm, epsilon)}" if norm else ""
+  at = f" at {wording.threat(norm, epsilon)}" if norm and epsilon else ""
   within = "" if radius is None else f" at L2 radius {radius:g}"
   pgd = lambda run: run.of("pgd", metric="accuracy").first(norm=norm, epsilon=epsilon)
   strong = lambda run: auto_attack(run, norm, epsilon)
   certified = lambda run: run.of("smoothing", metric="certified_accuracy").first(radius=radius)
   corrupted = lambda run: run.of("corruptions", metric="mean_accuracy").first(severity=None)
-  rows = (
+  rows: tuple[tuple[str, str, str, str, Callable[[Run], Number | None]], ...] = (
     ("clean", "clean", "clean", "accurate", lambda run: run.results.clean),
     (f"PGD{at}", "PGD", "pgd", "robust to PGD", pgd),
     (f"AutoAttack{at}", "AutoAttack", "auto_attack", "robust", strong),
@@ -90,13 +98,13 @@ def measures(runs: list[Run]) -> list[Measure]:
     ("corruptions, mean", "corrupted", "corruptions", "accurate", corrupted),
   )
   made = []
-  for *words, find in rows:
+  for title, short, evaluation, better, find in rows:
     numbers = {run.place: number for run in runs if (number := find(run)) is not None}
-    made.append(Measure(*words, numbers, _verdicts(runs, numbers)))
+    made.append(Measure(title, short, evaluation, better, numbers, _verdicts(runs, numbers)))
   return made
 
 
-def _verdicts(runs, numbers):
+def _verdicts(runs: list[Run], numbers: Mapping[int, Number]) -> dict[int, str]:
   kinds = {
     run.place: (identity(numbers[run.place]), images(run, numbers[run.place]))
     for run in runs
@@ -105,8 +113,10 @@ def _verdicts(runs, numbers):
   usual = collections.Counter(kinds.values()).most_common(1)
   alike = {place: numbers[place] for place, kind in kinds.items() if kind == usual[0][0]}
   found = {place: "" if place in alike else blocks.OTHER for place in kinds}
-  best = max(alike.values(), key=lambda number: number.value, default=None)
-  for place, number in alike.items() if len(alike) > 1 else ():
+  if len(alike) < 2:
+    return found
+  best = max(alike.values(), key=lambda number: number.defined)
+  for place, number in alike.items():
     compared = results_lib.compare(best, number)
     if number.value == best.value:
       found[place] = blocks.BEST
@@ -116,34 +126,35 @@ def _verdicts(runs, numbers):
 
 
 def table(runs: list[Run], found: list[Measure]) -> blocks.Table:
-  """The headline: a row for each run."""
+  """Makes the headline, one row per run."""
   counted = [(run, m.numbers[run.place]) for m in found for run in runs if run.place in m.numbers]
   is_same = len({images(run, number) for run, number in counted if number.count is not None}) < 2
   rows = []
   for run in runs:
     states = run.checks()
     failed = [name for name, state in states.items() if state == "failed"]
-    absent = list(states.values()).count("not made")
+    absent = list(states.values()).count("not run")
     cells = [_cell(run, measure, is_same) for measure in found]
-    detail = ", ".join([*failed, *([f"{absent} not made"] if absent else [])])
+    detail = ", ".join([*failed, *([f"{absent} not run"] if absent else [])])
     checks = blocks.Cell(run.passed(), detail, (blocks.FAILED,) if failed else ())
     rows.append((blocks.Cell(run.name), *cells, _cost([run]), checks))
   titles = (measure.title for measure in found)
   best = [measure for measure in found if blocks.BEST in measure.verdicts.values()]
   means = [m.title for m in best if all(n.outcomes is None for n in m.numbers.values())]
-  note = f"No test of differences, as no outcomes of images are kept: {', '.join(means)}."
+  note = f"Not tested for differences, because these are means: {', '.join(means)}."
   return blocks.Table(("run", *titles, *LAST), tuple(rows), (note,) if means else ())
 
 
-def _cost(runs):
-  spent = [run.about("training").get("seconds") for run in runs]
-  if None in spent:
+def _cost(runs: list[Run]) -> blocks.Cell:
+  found = (run.about("training").get("seconds") for run in runs)
+  spent = [seconds for seconds in found if seconds is not None]
+  if len(spent) < len(runs):
     return blocks.missing("not trained here")
   devices = dict.fromkeys(str(run.about("training").get("devices") or "") for run in runs)
   return blocks.Cell(wording.seconds(statistics.fmean(spent)), ", ".join(devices)[:60])
 
 
-def _cell(run, measure, is_same):
+def _cell(run: Run, measure: Measure, is_same: bool) -> blocks.Cell:
   number = measure.numbers.get(run.place)
   if number is None:
     return blocks.missing(run.missing(measure.evaluation))
@@ -155,24 +166,27 @@ def _cell(run, measure, is_same):
 
 
 def group_table(groups: Mapping[str, list[Run]], found: list[Measure]) -> blocks.Table:
-  """The headline over seeds: a row for each group of runs, mean and standard deviation."""
-  columns, rows = (_over_seeds(groups.values(), measure) for measure in found), []
-  for (name, runs), *cells in zip(groups.items(), *columns):
+  """Makes the headline over seeds: one row per group of runs, means and standard deviations."""
+  columns = [_over_seeds(groups.values(), measure) for measure in found]
+  rows = []
+  for place, (name, runs) in enumerate(groups.items()):
+    cells = (column[place] for column in columns)
     checks = blocks.Cell(", ".join(dict.fromkeys(run.passed() for run in runs)))
     rows.append((blocks.Cell(name, f"n = {len(runs)}"), *cells, _cost(runs), checks))
   return blocks.Table(("runs", *(measure.title for measure in found), *LAST), tuple(rows))
 
 
-def _over_seeds(groups, measure):
-  """The cells of a measure, one for each group; the best mean is among groups measured alike."""
-  values, cells = [], []
+def _over_seeds(groups: Collection[list[Run]], measure: Measure) -> list[blocks.Cell]:
+  """Makes the cells of a measure, one per group. Only groups measured alike can be the best."""
+  values: list[list[float]] = []
+  cells: list[blocks.Cell] = []
   for runs in groups:
-    numbers = [measure.numbers.get(run.place) for run in runs]
-    is_there = all(number is not None and number.value is not None for number in numbers)
-    values.append([number.value for number in numbers] if is_there else [])
+    numbers = [measure.numbers[run.place] for run in runs if run.place in measure.numbers]
+    defined = [number.value for number in numbers if number.value is not None]
+    values.append(defined if len(defined) == len(runs) else [])
   others = [any(measure.verdicts.get(r.place) == blocks.OTHER for r in runs) for runs in groups]
   alike = [one for one, is_other in zip(values, others) if one and not is_other]
-  best = max(alike, key=statistics.fmean, default=None)
+  best = max(alike, key=statistics.fmean, default=[])
   for one, is_other in zip(values, others):
     if one:
       kind = blocks.OTHER if is_other else _against(best, one) if len(alike) > 1 else None
@@ -180,34 +194,32 @@ def _over_seeds(groups, measure):
       text = f"{100 * statistics.fmean(one):.1f}{spread} %"
       cells.append(blocks.Cell(text, "", (kind,) if kind else ()))
     else:
-      cells.append(blocks.missing("not in all"))
+      cells.append(blocks.missing("not in all runs"))
   return cells
 
 
-def _against(best, one):
-  """Whether one group is the best, or Welch's t-test over the seeds sees no difference from it."""
+def _against(best: list[float], one: list[float]) -> str | None:
+  """Returns `BEST` for the best group, and `SIMILAR` where Welch's t-test is not significant."""
   import scipy.stats  # slow to import
 
   if statistics.fmean(one) == statistics.fmean(best):
     return blocks.BEST
   if min(len(set(one)), len(set(best))) < 2:
-    return None  # a test needs a spread
+    return None  # the test needs a spread
   p_value = scipy.stats.ttest_ind(best, one, equal_var=False).pvalue
   return blocks.SIMILAR if p_value >= LEVEL else None
 
 
 def summary(run: Run) -> str:
-  """The accuracy under AutoAttack where there is one, else PGD's as an upper bound."""
+  """Summarises a run: the accuracy under AutoAttack, or else that under PGD as an upper bound."""
   (norm, epsilon), clean = threat([run]), run.results.clean
   strong = auto_attack(run, norm, epsilon)
   number = strong or run.of("pgd", metric="accuracy").first(norm=norm, epsilon=epsilon)
   share = lambda n: f"{wording.percent(n.value)} of {wording.plural(n.count, 'image')}"
-  if number is None:
-    return f"{share(clean)} are classified correctly. Neither AutoAttack nor PGD was run."
+  if number is None or norm is None or epsilon is None:
+    return f"{share(clean)} are classified correctly. Neither AutoAttack nor PGD was measured."
   name = f"AutoAttack ({strong['version']})" if strong else "PGD"
-  bound = (
-    "" if strong else " This is an upper bound: AutoAttack, which may lower it, was not run here."
-  )
+  bound = "" if strong else " This is an upper bound: AutoAttack was not measured and may lower it."
   under = f"under {name} at {wording.threat(norm, epsilon)}"
   limits = f"95 % interval {wording.interval(number)}"
   without = f"Without an attack: {share(clean)}."
@@ -215,13 +227,14 @@ def summary(run: Run) -> str:
 
 
 def warnings(runs: list[Run], found: list[Measure]) -> list[str]:
-  """What a reader must know of the headline numbers, a sentence each."""
-  said = ["The runs have different data: their numbers do not compare."]
+  """Returns the warnings about the headline numbers, a sentence each."""
+  said = ["The runs were evaluated on different data. Do not compare their numbers."]
   said = said if len({run.data for run in runs}) > 1 else []
   for run in runs:
     said += [f"{run.name}: {run.incomplete()}"] if run.incomplete() else []
     for name, reason in run.results.failed.items():
-      said.append(f"{run.name}: {wording.name(name)} failed: {wording.clean(reason, 300)}")
+      why = wording.clean(reason, 300)
+      said.append(f'{run.name}: the evaluation "{wording.name(name)}" was not measured: {why}')
     shown = [measure.numbers[run.place] for measure in found if run.place in measure.numbers]
     for finding in run.results.findings:
       is_elsewhere = any(map(finding.is_about, run.results.numbers)) and not any(
@@ -230,5 +243,5 @@ def warnings(runs: list[Run], found: list[Measure]) -> list[str]:
       if not finding.passed and not is_elsewhere:
         said.append(f"{run.name}, check {finding.check}: {finding.text}")
     if not run.results.findings:
-      said.append(f"{run.name}: nothing was checked; accuracies under attack are upper bounds.")
+      said.append(f"{run.name}: no check was run. Accuracies under attack are upper bounds.")
   return said

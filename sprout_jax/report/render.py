@@ -1,14 +1,15 @@
-"""Everything that is written, by the templates: the page, LaTeX, the tables of the terminal.
+"""Rendering by templates: the page, the LaTeX table, the tables of the terminal.
 
-Every text that a template shows is cleaned (`wording.clean`) and escaped for its format, whatever
-the template does with it.
+Every text that a template shows is cleaned (`wording.clean`) and escaped for its format.
 """
 
 import base64
 import pathlib
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
+from sprout_jax.report import blocks
 from sprout_jax.report import headline
 from sprout_jax.report import sections
 from sprout_jax.report import tables
@@ -17,8 +18,8 @@ from sprout_jax.report.headline import Measure
 from sprout_jax.report.runs import Run
 
 TEMPLATES = pathlib.Path(__file__).with_name("templates")
-COLUMNS, NAMES = 80, 44  # of a terminal; of the names of numbers in it
-FIRST = ("clean", "pgd", "auto_attack")  # what the table of a run begins with
+COLUMNS, NAMES = 80, 44  # width of the terminal, and of the names of numbers
+FIRST = ("clean", "pgd", "auto_attack")  # the first evaluations of a run's table
 Groups = dict[str, list[Run]]
 MARKS = {"best": "*", "similar": "~", "other": "+", "failed": "!"}
 LATEX = {
@@ -33,7 +34,7 @@ LATEX = {
 
 
 def page(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
-  """The page: HTML that opens offline and needs no script."""
+  """Renders the page: HTML that opens offline and needs no scripts."""
   return _render(
     "page.html",
     title=f"Robustness of {'one run' if len(runs) == 1 else f'{len(runs)} runs'}",
@@ -47,14 +48,14 @@ def page(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
 
 
 def latex(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
-  """The headline as a LaTeX tabular that needs no package; over seeds where there are several."""
+  """Renders the headline as a LaTeX tabular without packages; over seeds where there are groups."""
   shown = [measure for measure in measures if measure.numbers]
   table = headline.group_table(groups, shown) if groups else headline.table(runs, shown)
   return _render("report.tex", table=table, is_grouped=bool(groups))
 
 
 def run_table(run: Run) -> str:
-  """The table of one run for the terminal: the main numbers and the failed checks below them."""
+  """Renders the table of one run for the terminal: the main numbers, and failed checks below."""
   measured = run.results.numbers.values("evaluation")
   names = [name for name in dict.fromkeys((*FIRST, *measured)) if name in measured]
   chosen = {name: tables.main(run, name) for name in names}
@@ -71,10 +72,10 @@ def run_table(run: Run) -> str:
 
 
 def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
-  """The headline for the terminal."""
+  """Renders the headline for the terminal."""
   made = [headline.table(runs, measures)]
   made += [headline.group_table(groups, measures)] if groups else []
-  header = ["", *(measure.short for measure in measures)]  # of groups, whose rows have long names
+  header = ["", *(measure.short for measure in measures)]  # groups have long names: fewer columns
   return _render(
     "runs.txt",
     tables=list(map(_aligned, made, ([*header, "training", "checks"], header))),
@@ -86,8 +87,8 @@ def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
   )
 
 
-def _aligned(table, header):
-  """Columns side by side; a row begins with the keys of its runs."""
+def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
+  """Formats a table as lines with aligned columns."""
   rows = [header]
   for head, *cells in (row[: len(header)] for row in table.rows):
     texts = [cell.text.removesuffix(" %").replace(" ± ", "±") for cell in cells]
@@ -104,28 +105,29 @@ def _aligned(table, header):
   return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
-def _line(row):
-  """A row of the table of one run."""
+def _line(row: tuple[blocks.Cell, blocks.Cell]) -> str:
+  """Formats a row of the table of one run."""
   name, cell = row
   *above, last = textwrap.wrap(wording.clean(name.text, 200), NAMES - 2)
   value = f"  {last:{NAMES - 2}}{cell.text:>14}  {cell.detail}".rstrip()
   return "\n".join([*(f"  {line}" for line in above), value])
 
 
-def _wrapped(text, indent=""):
-  """Lines that fit the terminal, the later ones indented as far as the first begins."""
+def _wrapped(text: str, indent: str = "") -> str:
+  """Wraps a text to the width of the terminal, with an indent before its first line."""
   later, text = " " * len(indent), wording.clean(text, 1000)
   return textwrap.fill(text, COLUMNS, initial_indent=indent, subsequent_indent=later)
 
 
-def _tex(text):
+def _tex(text: str) -> str:
   return "".join(LATEX.get(character, character) for character in wording.clean(text, 200))
 
 
 def _render(template: str, **values: Any) -> str:
   import jinja2  # slow to import
 
-  escape = {"page.html": wording.clean, "report.tex": _tex}.get(template, str)
+  escapes: dict[str, Callable[[str], str]] = {"page.html": wording.clean, "report.tex": _tex}
+  escape = escapes.get(template, str)
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=template == "page.html",

@@ -1,10 +1,11 @@
-"""The runs of a report: their results, the names that tell them apart, groups of seeds."""
+"""The runs of a report: their results, their distinct names, groups that differ in the seed."""
 
 import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from sprout_jax import results as results_lib
@@ -14,13 +15,24 @@ from sprout_jax.results import Numbers
 from sprout_jax.results import Results
 from sprout_jax.results.checks import CHECKS
 
-PARTS = ("name", "method", "model", "data", "seed")  # of a label, in the order of their mention
-PLACES = ("dataset.data_dir", "dataset.cache_dir")  # keys of a config that decide about no number
+PARTS = ("name", "method", "model", "data", "seed")  # the parts of a label, in their order
+PLACES = ("dataset.data_dir", "dataset.cache_dir")  # keys of a config that change no number
+
+
+ImagesOf = tuple[str, int | None, bytes | None]
+Identity = tuple[str, str, tuple[tuple[str, Any], ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """One run: its results, its place among the runs, what was evaluated, and what tells it apart."""
+  """One run of a report.
+
+  Attributes:
+    results: the results of the run.
+    place: its place among the runs, from 0.
+    label: the name of the evaluated model.
+    short: the parts of the label that differ between the runs.
+  """
 
   results: Results
   place: int
@@ -29,62 +41,63 @@ class Run:
 
   @property
   def key(self) -> str:
-    """A, B, ..., Z, A1, B1, ..."""
+    """The letter of the run: A, B, ..., Z, A1, B1, ..."""
     return f"{chr(ord('A') + self.place % 26)}{self.place // 26 or ''}"
 
   @property
   def name(self) -> str:
-    """The key and the short name."""
+    """The letter and the short name."""
     return f"{self.key} {self.short}"
 
   def about(self, entry: str) -> Mapping[str, Any]:
-    """What results.json says of the run: "data", "training", ...; {} where it says nothing."""
+    """Returns an entry of results.json: "data", "training", ...; {} where it is null."""
     return self.results.about[entry] or {}
 
   @property
   def data(self) -> str:
-    """What tells data sets apart: images of two runs are the same only where it is the same."""
+    """The fingerprint of the data. Two runs share images only if their fingerprints are equal."""
     return str(self.about("data").get("fingerprint"))
 
   def of(self, evaluation: str, **wanted: Any) -> Numbers:
-    """The numbers of one evaluation that match."""
+    """Returns the numbers of one evaluation that have the wanted keys."""
     return self.results.numbers.where(evaluation=evaluation, **wanted)
 
   def detail(self, evaluation: str, name: str) -> Any:
-    """One of the details of an evaluation; None where there is none."""
+    """Returns one of the details of an evaluation; None where there is none."""
     stored = self.results.stored.get(evaluation)
     return None if stored is None else stored.details.get(name)
 
   def has(self, evaluation: str) -> bool:
-    """Whether an evaluation was made."""
+    """Returns whether an evaluation was measured."""
     return evaluation in self.results.stored or len(self.of(evaluation)) > 0
 
   def missing(self, evaluation: str) -> str:
-    """Why there is no number: "not measured", "failed", or, if the evaluation was made, "-"."""
+    """Returns why a number is missing: "not measured", "failed", or "-" if others were measured."""
     lacks = "failed" if evaluation in self.results.failed else "not measured"
     return "-" if self.has(evaluation) else lacks
 
   def checks(self) -> dict[str, str]:
-    """{check: "passed", "failed" or "not made"} of all checks that there are."""
-    found = dict.fromkeys(CHECKS, "not made")
+    """Returns {check: "passed", "failed" or "not run"} for all checks."""
+    found = dict.fromkeys(CHECKS, "not run")
     for finding in self.results.findings:
       if found.get(finding.check) != "failed":
         found[finding.check] = "passed" if finding.passed else "failed"
     return found
 
   def passed(self) -> str:
-    """How many of all checks passed: "9 of 10"."""
+    """Returns how many of all checks passed, such as "9 of 10"."""
     return f"{list(self.checks().values()).count('passed')} of {len(CHECKS)}"
 
   def incomplete(self) -> str:
-    """Says so if the training was not finished; else ""."""
+    """Returns a sentence if the training is not finished; else ""."""
     steps, planned = (self.about("training").get(key) for key in ("steps", "planned_steps"))
-    is_done = None in (steps, planned) or steps >= planned
-    return "" if is_done else f"The training is not finished: step {steps} of {planned}."
+    if steps is None or planned is None or steps >= planned:
+      return ""
+    return f"The training is not finished: step {steps} of {planned}."
 
 
 def read(workdirs: Iterable[pathlib.Path | str]) -> list[Run]:
-  """Reads the runs, each workdir once.
+  """Reads the runs of several workdirs, each workdir once.
 
   Raises:
     UserError: a workdir has no results.json, or a damaged one.
@@ -100,24 +113,24 @@ def read(workdirs: Iterable[pathlib.Path | str]) -> list[Run]:
   return [Run(*made) for made in zip(found, range(len(found)), names, shorts)]
 
 
-def _label(results):
+def _label(results: Results) -> dict[str, str]:
   found = results.about["label"] or {}
   return {part: wording.clean(found[part], 60) for part in PARTS if found.get(part) is not None}
 
 
-def _shorts(labels, parts):
-  """What tells labels apart."""
+def _shorts(labels: list[dict[str, str]], parts: Sequence[str]) -> list[str]:
+  """Returns names of the parts in which the labels differ."""
   differing = [part for part in parts if len({label.get(part) for label in labels}) > 1]
   return [_joined(label, differing or parts[:2]) for label in labels]
 
 
-def _joined(label, parts):
+def _joined(label: Mapping[str, str], parts: Iterable[str]) -> str:
   words = {**label, "seed": f"seed {label.get('seed')}"}
   return ", ".join(words[part] for part in parts if part in label) or "model"
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-  """{"optimizer.learning_rate": 0.1, ...} of nested dictionaries."""
+  """Flattens nested dictionaries: {"optimizer.learning_rate": 0.1, ...}."""
   if not isinstance(config, Mapping):
     return {prefix[:-1]: config}
   found = (flat(entry, f"{prefix}{key}.") for key, entry in config.items())
@@ -125,8 +138,9 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def groups(runs: list[Run]) -> dict[str, list[Run]]:
-  """Puts runs that differ in the seed only together, by name; {} where no two of them do."""
-  found, often = collections.defaultdict(list), collections.Counter()
+  """Groups runs that differ only in the seed, by name; {} if no two runs do."""
+  found: dict[tuple[str, int], list[Run]] = collections.defaultdict(list)
+  often: collections.Counter[tuple[str, str | None]] = collections.Counter()
   for run in runs:
     label = _label(run.results)
     seed = label.pop("seed", None)
@@ -137,7 +151,7 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
     }
     alone = run.place if seed is None else None
     shared = str((sorted(label.items()), run.data, sorted(config.items()), alone))
-    found[shared, often[shared, seed]].append(run)  # a seed counts once in a group
+    found[shared, often[shared, seed]].append(run)  # a group has each seed once
     often[shared, seed] += 1
   members = list(found.values()) if len(found) < len(runs) else []
   shorts = _shorts([_label(same[0].results) for same in members], PARTS[:-1])
@@ -145,18 +159,18 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
   return {f"{key} {short}": same for same, key, short in zip(members, keys, shorts)}
 
 
-def images(run: Run, number: Number) -> tuple:
-  """What tells the images of a number apart from those of another: data, count, positions."""
+def images(run: Run, number: Number) -> ImagesOf:
+  """Returns an identifier of the images of a number: data, count, positions."""
   indices = None if number.indices is None else number.indices.tobytes()
   return run.data, number.count, indices
 
 
-def are_same(first: tuple, second: tuple) -> bool:
-  """Whether two numbers can be about the same `images`; one without positions fits any."""
+def are_same(first: ImagesOf, second: ImagesOf) -> bool:
+  """Returns whether two `images` can be the same. Unknown positions can be any."""
   return first[:2] == second[:2] and (None in (first[2], second[2]) or first[2] == second[2])
 
 
-def identity(number: Number) -> tuple:
-  """What a number is a number of, but for the seed of its random draws."""
+def identity(number: Number) -> Identity:
+  """Returns an identifier of a number's measurement, without the seed of its random draws."""
   keys = tuple(sorted((key, entry) for key, entry in number.keys.items() if key != "seed"))
   return number.evaluation, number.metric, keys

@@ -1,10 +1,13 @@
-"""The parts of the page below the headline: one for each kind of evaluation, and one for every
-evaluation that the report knows nothing of.
-"""
+"""The sections of the page: one per kind of evaluation, and one per unknown evaluation."""
 
 import base64
 import itertools
 import json
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 from sprout_jax import results as results_lib
 from sprout_jax.report import blocks
@@ -16,10 +19,12 @@ from sprout_jax.report.runs import Run
 from sprout_jax.report.runs import flat
 from sprout_jax.results.checks import CHECKS
 
-ALL_PAIRS = 5  # runs of which each is compared with each; of more, each with the best
-GALLERY_BYTES = 900_000  # of all its pictures
-ELSEWHERE = ("config", "training", "data")  # entries about a run that other sections show
-# Sections about evaluations: title, evaluations, figures. The template has captions by the titles.
+Block = blocks.Table | blocks.Figure | blocks.Text
+Draw = Callable[[list[Run]], Block | None]
+ALL_PAIRS = 5  # most runs of which all pairs are compared; of more, each with the best
+GALLERY_BYTES = 900_000  # largest size of all pictures
+ELSEWHERE = ("config", "training", "data")  # entries of results.json that other sections show
+# Sections of evaluations: title, evaluations, figures. The template has a caption for each title.
 ATTACKS = ("Accuracy under attack", ("auto_attack", "pgd"), (figures.robustness,))
 KINDS = (
   ("Stronger attacks", ("strength",), (figures.best_loss,)),
@@ -34,7 +39,7 @@ KNOWN = [*(name for _, names, _ in (ATTACKS, *KINDS) for name in names), "exampl
 
 
 def build(runs: list[Run], measures: list[Measure]) -> list[blocks.Section]:
-  """All sections that have something to say, in the order of the page."""
+  """Builds all sections that are not empty, in the order of the page."""
   mentioned = (name for run in runs for name in (*run.results.stored, *run.results.failed))
   unknown = [name for name in dict.fromkeys(mentioned) if name not in (*KNOWN, "clean")]
   made = [
@@ -52,40 +57,43 @@ def build(runs: list[Run], measures: list[Measure]) -> list[blocks.Section]:
 
 
 def nowhere(runs: list[Run]) -> str:
-  """Which of the evaluations that the report knows no run has."""
+  """Returns a sentence that names the known evaluations that no run has; else ""."""
   there = {name for run in runs for name in (*run.results.stored, *run.results.failed)}
   names = [wording.name(name) for name in KNOWN if name not in there]
   return f"Not measured for any run: {', '.join(names)}." if names else ""
 
 
-def _section(title, state, *parts):
+def _section(title: str, state: str, *parts: Block | None) -> blocks.Section:
   return blocks.Section(title, state, tuple(part for part in parts if part is not None))
 
 
-def _evaluations(runs, title, names, draw):
-  """The numbers of some evaluations, their figures, and what an unknown one has left besides."""
+def _evaluations(
+  runs: list[Run], title: str, names: Sequence[str], draw: Iterable[Draw]
+) -> blocks.Section:
+  """Makes the section of some evaluations: their numbers and figures."""
   count = sum(any(run.has(name) for name in names) for run in runs)
   state = "" if count == len(runs) else f"{count} of {wording.plural(len(runs), 'run')}"
   drawn = [_guarded(one, runs) for one in draw]
   if names[0] not in KNOWN:
     stored = (run.results.stored.get(names[0]) for run in runs)
     others = ", ".join(sorted({str(key) for one in stored if one for key in one.details}))
-    drawn += [blocks.Text((f"Left in results.json besides: {others}.",))] if others else []
+    drawn += [blocks.Text((f"Further details in results.json: {others}.",))] if others else []
   return _section(title, state, tables.grid(runs, names), *drawn)
 
 
-def _guarded(draw, runs):
-  """What `draw` returns, or a sentence where stored details have not the form that it needs."""
+def _guarded(draw: Draw, runs: list[Run]) -> Block | None:
+  """Returns what `draw` makes, or a sentence if the stored details have an unexpected form."""
   try:
     return draw(runs)
   except (LookupError, TypeError, ValueError, AttributeError) as error:
-    name = wording.name(draw.__name__.strip("_"))
-    return blocks.Text((f"{name} cannot be shown: details have another form ({error!r}).",))
+    name = wording.name(getattr(draw, "__name__", "this").strip("_"))
+    text = f"{name} cannot be shown: the stored details have an unexpected form ({error!r})."
+    return blocks.Text((text,))
 
 
 def comparisons(runs: list[Run], measures: list[Measure]) -> blocks.Section:
-  """Paired comparisons in sentences: of each two runs, or of many runs each with the best."""
-  parts = []
+  """Makes the section of paired comparisons: each pair of runs, or each run with the best one."""
+  parts: list[blocks.Text] = []
   for measure in sorted(measures, key=lambda measure: measure.evaluation != "auto_attack"):
     having = [run for run in runs if run.place in measure.numbers]
     having.sort(key=lambda run: measure.numbers[run.place].value or 0.0, reverse=True)
@@ -97,10 +105,11 @@ def comparisons(runs: list[Run], measures: list[Measure]) -> blocks.Section:
   return _section("Paired comparisons", count, *parts)
 
 
-def _sentence(first, second, measure):
-  """How two runs compare; None where no outcomes are kept or no image is shared."""
-  numbers = (measure.numbers[run.place] for run in (first, second))
-  found = results_lib.compare(*numbers) if first.data == second.data else None
+def _sentence(first: Run, second: Run, measure: Measure) -> str | None:
+  """Compares two runs in a sentence; None where there are no outcomes or no shared images."""
+  if first.data != second.data:
+    return None
+  found = results_lib.compare(measure.numbers[first.place], measure.numbers[second.place])
   if found is None:
     return None
   points, limits = 100 * found.difference, [100 * limit for limit in found.interval]
@@ -108,24 +117,28 @@ def _sentence(first, second, measure):
     first, second, points, limits = second, first, -points, [-limits[1], -limits[0]]
   low, high = (f"{round(limit, 1) + 0.0:.1f}" for limit in limits)
   basis = f"95 % interval {low} to {high}, same {wording.plural(found.count, 'image')}"
-  if found.differs == (limits[0] <= 0 <= limits[1]):  # the test and the interval, near their limits
+  if found.differs == (limits[0] <= 0 <= limits[1]):  # the test and the interval disagree
     basis += f", McNemar's p = {found.p_value:.2g}"
   if not found.differs:
     pair = f"{first.name} and {second.name}"
-    return f"No difference can be seen between {pair} ({points:.1f} points, {basis})."
+    return f"No significant difference between {pair} ({points:.1f} points, {basis})."
   more = f"{points:.1f} points more {measure.better}"
   return f"{first.name} is {more} than {second.name} ({basis})."
 
 
 def examples(runs: list[Run]) -> blocks.Section:
-  """Attacked images, the same for all runs, broken and unbroken."""
+  """Makes the section of adversarial images, the same images for all runs."""
   count = sum(run.has("examples") for run in runs)
   state = "" if count == len(runs) else f"{count} of {wording.plural(len(runs), 'run')}"
   return _section("Examples", state, _guarded(_examples, runs) if count else None)
 
 
-def _examples(runs):
-  found, owners, rows, notes, size = {}, {}, [], [], 0
+def _examples(runs: list[Run]) -> blocks.Table:
+  found: dict[tuple[Run, str, int], dict[str, Any]] = {}
+  owners: dict[tuple[str, int], Run] = {}
+  rows: list[tuple[blocks.Cell, ...]] = []
+  notes: list[str] = []
+  size = 0
   for run in runs:
     mine = run.detail("examples", "examples") or ()
     found |= {(run, run.data, one["index"]): one for one in mine}
@@ -144,10 +157,10 @@ def _examples(runs):
       notes.append(f"{wording.plural(len(owners) - len(rows), 'more image')} in results.json.")
       break
     rows.append(row)
-  return blocks.Table(("unchanged", *(run.name for run in runs)), tuple(rows), tuple(notes))
+  return blocks.Table(("original", *(run.name for run in runs)), tuple(rows), tuple(notes))
 
 
-def _example(run, one):
+def _example(run: Run, one: Mapping[str, Any] | None) -> blocks.Cell:
   if one is None:
     return blocks.missing(run.missing("examples"))
   said = []
@@ -156,25 +169,25 @@ def _example(run, one):
     name = figures.class_name(run, one[f"{when}predicted"])
     said.append(f"{name} ({'-' if share is None else f'{100 * share:.0f} %'})")
   state = "broken" if one["broken"] else "not broken"
-  state = state if one["predicted"] == one["label"] else "wrong without an attack"
+  state = state if one["predicted"] == one["label"] else "misclassified without an attack"
   kinds = (blocks.FAILED,) if one["broken"] else ()
   pictures = _pictures(one, "adversarial", "perturbation")
   return blocks.Cell(f"{state}: {said[1]}", f"before: {said[0]}", kinds, pictures)
 
 
-def _pictures(one, *names):
+def _pictures(one: Mapping[str, Any], *names: str) -> tuple[bytes, ...]:
   return tuple(figures.picture(base64.b64decode(one[name], validate=True)) for name in names)
 
 
 def training(runs: list[Run]) -> blocks.Section:
-  """What the training took, curves, and beta."""
+  """Makes the section of the training: its cost, its curves, and beta."""
   drawn = (_guarded(draw, runs) for draw in (figures.training, figures.beta))
   return _section("Training", "", _by_run(runs, map(_training, runs)), *drawn)
 
 
-def _training(run):
-  """{what: text} of all that is told of a training."""
-  rows = {}
+def _training(run: Run) -> dict[str, Any]:
+  """Returns the rows of a run's training, {name: text}."""
+  rows: dict[str, Any] = {}
   for key, entry in run.about("training").items():
     name, is_number = wording.name(key), isinstance(entry, (int, float))
     if is_number and key.endswith("_bytes"):
@@ -186,9 +199,9 @@ def _training(run):
   return rows
 
 
-def _by_run(runs, columns):
-  """A table of {name: text} of each run; None of nothing."""
-  columns = list(columns)
+def _by_run(runs: list[Run], made: Iterable[Mapping[str, Any]]) -> blocks.Table | None:
+  """Makes a table of {name: text} for each run; None if it is empty."""
+  columns = list(made)
   cell = lambda text: blocks.missing() if text is None else blocks.Cell(wording.clean(text, 300))
   rows = tuple(
     (blocks.Cell(name), *(cell(column.get(name)) for column in columns))
@@ -198,7 +211,7 @@ def _by_run(runs, columns):
 
 
 def configs(runs: list[Run]) -> blocks.Section:
-  """The keys in which the configs differ; of a single run all."""
+  """Makes the section of the configs: the keys in which they differ; all keys of a single run."""
   found = [{k: json.dumps(v) for k, v in flat(run.about("config")).items() if k} for run in runs]
   names = sorted({name for config in found for name in config})
   kept = [n for n in names if len(runs) == 1 or len({config.get(n) for config in found}) > 1]
@@ -208,9 +221,9 @@ def configs(runs: list[Run]) -> blocks.Section:
 
 
 def checks(runs: list[Run]) -> blocks.Section:
-  """Every check by run: passed, failed or not made; then what they say, the failed ones first."""
+  """Makes the section of the checks: their state for each run, then the findings, failed first."""
   states = [run.checks() for run in runs]
-  kinds = {"failed": (blocks.FAILED,), "not made": (blocks.MISSING,)}
+  kinds = {"failed": (blocks.FAILED,), "not run": (blocks.MISSING,)}
   cell = lambda state: blocks.Cell(state, "", kinds.get(state, ()))
   rows = tuple(
     (blocks.Cell(check.question, name), *(cell(state[name]) for state in states))
@@ -222,11 +235,11 @@ def checks(runs: list[Run]) -> blocks.Section:
   said = tuple(f"{run.key}, {one.check}, {word[one.passed]}: {one.text}" for run, one in found)
   table = blocks.Table(("check", *(run.name for run in runs)), rows)
   state = "; ".join(f"{run.key} {run.passed()}" for run in runs[:6])
-  return _section("Checks", state, table, blocks.Text(said, "What they found") if said else None)
+  return _section("Checks", state, table, blocks.Text(said, "Findings") if said else None)
 
 
 def provenance(runs: list[Run]) -> blocks.Section:
-  """Hashes, versions, options and seconds: where each number comes from."""
+  """Makes the section of the provenance: digests, versions, options and times."""
   columns = []
   for run in runs:
     about = {key: found for key, found in run.results.about.items() if key not in ELSEWHERE}
@@ -237,4 +250,4 @@ def provenance(runs: list[Run]) -> blocks.Section:
       said = f"version {one.version}; {wording.seconds(one.seconds)}; {json.dumps(one.options)}"
       column[f"evaluation.{name}"] = f"{said}; with {json.dumps(made)}" if made else said
     columns.append(column)
-  return _section("Where the numbers come from", "", _by_run(runs, columns))
+  return _section("Provenance", "", _by_run(runs, columns))

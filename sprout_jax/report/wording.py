@@ -1,6 +1,7 @@
-"""Numbers, keys and foreign text in words."""
+"""Texts of numbers and keys, and the cleaning of texts from files."""
 
 import unicodedata
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from sprout_jax.results import KEYS
 from sprout_jax.results import Number
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-NAMES = {  # where the name in the files, with spaces, would not do
+NAMES = {  # other names are shown as in the files, with spaces
   "pgd": "PGD",
   "auto_attack": "AutoAttack",
   "fgsm": "FGSM",
@@ -22,20 +23,20 @@ NAMES = {  # where the name in the files, with spaces, would not do
   "dlr": "DLR",
 }
 NOT_DEFINED = {"cosine_similarity": "No gradient was defined"}
-LONGEST = 2000  # characters of a text
+LONGEST = 2000  # characters
 
 
 def clean(text: Any, longest: int = LONGEST) -> str:
-  """Text of a file as a reader may see it: one line, bounded, without invisible characters.
+  """Returns a text from a file in a safe form: one line, bounded, without invisible characters.
 
-  Control, format and unassigned characters (escape sequences, marks that turn the direction of the
-  text) become their escapes.
+  Control, format and unassigned characters (escape sequences, marks of the direction of text)
+  become their escapes.
   """
   text = "".join(map(_visible, str(text)[: longest + 1]))
   return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _visible(character):
+def _visible(character: str) -> str:
   if character in "\n\t":
     return " "
   is_hidden = unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
@@ -43,17 +44,17 @@ def _visible(character):
 
 
 def name(text: str) -> str:
-  """An evaluation, an attack, a metric or an entry for readers."""
+  """Returns the readable name of an evaluation, an attack, a metric or an entry."""
   return NAMES.get(text) or clean(str(text).replace("_", " "), 60)
 
 
 def percent(share: float) -> str:
-  """A share as "78.3 %"."""
+  """Formats a share, such as "78.3 %"."""
   return f"{100 * share:.1f} %"
 
 
 def value(number: Number) -> str:
-  """A number with its unit, or that there is none."""
+  """Formats a number with its unit; a text where it has no value."""
   if number.value is None:
     return NOT_DEFINED.get(number.metric, "not defined")
   if number.unit == "share":
@@ -64,7 +65,7 @@ def value(number: Number) -> str:
 
 
 def interval(number: Number) -> str:
-  """The 95 % interval in square brackets, in the unit of the value; "" where there is none."""
+  """Formats the 95 % interval in square brackets, in the unit of the value; "" without one."""
   if number.interval is None:
     return ""
   factor, form = (100, ".1f") if number.unit == "share" else (1, ".4g")
@@ -72,12 +73,12 @@ def interval(number: Number) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-  """How many of something, in words."""
+  """Formats a count with its noun: "1 image", "2 images"."""
   return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def seconds(spent: float) -> str:
-  """A time in its own unit: "12 s", "3.4 min", "5.1 h"."""
+  """Formats a time: "12 s", "3.4 min", "5.1 h"."""
   for unit, length in (("h", 3600), ("min", 60)):
     if spent >= 2 * length:
       return f"{spent / length:.1f} {unit}"
@@ -85,18 +86,18 @@ def seconds(spent: float) -> str:
 
 
 def radius(epsilon: float) -> str:
-  """A perturbation budget: decimal, or in 255ths where that is shorter."""
+  """Formats a perturbation budget: decimal, or in 255ths where that is shorter."""
   decimal, whole = f"{epsilon:.6g}", epsilon * 255
   is_fraction = len(decimal) > 5 and abs(whole - round(whole)) < 1e-4
   return f"{round(whole)}/255" if is_fraction else decimal
 
 
 def threat(norm: str, epsilon: float) -> str:
-  """The threat model, in words."""
+  """Formats a threat model: "Linf epsilon 0.1"."""
   return f"{NORMS.get(norm, clean(norm, 20))} epsilon {radius(epsilon)}"
 
 
-PHRASES = {
+PHRASES: dict[str, Callable[[Any], str]] = {
   "stage": lambda v: f"after {v}",
   "norm": lambda v: NORMS.get(v, v),
   "epsilon": lambda v: f"epsilon {radius(v)}",
@@ -116,10 +117,10 @@ PHRASES = {
 
 
 def describe(keys: Mapping[str, Any]) -> str:
-  """Keys of a number in words, in the order of `KEYS`: "PGD, Linf, epsilon 0.1, 50 steps"."""
+  """Formats the keys of a number in the order of `KEYS`: "PGD, Linf, epsilon 0.1, 50 steps"."""
   return ", ".join(clean(_phrase(key, keys[key]), 120) for key in KEYS if key in keys)
 
 
-def _phrase(key, found):
+def _phrase(key: str, found: Any) -> str:
   plain = f"{found:g}" if isinstance(found, float) else found
   return PHRASES[key](found) if key in PHRASES else f"{name(key)} {plain}"

@@ -15,7 +15,7 @@ LARGEST = 256 * 2**20  # bytes; larger JSON files are refused
 
 
 class Damaged(UserError):
-  """A file whose content is not what was written. The message names the file."""
+  """A file whose content was changed or is incomplete. The message names the file."""
 
 
 def write(path: pathlib.Path | str, content: str | bytes) -> None:
@@ -97,7 +97,7 @@ def read_sealed(path: pathlib.Path | str) -> dict[str, Any]:
   """Reads a file of `write_sealed`, checks its digest, and returns its content without it.
 
   Raises:
-    Damaged: the content does not match the digest, or the file is no JSON object.
+    Damaged: the content does not match the digest, or is not a JSON object.
     UserError: the file cannot be read.
   """
   value = read_json(path)

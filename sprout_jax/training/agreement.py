@@ -1,9 +1,9 @@
-"""What several processes tell each other, so that all of them go on or all of them stop.
+"""Agreement between processes: all of them continue, or all of them stop.
 
-A process that raises alone leaves the others waiting in their next collective operation. Whatever
-can fail in one process only (a full disk, a file that it does not see) is therefore done inside
-`agreed`, which every process enters and leaves together. Every function here is collective: all
-processes call it, in the same order. With one process nothing is sent.
+A process that raises alone leaves the others waiting in their next collective operation. An action
+that can fail in one process only (a full disk, a file that it does not see) is therefore done
+inside `agreed`, which every process enters and leaves together. Every function here is collective:
+all processes call it, in the same order. With one process nothing is sent.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 
-# How JAX's errors begin, and what they name, when another process does not answer any more. They
-# are JaxRuntimeErrors or, where a computation is started, ValueErrors.
+# JAX's errors about a process that does not answer: how they begin, and words in them. They are
+# JaxRuntimeErrors or, where a computation is started, ValueErrors.
 LOST = re.compile(
   "(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\\b.*"
   "(gloo|connection|socket|heartbeat|coordination|barrier|nccl)",
@@ -47,25 +47,25 @@ def gather(text: str) -> list[str]:
 
 
 def from_first(text: str) -> str:
-  """Returns the text of process 0; what the others give is not looked at."""
+  """Returns the text of process 0 in every process; the texts of the others are ignored."""
   return gather(text if jax.process_index() == 0 else "")[0]
 
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-  """A block that all processes leave in the same way; inside it, nothing is collective.
+  """Runs a block that all processes leave in the same way. Inside it, nothing is collective.
 
   Raises:
-    UserError: a process raised UserError or OSError in the block. With several processes the
-      message names which. A process that raised something else raises that, and the others this.
-    TrainingDiverged: it was raised in the block; every process raises it, for metrics are the same.
+    UserError: a process raised UserError or OSError in the block; with several processes the
+      message names it. A process that raised another error raises that one, the others UserError.
+    TrainingDiverged: raised in the block, by every process, because the metrics are the same.
   """
-  failure = None
+  failure: Exception | None = None
   try:
     yield
   except TrainingDiverged:
     raise
-  except Exception as error:  # whatever it is, the others must not wait for this process
+  except Exception as error:  # any error: the others must not wait for this process
     failure = error
   is_known = isinstance(failure, UserError | OSError)
   if failure is None:
@@ -88,7 +88,7 @@ def agreed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reached() -> Iterator[None]:
-  """Turns JAX's error about a process that does not answer into one that says what to do.
+  """Replaces JAX's error about a process that does not answer by one that says what to do.
 
   Raises:
     ProcessLost: another process has ended, or cannot be reached.
@@ -101,7 +101,7 @@ def reached() -> Iterator[None]:
     reason = str(error).splitlines()[0][:200]
     other = f"process {1 - jax.process_index()}" if jax.process_count() == 2 else "another process"
     raise ProcessLost(
-      f"process {jax.process_index()} of {jax.process_count()} lost {other} ({reason}). Its own "
-      "messages say why it ended. Start all processes again: the same commands continue from the "
-      "newest checkpoint"
+      f"process {jax.process_index()} of {jax.process_count()} lost {other} ({reason}). The "
+      "messages of the lost process say why it ended. Start all processes again: the same commands "
+      "continue from the newest checkpoint"
     ) from error

@@ -1,17 +1,19 @@
-"""Checkpoints: the last few and the best; every one carries digests of its files and its arrays.
+"""Checkpoints: the last few and the best one, each with digests of its files and arrays.
+
+::
 
     checkpoints/252/checkpoint.json   step, validation accuracy, beta, digests; sealed
     checkpoints/252/...               Orbax's files
-    checkpoints/.unfinished/          what is being written or deleted
-    damaged_checkpoints/252/          what was found damaged
+    checkpoints/.unfinished/          checkpoints that are being written or deleted
+    damaged_checkpoints/252/          checkpoints that were found damaged
 
 The arrays are in two parts: "model" (params, batch_stats, ema), which evaluation and other runs
 read, and "training" (everything else).
 
-Process 0 writes, in a thread of its own, while training goes on; every process reads. Orbax's
-collective writing is not used: a process that cannot write would leave the others at its barriers.
-A checkpoint gets its name by a rename, when all of it is on disk, and loses it by a rename before
-it is deleted: a reader, and a run after a kill, sees whole checkpoints only.
+Process 0 writes, in its own thread, while training continues. Every process reads. Orbax's
+collective writing is not used, because a process that cannot write would leave the others at a
+barrier. A checkpoint is renamed to its final name when all of it is on disk, and renamed again
+before it is deleted. So readers, and a run after a kill, see only whole checkpoints.
 """
 
 import contextlib
@@ -25,6 +27,7 @@ import pathlib
 import re
 import shutil
 from concurrent import futures
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,39 +38,41 @@ from sprout_jax.results import files
 from sprout_jax.training import agreement
 
 RECORD = "checkpoint.json"
-KEYS = {"step", "validation_accuracy", "beta", "arrays", "files"}  # of the record
+KEYS = {"step", "validation_accuracy", "beta", "arrays", "files"}  # the keys of the record
+Record = dict[str, Any]
+Accuracies = dict[int, float | None]  # {step: validation accuracy}
 UNFINISHED = ".unfinished"
 MODEL = ("params", "batch_stats", "ema")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a disk without space
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without space
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A trained model as it was read from a checkpoint.
+  """A trained model that was read from a checkpoint.
 
   Attributes:
     model: {"params", "batch_stats", "ema"}.
-    step: minibatches that it was trained on.
-    validated: whether any checkpoint of the workdir has a validation accuracy; without one, the
-      best is the last.
-    beta: float32 [classes], SPROUT's learned parameter at that step; None for other methods.
+    step: the number of minibatches of its training.
+    validated: whether a checkpoint of the workdir has a validation accuracy. Without one, the best
+      checkpoint is the last.
+    beta: float32 [classes], SPROUT's learned concentration at that step; None for other methods.
   """
 
-  model: dict
+  model: dict[str, Any]
   step: int
   validated: bool
   beta: np.ndarray | None
 
 
-def split_state(state):
-  """A TrainState as the two parts of a checkpoint."""
+def split_state(state: Any) -> dict[str, Any]:
+  """Splits a TrainState into the two parts of a checkpoint."""
   fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
   model = {name: fields.pop(name) for name in MODEL}
   return {"model": model, "training": fields}
 
 
-def sha256(tree):
-  """SHA-256 (hex) over the paths, types, shapes and bytes of a pytree's arrays."""
+def sha256(tree: Any) -> str:
+  """Returns the SHA-256 (hex) of the paths, types, shapes and bytes of a pytree's arrays."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     leaf = np.ascontiguousarray(leaf)
@@ -77,51 +82,60 @@ def sha256(tree):
 
 
 class Checkpoints:
-  """The checkpoints that a run writes. All processes make one and call it alike; process 0 writes.
+  """The checkpoints of a run in training.
 
-  `save`, `check` and `wait` raise in process 0 only; call them inside `agreement.agreed`.
+  Every process has one and makes the same calls. Process 0 writes. `save`, `check` and `wait` raise
+  in process 0 only, so call them inside `agreement.agreed`.
   """
 
-  def __init__(self, workdir, keep):
-    """Opens `workdir`/checkpoints; the last `keep` stay, and the best.
+  def __init__(self, workdir: pathlib.Path | str, keep: int) -> None:
+    """Opens the folder `workdir`/checkpoints.
+
+    Args:
+      workdir: the folder of the run.
+      keep: number of last checkpoints to keep, besides the best.
 
     Raises:
-      UserError: the folder cannot be made.
+      UserError: the folder cannot be created.
     """
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self._keep, self._is_first = keep, jax.process_index() == 0
-    self._accuracies = {}  # of the checkpoints that are there, by step; None without validation
-    self._writing = None
+    self._accuracies: Accuracies = {}  # of the present checkpoints; None without validation
+    self._writing: futures.Future[None] | None = None
+    self._inodes: dict[pathlib.Path, int] = {}
     with agreement.agreed():
       if self._is_first:
         try:
           self.directory.mkdir(exist_ok=True)
-          shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)  # of a run that was killed
+          shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)  # left by a killed run
           folders = self.directory, self.directory.parent
           self._inodes = {folder: folder.stat().st_ino for folder in folders}
         except OSError as error:
           raise UserError(
-            f"{self.directory} cannot be made ({_reason(error)}); name another --workdir"
+            f"{self.directory} cannot be created ({_reason(error)}); name another --workdir"
           ) from error
     self._writer = futures.ThreadPoolExecutor(1, "checkpoints")
 
-  def close(self):
-    """Waits until nothing is being written any more; failures were told by `check` and `wait`."""
+  def close(self) -> None:
+    """Waits until all writing has ended. `check` and `wait` have raised its failures."""
     self._writer.shutdown()
 
-  def steps(self):
-    """The steps of the checkpoints on disk, ascending."""
+  def steps(self) -> list[int]:
+    """Returns the steps of the checkpoints on disk, ascending."""
     return _steps(self.directory)
 
-  def restore_latest(self, abstract_state):
-    """The newest undamaged state, or None. Damaged checkpoints are moved away, with a warning.
+  def restore_latest(self, abstract_state: Any) -> Any:
+    """Reads the newest undamaged state. Damaged checkpoints are moved aside with a warning.
 
     Args:
       abstract_state: a TrainState of jax.ShapeDtypeStruct with shardings.
 
+    Returns:
+      The state; None without checkpoints.
+
     Raises:
-      UserError: there are checkpoints, but none can be read (nothing is moved then); or they are
-        another model's.
+      UserError: no checkpoint can be read (nothing is moved then), or they are those of another
+        model.
     """
     found = _read(self.directory, "last", split_state(abstract_state), thorough=True)
     if found is None:
@@ -129,10 +143,13 @@ class Checkpoints:
     parts, _, self._accuracies = found
     return type(abstract_state)(**parts["model"], **parts["training"])
 
-  def save(self, state, validation_accuracy=None):
-    """Copies a state and writes the copy, while the caller goes on; waits for the save before.
+  def save(self, state: Any, validation_accuracy: float | None = None) -> None:
+    """Copies a state and writes the copy while the caller continues. Waits for the save before.
 
-    A checkpoint without validation accuracy is never the best.
+    Args:
+      state: a TrainState.
+      validation_accuracy: what selects the best checkpoint; None for a state that was not
+        validated, which is never the best.
 
     Raises:
       UserError: the save before has failed.
@@ -145,19 +162,19 @@ class Checkpoints:
     parts = jax.tree.map(np.array, split_state(state))  # copies: the next step overwrites the state
     self._writing = self._writer.submit(self._write, parts, validation_accuracy)
 
-  def check(self):
-    """Looks whether what was saved is on disk, as far as it is written, without waiting.
+  def check(self) -> None:
+    """Checks, without waiting, that finished saves are on disk.
 
     Raises:
-      UserError: a save has failed, or the folder has gone.
+      UserError: a save has failed, or the folder is gone.
     """
     if self._is_first and (self._writing is None or self._writing.done()):
       self.wait()
       if not self._is_there():
         raise UserError(self._gone())
 
-  def wait(self):
-    """Waits until what was saved is on disk.
+  def wait(self) -> None:
+    """Waits until the last save is on disk.
 
     Raises:
       UserError: the save has failed.
@@ -166,19 +183,19 @@ class Checkpoints:
       writing, self._writing = self._writing, None
       writing.result()
 
-  def _is_there(self):
+  def _is_there(self) -> bool:
     if not self._accuracies:
       return self.directory.is_dir()
     return (self.directory / str(max(self._accuracies)) / RECORD).exists()
 
-  def _gone(self):
+  def _gone(self) -> str:
     return (
-      f"{self.directory} was removed or renamed during training, and nothing can be saved there. "
-      "Type the same command to train again from the beginning; if the folder was renamed, give "
-      "its new name as --workdir to go on"
+      f"{self.directory} was removed or renamed during training, so nothing can be saved there. "
+      "Type the same command to train again from the beginning. If the folder was renamed, give "
+      "its new name as --workdir to continue"
     )
 
-  def _write(self, parts, validation_accuracy):
+  def _write(self, parts: dict[str, Any], validation_accuracy: float | None) -> None:
     step = int(parts["training"]["step"])
     unfinished = self.directory / UNFINISHED
     started, folder = unfinished / "started", unfinished / str(step)
@@ -190,7 +207,7 @@ class Checkpoints:
         orbax.save(folder, args=ocp.args.PyTreeSave(parts))
       files.write_sealed(folder / RECORD, _record(folder, step, parts, validation_accuracy))
       _sync(folder / RECORD)
-      if not started.exists():  # removed: Orbax has made the folders above `folder` anew
+      if not started.exists():  # the folder was removed, and Orbax has created it again
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(started))
       os.rename(folder, self.directory / str(step))
       with contextlib.suppress(OSError):  # not every file system can sync a folder
@@ -202,53 +219,53 @@ class Checkpoints:
     except Exception as error:  # Orbax's and TensorStore's errors have many types
       shutil.rmtree(unfinished, ignore_errors=True)
       for made, inode in self._inodes.items():
-        with contextlib.suppress(OSError):  # it is there no more, or not empty
+        with contextlib.suppress(OSError):  # it is gone, or not empty
           if made.stat().st_ino != inode:
             made.rmdir()
       is_there = self._is_there()
       raise UserError(self._failed(step, error) if is_there else self._gone()) from error
 
-  def _superfluous(self):
+  def _superfluous(self) -> list[int]:
     steps = sorted(self._accuracies)
     validated = [step for step in steps if self._accuracies[step] is not None]
     kept = {*steps[-self._keep :], *([_best(self._accuracies)] if validated else [])}
     return [step for step in steps if step not in kept]
 
-  def _retire(self, step):
+  def _retire(self, step: int) -> None:
     with contextlib.suppress(FileNotFoundError):
       os.rename(self.directory / str(step), self.directory / UNFINISHED / f"{step}.old")
     self._accuracies.pop(step, None)
 
-  def _failed(self, step, error):
+  def _failed(self, step: int, error: BaseException) -> str:
     newest = max(self._accuracies, default=None)
     kept = (
-      f"the checkpoints before it are intact, the newest is {newest}"
+      f"earlier checkpoints are intact, the newest is {newest}"
       if newest is not None
-      else "there is none before it"
+      else "there is no earlier checkpoint"
     )
-    advice = "Free some space" if _errno(error) in FULL else "Mend the cause"
+    advice = "Free some space" if _errno(error) in FULL else "Fix the cause"
     return (
       f"checkpoint {step} cannot be saved in {self.directory} ({_reason(error)}); {kept}. "
-      f"{advice}, then type the same command: it continues from there"
+      f"{advice}, then type the same command again: it continues from the newest checkpoint"
     )
 
 
-def load_model(workdir, which, abstract_model):
-  """Reads the "model" part of a finished or running workdir's checkpoint.
+def load_model(workdir: pathlib.Path | str, which: str, abstract_model: Any) -> Loaded:
+  """Reads the "model" part of a checkpoint. The run can be finished or still in training.
 
-  A checkpoint that is damaged is moved to damaged_checkpoints, with a warning, and the best or last
-  of the others is read. With several processes, all of them call this.
+  A damaged checkpoint is moved to damaged_checkpoints, with a warning, and the best or last of the
+  others is read. With several processes, all of them make this call.
 
   Args:
-    workdir: where it was trained.
-    which: "best" on its validation split (the later of two equals), or "last".
+    workdir: the folder of the run.
+    which: "best" on the validation split (the later of two equals), or "last".
     abstract_model: {"params", "batch_stats", "ema"} of jax.ShapeDtypeStruct with shardings.
 
   Returns:
     A `Loaded`.
 
   Raises:
-    UserError: there is no checkpoint, or none that can be read, or they are another model's.
+    UserError: there is no checkpoint, none can be read, or they are those of another model.
   """
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
   found = _read(directory, which, {"model": abstract_model}, thorough=False)
@@ -266,29 +283,32 @@ def load_model(workdir, which, abstract_model):
   )
 
 
-def _read(directory, which, abstract, thorough):
-  """Finds, verifies and loads a checkpoint. Collective.
+def _read(
+  directory: pathlib.Path, which: str, abstract: dict[str, Any], thorough: bool
+) -> tuple[dict[str, Any], Record, Accuracies] | None:
+  """Finds, verifies and loads a checkpoint. This is a collective call.
 
   Args:
-    directory: the checkpoints.
-    which: "best" or "last" of those that are intact.
+    directory: the folder of the checkpoints.
+    which: "best" or "last" of the intact checkpoints.
     abstract: {"model": abstract pytree} and/or {"training": abstract pytree}, with shardings.
-    thorough: whether the files of all checkpoints are verified, or only of the one that is read.
+    thorough: whether to verify the files of all checkpoints, or only those of the one to load.
 
   Returns:
-    The parts, the record, and {step: validation accuracy or None} of all; None without checkpoints.
+    The parts, the record, and the accuracies of all checkpoints; None without checkpoints.
   """
-  damaged = {}
+  damaged: dict[int, str] = {}
   while True:
-    found = None
+    mine = None
     with agreement.agreed():
       if jax.process_index() == 0:
-        found = _find(directory, which, damaged, thorough)
-    found = json.loads(agreement.from_first(json.dumps(found)))
+        mine = _find(directory, which, damaged, thorough)
+    found = json.loads(agreement.from_first(json.dumps(mine)))
     if found is None:
       return None
     record, accuracies = found
-    folder, parts, damage = directory / str(record["step"]), None, ""
+    folder, damage = directory / str(record["step"]), ""
+    parts: dict[str, Any] = {}
     with agreement.agreed():
       try:
         parts = _load(folder, record, abstract)
@@ -301,10 +321,13 @@ def _read(directory, which, abstract, thorough):
       damaged[record["step"]] = damages[0]
 
 
-def _find(directory, which, damaged, thorough):
-  """The record of the best or last intact checkpoint, and the accuracies of all; None without any.
+def _find(
+  directory: pathlib.Path, which: str, damaged: dict[int, str], thorough: bool
+) -> tuple[Record, Accuracies] | None:
+  """Returns the record of the best or last intact checkpoint, and the accuracies of all.
 
-  Damaged ones are moved away, once it is sure that it is they, and not the disk, that fail.
+  Damaged checkpoints are moved aside only if another one is intact: otherwise the disk may have
+  failed. Without checkpoints, the result is None.
   """
   while records := _records(directory, damaged):
     accuracies = {step: record["validation_accuracy"] for step, record in records.items()}
@@ -324,21 +347,24 @@ def _find(directory, which, damaged, thorough):
     raise UserError(
       f"none of the checkpoints in {directory} can be read: "
       + "; ".join(damaged[step] for step in sorted(damaged, reverse=True))
-      + ". Nothing was changed there. Mend the cause (a disk?), or train in another --workdir"
+      + ". Nothing was changed there. Fix the cause (a faulty disk?), or train in another --workdir"
     )
   return None
 
 
-def _best(accuracies):
-  """The step with the highest validation accuracy, the later of two equals; else the last."""
-  return max(
-    accuracies, key=lambda step: (-1.0 if accuracies[step] is None else accuracies[step], step)
-  )
+def _best(accuracies: Accuracies) -> int:
+  """Returns the step of highest validation accuracy, the later of two equals; else the last."""
+
+  def rank(step: int) -> tuple[float, int]:
+    accuracy = accuracies[step]
+    return (-1.0 if accuracy is None else accuracy), step
+
+  return max(accuracies, key=rank)
 
 
-def _records(directory, damaged):
-  """The sealed records by step; why one cannot be read goes into `damaged`, where it stays out."""
-  records = {}
+def _records(directory: pathlib.Path, damaged: dict[int, str]) -> dict[int, Record]:
+  """Reads the sealed records by step, except those in `damaged`, and adds damaged ones to it."""
+  records: dict[int, Record] = {}
   for step in _steps(directory):
     if step in damaged:
       continue
@@ -349,19 +375,21 @@ def _records(directory, damaged):
         raise files.Damaged(f"{folder / RECORD} is not the record of checkpoint {step}")
       records[step] = record
     except UserError as error:
-      if folder.exists():  # otherwise the run that trains here has deleted it
+      if folder.exists():  # otherwise a running training has deleted it
         damaged[step] = str(error)
   return records
 
 
-def _steps(directory):
+def _steps(directory: pathlib.Path) -> list[int]:
   if not directory.is_dir():
     return []
   names = (path.name for path in directory.iterdir())
   return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
-def _record(folder, step, parts, validation_accuracy):
+def _record(
+  folder: pathlib.Path, step: int, parts: dict[str, Any], validation_accuracy: float | None
+) -> Record:
   beta = parts["training"]["adversary"].get("beta")  # SPROUT's
   return {
     "step": step,
@@ -376,10 +404,10 @@ def _record(folder, step, parts, validation_accuracy):
   }
 
 
-def _reserve(path, parts):
-  """Raises OSError where the disk has no space for a checkpoint; leaves nothing.
+def _reserve(path: pathlib.Path, parts: dict[str, Any]) -> None:
+  """Raises OSError if the disk has no space for a checkpoint. It leaves no file.
 
-  Found out here it is one error; TensorStore tells of it in a hundred traces from its own threads.
+  TensorStore reports a full disk by many tracebacks from its own threads; this is a single error.
   """
   leaves = jax.tree.leaves(parts)
   size = sum(leaf.nbytes for leaf in leaves) + 2**10 * len(leaves) + 2**16  # with Orbax's own files
@@ -388,19 +416,19 @@ def _reserve(path, parts):
       if hasattr(os, "posix_fallocate"):  # macOS has none
         os.posix_fallocate(file.fileno(), 0, size)
   except OSError as error:
-    if error.errno in FULL:  # a file system that cannot reserve may have space all the same
+    if error.errno in FULL:  # other errors: the file system cannot reserve, but may have space
       raise
   finally:
     path.unlink(missing_ok=True)
 
 
-def _digest(path):
+def _digest(path: pathlib.Path) -> str:
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(folder, record):
-  """Raises `files.Damaged`, naming the file, unless all files are those that were written."""
+def _verify(folder: pathlib.Path, record: Record) -> None:
+  """Raises `files.Damaged`, which names the file, unless all files are unchanged."""
   for name, (size, digest) in record["files"].items():
     path = folder / name
     try:
@@ -409,12 +437,12 @@ def _verify(folder, record):
     except OSError as error:
       raise files.Damaged(f"{path} cannot be read ({error.strerror})") from error
     if found != size:
-      raise files.Damaged(f"{path} has {found} bytes, not the {size} that were written")
+      raise files.Damaged(f"{path} has {found} bytes, but {size} were written")
     if not is_same:
-      raise files.Damaged(f"{path} holds other bytes than were written")
+      raise files.Damaged(f"{path} was changed after it was written")
 
 
-def _move_away(directory, damaged, used):
+def _move_away(directory: pathlib.Path, damaged: dict[int, str], used: int) -> None:
   for step, reason in sorted(damaged.items(), reverse=True):
     target = directory.parent / "damaged_checkpoints" / str(step)
     try:
@@ -424,18 +452,18 @@ def _move_away(directory, damaged, used):
       del damaged[step]
       done = f"it was moved to {target}"
     except OSError as error:
-      done = f"it cannot be moved away ({error.strerror})"
+      done = f"it cannot be moved aside ({error.strerror})"
     logging.warning(
       "Checkpoint %d is damaged: %s; %s. Checkpoint %d is used.", step, reason, done, used
     )
 
 
-def _load(folder, record, abstract):
+def _load(folder: pathlib.Path, record: Record, abstract: dict[str, Any]) -> dict[str, Any]:
   """Reads parts of a checkpoint whose files are intact.
 
   Raises:
-    files.Damaged: the arrays are not those that were saved, or the folder has gone.
-    UserError: they do not fit `abstract`.
+    files.Damaged: the arrays are not those that were saved, or the folder is gone.
+    UserError: the arrays do not fit `abstract`.
   """
   as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
   try:
@@ -468,8 +496,8 @@ def _load(folder, record, abstract):
   )
 
 
-def _orbax():
-  """Orbax's reader and writer for this process alone."""
+def _orbax() -> Any:
+  """Makes Orbax's reader and writer for this process only."""
   number = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process_{number}"
@@ -478,7 +506,7 @@ def _orbax():
   return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _sync(path):
+def _sync(path: pathlib.Path) -> None:
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -486,18 +514,19 @@ def _sync(path):
     os.close(descriptor)
 
 
-def _errno(error):
-  """The operating system's number of an error, also of one that TensorStore tells in words."""
-  while error is not None:
-    if isinstance(error, OSError) and error.errno:
-      return error.errno
-    if told := re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(error)):
+def _errno(error: BaseException) -> int | None:
+  """Returns the operating system's number of an error, or of one that TensorStore reports."""
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, OSError) and cause.errno:
+      return cause.errno
+    if told := re.search(r"os_error_code='(\d+)'|OS error (\d+)", str(cause)):
       return int(told[1] or told[2])
-    error = error.__cause__
+    cause = cause.__cause__
   return None
 
 
-def _reason(error):
+def _reason(error: BaseException) -> str:
   number = _errno(error)
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return os.strerror(number) if number else lines[0][:200]

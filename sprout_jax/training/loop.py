@@ -1,16 +1,25 @@
-"""The training loop: from a config and a data set to trained, checkpointed weights."""
+"""The training loop."""
 
 import contextlib
+import pathlib
 import sys
 import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import TextIO
 
 import jax
+import ml_collections
 import numpy as np
 
 from sprout_jax import sharding
+from sprout_jax.data import Dataset
 from sprout_jax.data import order
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
+from sprout_jax.methods import Method
+from sprout_jax.methods.method import Penalty
 from sprout_jax.progress import Progress
 from sprout_jax.training import agreement
 from sprout_jax.training import checkpoints as checkpoints_lib
@@ -21,23 +30,30 @@ from sprout_jax.training import step as step_lib
 from sprout_jax.training import stopping
 
 
-def steps_per_epoch(config, dataset):
-  """Whole minibatches in the training set.
+def steps_per_epoch(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
+  """Returns the number of whole minibatches in the training set.
 
   Raises:
-    UserError: there is not even one.
+    UserError: the training set is smaller than a minibatch.
   """
   count = len(dataset.train.labels) // config.batch_size
   if not count:
     raise UserError(
-      f"config.batch_size is {config.batch_size}, more than the {len(dataset.train.labels)} "
+      f"config.batch_size is {config.batch_size}, but there are only {len(dataset.train.labels)} "
       "training images; set a smaller --config.batch_size"
     )
   return count
 
 
-def prepare(config, dataset, model, method, penalty, mesh):
-  """Returns the recipe and the abstract state (shapes, types, shardings); compiles nothing."""
+def prepare(
+  config: ml_collections.ConfigDict,
+  dataset: Dataset,
+  model: Any,
+  method: Method,
+  penalty: Penalty | None,
+  mesh: jax.sharding.Mesh,
+) -> tuple[state_lib.Recipe, Any]:
+  """Returns the recipe and the abstract state (shapes, types, shardings), without compilation."""
   parallel.check(config.parallelism)
   recipe = state_lib.make_recipe(
     config, model, method, penalty, dataset.num_classes, steps_per_epoch(config, dataset)
@@ -51,34 +67,44 @@ def prepare(config, dataset, model, method, penalty, mesh):
 
 
 def train(
-  config, workdir, dataset, model, method, penalty, mesh, *, validate, initial_variables=None
-):
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  dataset: Dataset,
+  model: Any,
+  method: Method,
+  penalty: Penalty | None,
+  mesh: jax.sharding.Mesh,
+  *,
+  validate: Callable[[Any], Mapping[str, float]],
+  initial_variables: Callable[[], Any] | None = None,
+) -> bool:
   """Trains until the config's last epoch, or until SIGTERM, SIGHUP or Ctrl-C.
 
-  Continues from the newest undamaged checkpoint of the workdir, if there is one, with the same
-  bits as a run that was never interrupted.
+  It continues from the newest undamaged checkpoint of the workdir, if there is one. The result is
+  then bitwise equal to that of an uninterrupted run.
 
   Args:
     config: the validated config.
     workdir: the claimed workdir.
-    dataset: a `data.Dataset`.
+    dataset: the data set.
     model: the Flax module.
-    method, penalty: from `methods.create` and `methods.create_penalty`.
+    method: from `methods.create`.
+    penalty: from `methods.create_penalty`.
     mesh: the mesh of devices.
-    validate: variables -> {"accuracy": on the validation split} and, where an attack selects the
-      best checkpoint, {"robust_accuracy"}, which is the smaller; {} where there is no such split.
-      It gets the moving average of the weights where the config has one.
-    initial_variables: function that loads {"params", "batch_stats"} to start from, called only if
-      the workdir has no checkpoint yet; None: random.
+    validate: variables -> {"accuracy"} on the validation split, with "robust_accuracy" where an
+      attack selects the best checkpoint; {} without a validation split. It gets the moving average
+      of the weights where the config has one.
+    initial_variables: a function that loads {"params", "batch_stats"} to start from, called only if
+      the workdir has no checkpoint; None for random weights.
 
   Returns:
-    Whether the run is complete; False after a signal. Then everything is saved, and a line on
+    True if the run is complete; False after a signal. Everything is then saved, and a line on
     standard output says so.
 
   Raises:
-    TrainingDiverged: a value turned NaN or infinite.
-    UserError: what one process cannot do ends all of them: a checkpoint or a record cannot be
-      written, the workdir has gone, a process does not answer any more.
+    TrainingDiverged: a value became NaN or infinite.
+    UserError: in one process, so that all end: a checkpoint or a record cannot be written, the
+      workdir is gone, or a process does not answer.
   """
   recipe, abstract = prepare(config, dataset, model, method, penalty, mesh)
   per_epoch = steps_per_epoch(config, dataset)
@@ -86,9 +112,9 @@ def train(
   with contextlib.ExitStack() as stack:
     stack.enter_context(agreement.reached())
     stop = stack.enter_context(stopping.requests())
-    starting = stack.enter_context(contextlib.ExitStack())  # until the first call was compiled
+    starting = stack.enter_context(contextlib.ExitStack())  # until the first call is compiled
     starting.enter_context(
-      stop.nothing_to_save("This call has trained nothing yet. The same command continues.")
+      stop.nothing_to_save("Nothing was trained in this call. The same command continues.")
     )
     checkpoints = checkpoints_lib.Checkpoints(workdir, config.checkpoint.keep)
     stack.callback(checkpoints.close)
@@ -114,7 +140,7 @@ def train(
       (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
     )
 
-    def step_fn(*args, **kwargs):
+    def step_fn(*args: Any, **kwargs: Any) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
       return step_lib.train_step(recipe, *args, **kwargs)
 
     run_steps = parallel.compile_steps(step_fn, mesh, config.parallelism, config.log_every)
@@ -126,14 +152,14 @@ def train(
       state, history = run_steps(state, images, labels, indices)
       starting.close()
       with agreement.agreed():
-        log.add(history, done, end)  # reads the call before this one
+        log.add(history, done, end)  # reads the metrics of the call before
         checkpoints.check()
       done = end
       signal = stop.first()
       is_validated = is_epoch_save(config, done, per_epoch, last_step)
       if is_validated or signal or is_step_save(config, done):
         with agreement.agreed():
-          log.flush()  # nothing is saved after a value that is not finite
+          log.flush()  # raises on values that are not finite, before anything is saved
         found = validate(state.variables(use_ema=bool(config.ema_decay))) if is_validated else {}
         with agreement.agreed():
           if found:
@@ -143,31 +169,35 @@ def train(
         break
     with agreement.agreed():
       checkpoints.wait()
-    signal = signal or stop.first()  # one that came during the last validation counts as well
+    signal = signal or stop.first()  # a signal during the last validation counts as well
     if signal:
       _say(
-        f"Stopped by {signal} after step {done} of {last_step}; it is saved in "
+        f"Stopped by {signal} after step {done} of {last_step}; the state is saved in "
         f"{checkpoints.directory / str(done)}. The same command continues from there.",
         sys.stdout,
       )
     return not signal
 
 
-def _say(text, file):
+def _say(text: str, file: TextIO) -> None:
   if jax.process_index() == 0:
     print(text, file=file, flush=True)
 
 
-def is_epoch_save(config, done, per_epoch, last_step):
+def is_epoch_save(
+  config: ml_collections.ConfigDict, done: int, per_epoch: int, last_step: int
+) -> bool:
+  """Returns whether the state is validated and saved after `done` steps."""
   return done == last_step or done % (config.checkpoint.every_epochs * per_epoch) == 0
 
 
-def is_step_save(config, done):
+def is_step_save(config: ml_collections.ConfigDict, done: int) -> bool:
+  """Returns whether the state is saved, without validation, after `done` steps."""
   return bool(config.checkpoint.every_steps) and done % config.checkpoint.every_steps == 0
 
 
-def next_stop(config, done, per_epoch, last_step):
-  """Where the compiled call that starts after `done` steps ends: at a record or a checkpoint."""
+def next_stop(config: ml_collections.ConfigDict, done: int, per_epoch: int, last_step: int) -> int:
+  """Returns the step at which the compiled call after `done` steps ends: a record or a save."""
   periods = (
     config.log_every,
     config.checkpoint.every_epochs * per_epoch,
@@ -177,22 +207,31 @@ def next_stop(config, done, per_epoch, last_step):
 
 
 class Log:
-  """Reads each call's metrics after the next call was dispatched; shows, writes and checks them."""
+  """Shows, writes and checks the metrics of each call, after the next call is dispatched."""
 
-  def __init__(self, config, workdir, done, last_step, per_epoch, recipe):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    done: int,
+    last_step: int,
+    per_epoch: int,
+    recipe: state_lib.Recipe,
+  ) -> None:
     self._config, self._per_epoch, self._recipe = config, per_epoch, recipe
-    self._pending, self._read_at = None, time.monotonic()
+    self._pending: tuple[Any, int, int] | None = None
+    self._read_at = time.monotonic()
     is_first = jax.process_index() == 0
     self._files = metrics_lib.MetricsLog(workdir, done) if is_first else None
     self._progress = Progress(last_step, done, "steps", "training", enabled=is_first)
 
-  def add(self, history, start, end):
-    """Takes the metrics of the call of steps start + 1 ... end; reads those of the call before."""
+  def add(self, history: Any, start: int, end: int) -> None:
+    """Takes the metrics of the steps start + 1 ... end, and reads those of the call before."""
     self.flush()
     self._pending = history, start, end
 
-  def flush(self):
-    """Reads what was dispatched.
+  def flush(self) -> None:
+    """Reads the metrics of the last call.
 
     Raises:
       TrainingDiverged: a value is not finite.
@@ -209,10 +248,10 @@ class Log:
     if not is_finite.all():
       bad = int(np.argmin(is_finite))
       raise TrainingDiverged(
-        f"loss {loss[bad]} and gradient norm {grad_norm[bad]} at step {start + bad + 1} (of steps "
-        f"{start + 1} to {end}). The last good checkpoint, if there was one, is kept. Try a "
-        "smaller --config.optimizer.learning_rate, or --config.optimizer.gradient_clip=1 (in a new "
-        "--workdir, since the config changes)"
+        f"training diverged at step {start + bad + 1} (of steps {start + 1} to {end}): the loss is "
+        f"{loss[bad]}, the gradient norm {grad_norm[bad]}. The last good checkpoint, if there is "
+        "one, is kept. Try a smaller --config.optimizer.learning_rate, or "
+        "--config.optimizer.gradient_clip=1, in a new --workdir, because the config changes"
       )
     speed = (end - start) * self._config.batch_size / seconds
     if self._files:
@@ -241,13 +280,14 @@ class Log:
       f"accuracy {accuracy.mean():.4f}  {speed:,.0f} images/s",
     )
 
-  def validation(self, step, found):
-    """Records accuracies on the validation split; validation time is not training time."""
+  def validation(self, step: int, found: Mapping[str, float]) -> None:
+    """Writes the accuracies on the validation split; their time is not training time."""
     if self._files:
       self._files.write(step, "validation", {"epoch": step / self._per_epoch, **found})
     self._read_at = time.monotonic()
 
-  def close(self):
+  def close(self) -> None:
+    """Closes the progress bar and the files."""
     self._progress.close()
     if self._files:
       self._files.close()

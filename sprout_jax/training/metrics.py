@@ -1,4 +1,4 @@
-"""What a run leaves for reading later: metrics.jsonl and TensorBoard event files."""
+"""The records of a training: metrics.jsonl and TensorBoard event files."""
 
 import contextlib
 import json
@@ -8,6 +8,9 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from tensorboardX import summary
@@ -18,11 +21,11 @@ from sprout_jax.errors import UserError
 from sprout_jax.results import files
 from sprout_jax.results import workdir as workdir_lib
 
-SECONDS_PER_FLUSH = 10  # of the event file
+SECONDS_PER_FLUSH = 10  # time between flushes of the event file
 
 
-def peak_memory():
-  """The most memory used so far, in bytes: of the fullest device; on a CPU, of this process."""
+def peak_memory() -> int:
+  """Returns the peak memory in bytes, of the fullest device; on a CPU, of this process."""
   peaks = [
     (device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()
   ]
@@ -33,13 +36,13 @@ def peak_memory():
 class MetricsLog:
   """Writes records to `workdir`/metrics.jsonl and `workdir`/tensorboard.
 
-  A resumed run repeats the steps after its checkpoint: their earlier records are dropped, so that
-  the file reads as if the run had never been interrupted. Both files are written by the caller's
-  thread: a full disk is an error of the call that met it.
+  A resumed run repeats the steps after its checkpoint. Their earlier records are dropped, so the
+  file is as if the run had never been interrupted. Both files are written in the caller's thread,
+  so a full disk is an error of the call that writes.
   """
 
-  def __init__(self, workdir, first_step):
-    """Opens the files; records of steps > `first_step` are dropped."""
+  def __init__(self, workdir: pathlib.Path | str, first_step: int) -> None:
+    """Opens the files and drops the records of steps after `first_step`."""
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     kept = [
       record
@@ -51,20 +54,25 @@ class MetricsLog:
       self._file = self._path.open("ab", buffering=0)
       events = pathlib.Path(workdir) / "tensorboard"
       events.mkdir(exist_ok=True)
-      # With the process in its name: one that starts within the same second has a file of its own.
+      # The process id makes the name unique where two processes start within a second.
       name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
       self._events = RecordWriter(str(events / name))
       self._flushed_at = time.monotonic()
       self._add(event_pb2.Event(file_version="brain.Event:2"))
-      if kept:  # TensorBoard forgets what an interrupted run wrote from this step on
+      if kept:  # makes TensorBoard drop the events of an interrupted run from this step on
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(event_pb2.Event(step=first_step + 1, session_log=start))
 
-  def write(self, step, split, values):
-    """Appends a record; lists (SPROUT: beta) become one TensorBoard curve per entry.
+  def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """Appends a record. Lists (SPROUT's beta) become one TensorBoard curve per entry.
+
+    Args:
+      step: minibatches done.
+      split: "train" or "validation".
+      values: {name: number or list of numbers}.
 
     Raises:
-      UserError: it cannot be written (a full disk).
+      UserError: the record cannot be written (a full disk).
     """
     now = time.monotonic()
     with self._explained():
@@ -78,22 +86,22 @@ class MetricsLog:
         self._events.flush()
         self._flushed_at = now
 
-  def close(self):
-    """Closes the files; what cannot be written any more was an error before."""
+  def close(self) -> None:
+    """Closes the files. Write errors were raised before."""
     for file in (self._file, self._events):
       with contextlib.suppress(OSError):
         file.close()
 
-  def _add(self, event):
+  def _add(self, event: Any) -> None:
     event.wall_time = time.time()
     self._events.write(event.SerializeToString())
 
   @contextlib.contextmanager
-  def _explained(self):
+  def _explained(self) -> Iterator[None]:
     try:
       yield
     except OSError as error:
       raise UserError(
         f"{self._path.parent} cannot be written ({error.strerror or error}); free some space, then "
-        "type the same command: it continues from the newest checkpoint"
+        "type the same command again: it continues from the newest checkpoint"
       ) from error

@@ -1,11 +1,17 @@
 """Optax optimizers and learning-rate schedules from a config."""
 
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
 import optax
 
 from sprout_jax.errors import UserError
 
+Schedule = Callable[[Any], Any]  # step -> value
+
 # Each maps (config.optimizer, steps per epoch, total steps) to step -> share of the peak rate.
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[ml_collections.ConfigDict, float, int], Schedule]] = {
   "constant": lambda config, per_epoch, total: optax.schedules.constant_schedule(1.0),
   "cosine": lambda config, per_epoch, total: optax.schedules.cosine_decay_schedule(1.0, total),
   "piecewise": lambda config, per_epoch, total: optax.schedules.piecewise_constant_schedule(
@@ -14,43 +20,47 @@ SCHEDULES = {
 }
 
 
-def _sgd(learning_rate, momentum, nesterov, weight_decay):
-  # The decay is part of the gradient, as in PyTorch's SGD and SPROUT's released code.
+def _sgd(learning_rate: Schedule, momentum: float, nesterov: bool, weight_decay: float) -> Any:
+  # The decay is added to the gradient, as in PyTorch's SGD and SPROUT's released code.
   return optax.chain(
     optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum or None, nesterov)
   )
 
 
-def _adamw(learning_rate, momentum, nesterov, weight_decay):
+def _adamw(learning_rate: Schedule, momentum: float, nesterov: bool, weight_decay: float) -> Any:
   return optax.adamw(learning_rate, b1=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
-OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+# (learning rate, momentum, nesterov, weight decay) -> Optax transformation
+OPTIMIZERS: dict[str, Callable[[Schedule, float, bool, float], Any]] = {
+  "sgd": _sgd,
+  "adamw": _adamw,
+}
 
 
-def check_schedule(config, num_epochs):
-  """Raises UserError for boundaries that the schedule does not have or that never come."""
+def check_schedule(config: ml_collections.ConfigDict, num_epochs: int) -> None:
+  """Raises UserError if the boundaries do not fit the schedule or the number of epochs."""
   if (config.schedule == "piecewise") != bool(config.boundaries):
     raise UserError(
-      f"config.optimizer.schedule is {config.schedule!r} and .boundaries "
-      f"{tuple(config.boundaries)}; 'piecewise' needs boundaries (in epochs), the "
-      "others have none"
+      f"config.optimizer.schedule is {config.schedule!r} and config.optimizer.boundaries is "
+      f"{tuple(config.boundaries)}; 'piecewise' needs boundaries (in epochs), other schedules "
+      "take none"
     )
   boundaries = list(config.boundaries)
   if boundaries != sorted(set(boundaries)) or any(not 0 < b < num_epochs for b in boundaries):
     raise UserError(
-      f"config.optimizer.boundaries is {tuple(boundaries)}; they must ascend and lie "
-      f"between 0 and the last epoch, {num_epochs}"
+      f"config.optimizer.boundaries is {tuple(boundaries)}; the boundaries must be ascending and "
+      f"between 0 and config.num_epochs, {num_epochs}"
     )
 
 
-def schedule(config, steps_per_epoch, num_epochs):
-  """Share of the peak learning rate as a function of the number of *applied* updates.
+def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, num_epochs: int) -> Schedule:
+  """Makes the schedule: the share of the peak learning rate after a number of applied updates.
 
   Args:
     config: `config.optimizer`.
-    steps_per_epoch: updates per epoch, before accumulation.
-    num_epochs: epochs of the run.
+    steps_per_epoch: minibatches per epoch, before accumulation.
+    num_epochs: number of epochs.
 
   Returns:
     An Optax schedule with values in [0, 1].
@@ -62,22 +72,27 @@ def schedule(config, steps_per_epoch, num_epochs):
   if not warmup:
     return shape
   rise = optax.schedules.linear_schedule(0.0, 1.0, warmup)
-  # The schedule runs on during warm-up: boundaries and the end stay where the config puts them.
+  # The schedule also runs during warm-up, so that boundaries and the end stay at their epochs.
   return lambda count: rise(count) * shape(count)
 
 
-def learning_rate(config, steps_per_epoch, num_epochs):
-  """The learning rate as a function of the number of applied updates; arguments of `schedule`."""
+def learning_rate(
+  config: ml_collections.ConfigDict, steps_per_epoch: int, num_epochs: int
+) -> Schedule:
+  """Makes the learning rate as a function of applied updates; arguments as in `schedule`."""
   shape = schedule(config, steps_per_epoch, num_epochs)
   return lambda count: config.learning_rate * shape(count)
 
 
-def model_optimizer(config, rate):
-  """The optimizer of the model's parameters.
+def model_optimizer(config: ml_collections.ConfigDict, rate: Schedule) -> Any:
+  """Makes the optimizer of the model's parameters.
 
   Args:
     config: `config.optimizer`.
     rate: number of applied updates -> learning rate.
+
+  Returns:
+    An Optax transformation.
   """
   chain = [OPTIMIZERS[config.name](rate, config.momentum, config.nesterov, config.weight_decay)]
   if config.gradient_clip:
@@ -85,17 +100,25 @@ def model_optimizer(config, rate):
   return _accumulate(optax.chain(*chain), config)
 
 
-def adversary_optimizer(config, factory, shape):
-  """The optimizer of what a method learns against the model; accumulation is the model's."""
+def adversary_optimizer(
+  config: ml_collections.ConfigDict, factory: Callable[[Schedule], Any], shape: Schedule
+) -> Any:
+  """Makes the optimizer of a method's adversary, with the accumulation of the model.
+
+  Args:
+    config: `config.optimizer`.
+    factory: schedule -> Optax transformation, of the method.
+    shape: the schedule, number of applied updates -> share of the peak rate.
+  """
   return _accumulate(factory(shape), config)
 
 
-def _accumulate(optimizer, config):
+def _accumulate(optimizer: Any, config: ml_collections.ConfigDict) -> Any:
   if config.accumulate_steps == 1:
     return optimizer
   return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()
 
 
-def is_update_applied(opt_state):
-  """Whether the last call of the optimizer changed the parameters (accumulation: every k-th)."""
+def is_update_applied(opt_state: Any) -> Any:
+  """Returns whether the last call changed the parameters. Accumulation delays changes."""
   return opt_state.mini_step == 0 if isinstance(opt_state, optax.MultiStepsState) else True

@@ -1,15 +1,20 @@
 """The compilation of several training steps into one call, for one or many devices.
 
-PARALLELISM has two rows. "jit" compiles the step as one global program over a mesh with one axis,
-"data"; batch norm then averages over the whole minibatch. "pmap" runs one program per device on
-its part of the minibatch and averages gradients; batch norm averages per device, as in PyTorch's
-DataParallel, which SPROUT's released code uses, and the running statistics are averaged over the
-devices. In both, crops, noise, mixup pairs and labels are drawn for the whole minibatch, so that
-one device, eight devices, jit and pmap train on the same data; under pmap every device draws them
-all and keeps its part.
+`PARALLELISM` has two rows. "jit" compiles the step as one global program over a mesh with one axis,
+"data". Batch norm then averages over the whole minibatch. "pmap" runs one program per device on its
+part of the minibatch and averages the gradients. Batch norm then averages per device, as in
+PyTorch's DataParallel, which SPROUT's released code uses; the running statistics are averaged over
+the devices.
+
+In both, crops, noise, mixup partners and labels are drawn for the whole minibatch. So one device,
+eight devices, jit and pmap train on the same data. Under pmap every device draws all of them and
+keeps its part.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +23,52 @@ import numpy as np
 from sprout_jax import sharding
 from sprout_jax.errors import UserError
 
+Shard = Callable[[jax.Array], jax.Array]  # a minibatch's array -> the part of this program
+Mean = Callable[[Any], Any]  # means over that part -> means over the minibatch
+RunSteps = Callable[..., tuple[Any, Any]]
 
-def compile_steps(step_fn, mesh, parallelism, max_steps):
-  """Compiles a loop of up to `max_steps` training steps over data that lives on the devices.
 
-  The number of steps is an argument of the compiled program, so that one program serves calls of
-  any length, and a resumed run, whose calls are cut elsewhere, computes the same bits.
+class StepFunction(Protocol):
+  """A training step: (state, images, labels, *, shard, mean) -> state, metrics."""
+
+  def __call__(
+    self, state: Any, images: jax.Array, labels: jax.Array, /, *, shard: Shard, mean: Mean
+  ) -> tuple[Any, dict[str, jax.Array]]:
+    """Returns the next state and the metrics of the step."""
+
+
+def compile_steps(
+  step_fn: StepFunction, mesh: jax.sharding.Mesh, parallelism: str, max_steps: int
+) -> Callable[[Any, jax.Array, jax.Array, np.ndarray], tuple[Any, Any]]:
+  """Compiles a loop of up to `max_steps` training steps over data in device memory.
+
+  The number of steps is an argument of the compiled program. So one program serves calls of any
+  length, and a resumed run, whose calls have other lengths, gives bitwise equal results.
 
   Args:
     step_fn: (state, images, labels, *, shard, mean) -> state, metrics.
     mesh: the mesh of devices.
     parallelism: a key of `PARALLELISM`.
-    max_steps: the longest call.
+    max_steps: the largest number of steps of a call.
 
   Returns:
-    (state, images, labels, indices [<= max_steps, batch]) -> state, metrics, each of which is an
-    array [max_steps, ...] whose rows beyond the call's steps mean nothing. The state is donated.
+    (state, images, labels, indices [<= max_steps, batch]) -> state, metrics. A metric is an array
+    [max_steps, ...]; its rows beyond the steps of the call are undefined. The state is donated.
   """
 
-  def run(shard, mean, state, images, labels, indices, num_steps):
-    def one_step(state, rows):
+  def run_steps(
+    shard: Shard,
+    mean: Mean,
+    state: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+    num_steps: jax.Array,
+  ) -> tuple[Any, Any]:
+    def one_step(state: Any, rows: jax.Array) -> tuple[Any, Any]:
       return step_fn(state, images[rows], labels[rows], shard=shard, mean=mean)
 
-    def body(i, carry):
+    def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
       state, history = carry
       state, metrics = one_step(state, indices[i])
       return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), history, metrics)
@@ -49,38 +77,43 @@ def compile_steps(step_fn, mesh, parallelism, max_steps):
     history = jax.tree.map(lambda s: jnp.zeros((max_steps, *s.shape), s.dtype), shapes)
     return jax.lax.fori_loop(0, num_steps, body, (state, history))
 
-  compiled = PARALLELISM[parallelism](run, mesh)
+  compiled = PARALLELISM[parallelism](run_steps, mesh)
 
-  def call(state, images, labels, indices):
+  def call(
+    state: Any, images: jax.Array, labels: jax.Array, indices: np.ndarray
+  ) -> tuple[Any, Any]:
     padded = np.zeros((max_steps, indices.shape[1]), np.int32)
     padded[: len(indices)] = indices
-    padded, num_steps = sharding.put((padded, np.int32(len(indices))), sharding.replicated(mesh))
-    return compiled(state, images, labels, padded, num_steps)
+    rows, num_steps = sharding.put((padded, np.int32(len(indices))), sharding.replicated(mesh))
+    return compiled(state, images, labels, rows, num_steps)
 
   return call
 
 
-def _jit(run, mesh):
+def _jit(run_steps: RunSteps, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, Any]]:
   split = sharding.batch(mesh)
-  run = functools.partial(run, lambda x: jax.lax.with_sharding_constraint(x, split), lambda x: x)
-  return jax.jit(run, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+  shard = lambda x: jax.lax.with_sharding_constraint(x, split)
+  steps = functools.partial(run_steps, shard, lambda x: x)
+  return jax.jit(steps, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
-def check(parallelism):
-  """Raises UserError where a parallelism cannot run."""
+def check(parallelism: str) -> None:
+  """Raises UserError if a parallelism cannot be used with the number of processes."""
   if parallelism == "pmap" and jax.process_count() > 1:
-    raise UserError("config.parallelism 'pmap' runs in one process; use --config.parallelism=jit")
+    raise UserError(
+      "config.parallelism is 'pmap', which needs a single process; type --config.parallelism=jit"
+    )
 
 
-def _pmap(run, mesh):
-  def shard(x):
+def _pmap(run_steps: RunSteps, mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, Any]]:
+  def shard(x: jax.Array) -> jax.Array:
     size = x.shape[0] // mesh.size
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(sharding.AXIS) * size, size)
 
-  run = functools.partial(run, shard, lambda x: jax.lax.pmean(x, sharding.AXIS))
-  # pmap wants one argument with a mapped axis; everything else is the same on every device.
+  steps = functools.partial(run_steps, shard, lambda x: jax.lax.pmean(x, sharding.AXIS))
+  # pmap needs an argument with a mapped axis; all others are the same on every device.
   mapped = jax.pmap(
-    lambda state, images, labels, indices, num_steps, _: run(
+    lambda state, images, labels, indices, num_steps, _: steps(
       state, images, labels, indices, num_steps
     ),
     axis_name=sharding.AXIS,
@@ -92,4 +125,7 @@ def _pmap(run, mesh):
   return lambda *args: mapped(*args, np.arange(mesh.size))
 
 
-PARALLELISM = {"jit": _jit, "pmap": _pmap}
+PARALLELISM: dict[str, Callable[[RunSteps, jax.sharding.Mesh], Callable[..., Any]]] = {
+  "jit": _jit,
+  "pmap": _pmap,
+}

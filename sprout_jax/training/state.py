@@ -1,27 +1,32 @@
-"""The training state: everything that one step reads and writes."""
+"""The training state, which a step reads and writes, and the recipe, which it only reads."""
 
 import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from sprout_jax.errors import UserError
+from sprout_jax.methods import Method
+from sprout_jax.methods.method import Penalty
 from sprout_jax.training import optimizers
 
 
-@flax.struct.dataclass
-class TrainState:
-  """A pytree; replicated over all devices.
+class TrainState(flax.struct.PyTreeNode):
+  """The training state, a pytree that is replicated over all devices.
 
   Attributes:
-    step: int32 scalar, minibatches done; with the seed it determines all randomness to come.
+    step: int32 scalar, minibatches done. With the seed it determines all further randomness.
     params: the model's parameters.
     batch_stats: the model's running batch statistics; {} without batch norm.
-    opt_state: state of the model's Optax optimizer.
-    adversary: what the method learns against the model (SPROUT: {"beta": [classes]}); {} if none.
-    adversary_opt_state: state of its Optax optimizer.
+    opt_state: the state of the model's Optax optimizer.
+    adversary: the parameters that the method learns against the model, such as SPROUT's {"beta":
+      [classes]}; {} for other methods.
+    adversary_opt_state: the state of the adversary's Optax optimizer.
     ema: moving averages of "params" and "batch_stats"; {} if config.ema_decay is 0.
   """
 
@@ -33,31 +38,37 @@ class TrainState:
   adversary_opt_state: Any
   ema: Any
 
-  def variables(self, use_ema=False):
-    """What `model.apply` takes; optionally the moving average."""
+  def variables(self, use_ema: bool = False) -> Any:
+    """Returns the variables of `model.apply`, or their moving average."""
     return self.ema if use_ema else {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """The parts of a step that do not change from step to step; all hashable or closed over.
+  """The constant parts of a training step.
 
   Attributes:
     model: the Flax module.
-    method: the `methods.Method`.
-    penalty: None, or (network, x, y) -> [batch], added to the method's loss.
-    optimizer, adversary_optimizer: Optax transformations.
-    learning_rate: minibatches done -> rate of the next minibatch's first update of the model.
+    method: the robust-training method.
+    penalty: None, or (network, x, y) -> [batch], which is added to the method's loss.
+    optimizer: the Optax transformation of the model's parameters.
+    adversary_optimizer: the Optax transformation of the adversary's parameters.
+    learning_rate: minibatches done -> learning rate of the next update of the model.
     num_classes: number of classes.
-    batch_size, seed, ema_decay, awp_gamma, crop_padding, flip: as in the config.
+    batch_size: examples of a minibatch, over all devices.
+    seed: the seed of all randomness.
+    ema_decay: decay of the moving average, per update; 0 for none.
+    awp_gamma: relative size of the adversarial weight perturbation; 0 for none.
+    crop_padding: padding of the random crop, in pixels; 0 for none.
+    flip: whether images are flipped at random.
   """
 
   model: Any
-  method: Any
-  penalty: Any
+  method: Method
+  penalty: Penalty | None
   optimizer: Any
   adversary_optimizer: Any
-  learning_rate: Any
+  learning_rate: Callable[[int], Any]
   num_classes: int
   batch_size: int
   seed: int
@@ -67,13 +78,32 @@ class Recipe:
   flip: bool
 
 
-def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
-  """Puts the parts together; the learning-rate schedules need the steps per epoch."""
+def make_recipe(
+  config: ml_collections.ConfigDict,
+  model: Any,
+  method: Method,
+  penalty: Penalty | None,
+  num_classes: int,
+  steps_per_epoch: int,
+) -> Recipe:
+  """Makes the recipe of a config.
+
+  Args:
+    config: the config.
+    model: the Flax module.
+    method: the robust-training method.
+    penalty: None, or the penalty added to its loss.
+    num_classes: number of classes.
+    steps_per_epoch: minibatches per epoch, for the learning-rate schedules.
+
+  Raises:
+    UserError: the method takes several steps per minibatch, and the config accumulates gradients.
+  """
   if method.steps_per_batch > 1 and config.optimizer.accumulate_steps > 1:
     raise UserError(
-      f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, but "
-      f"the method takes {method.steps_per_batch} steps per minibatch (steps_per_batch or "
-      "replays); one of the two must be 1"
+      f"config.optimizer.accumulate_steps is {config.optimizer.accumulate_steps}, and the method "
+      f"takes {method.steps_per_batch} steps per minibatch (steps_per_batch or replays); one of "
+      "the two must be 1"
     )
   rate = optimizers.learning_rate(
     config.optimizer, steps_per_epoch * method.steps_per_batch, config.num_epochs
@@ -103,8 +133,8 @@ def make_recipe(config, model, method, penalty, num_classes, steps_per_epoch):
   )
 
 
-def create(recipe, image_shape):
-  """Initialises the state from the recipe's seed; to be called under jit.
+def create(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
+  """Initialises the state from the recipe's seed. Call it under jit.
 
   Args:
     recipe: a `Recipe`.
@@ -128,8 +158,8 @@ def create(recipe, image_shape):
   )
 
 
-def start_from(state, variables):
-  """The state with its weights and batch statistics replaced by those of a trained model."""
+def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+  """Replaces the weights and batch statistics of a state by those of a trained model."""
   return state.replace(
     params=variables["params"],
     batch_stats=variables["batch_stats"],

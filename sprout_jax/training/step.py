@@ -1,6 +1,7 @@
-"""The training step: pure, and ignorant of methods, devices and files."""
+"""The training step, a pure function that knows no method by name, and no devices or files."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,31 +10,44 @@ import optax
 from sprout_jax.data import augmentation
 from sprout_jax.data import to_float
 from sprout_jax.methods import Network
+from sprout_jax.methods.method import Vicinity
 from sprout_jax.training import optimizers
+from sprout_jax.training.parallel import Mean
+from sprout_jax.training.parallel import Shard
+from sprout_jax.training.state import Recipe
+from sprout_jax.training.state import TrainState
 
 
-def train_step(recipe, state, images, labels, *, shard, mean):
-  """One minibatch: the method's steps of the model and of its adversary.
+def train_step(
+  recipe: Recipe,
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  *,
+  shard: Shard,
+  mean: Mean,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Trains on one minibatch: the method's updates of the model and of its adversary.
 
   Args:
-    recipe: a `Recipe`.
-    state: a `TrainState`.
+    recipe: the constant parts of the step.
+    state: the training state.
     images: the whole minibatch, [batch, height, width, channels], uint8 or float in [0, 1].
     labels: int array [batch].
-    shard: (array [batch, ...]) -> the part of it that this program computes on.
-    mean: (pytree of means over that part) -> means over the whole minibatch.
+    shard: array [batch, ...] -> the part on which this program computes.
+    mean: pytree of means over that part -> means over the whole minibatch.
 
   Returns:
-    The next state, and a dictionary of metrics of the last model step: "loss" with its "penalty",
-    "accuracy" (of the images trained on, against the largest entry of y) and "grad_norm"; and the
+    The next state, and the metrics of the last update of the model: "loss" and its part "penalty",
+    "accuracy" (on the training images, against the largest entry of y), "grad_norm", and the
     adversary's summary.
   """
   adversary = recipe.method.adversary
-  key = jax.random.fold_in(jax.random.key(recipe.seed), state.step + 1)  # 0 made the parameters
+  key = jax.random.fold_in(jax.random.key(recipe.seed), state.step + 1)  # 0 is that of the weights
   key_augment, key_model, key_adversary = jax.random.split(key, 3)
   batch = augment(recipe, key_augment, images), jax.nn.one_hot(labels, recipe.num_classes)
 
-  def model_step(state, key):
+  def model_step(state: TrainState, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
     (grads, adversary_grads), batch_stats, metrics = gradients(
       recipe, state, recipe.method.vicinity, key, *batch, shard, mean
     )
@@ -57,23 +71,32 @@ def train_step(recipe, state, images, labels, *, shard, mean):
   return state.replace(step=state.step + 1), metrics | adversary.summary(state.adversary)
 
 
-def gradients(recipe, state, vicinity, key, images, labels, shard, mean):
-  """Gradients of the mean loss over a vicinity's draws, for the parameters and the adversary's.
+def gradients(
+  recipe: Recipe,
+  state: TrainState,
+  vicinity: Vicinity,
+  key: jax.Array,
+  images: jax.Array,
+  labels: jax.Array,
+  shard: Shard,
+  mean: Mean,
+) -> tuple[tuple[Any, Any], Any, dict[str, jax.Array]]:
+  """Computes gradients of the mean loss over draws of a vicinity.
 
-  The method's probe sees the parameters as they are; where the recipe has an `awp_gamma`, the
-  gradients are then taken at weights perturbed against that very loss.
+  The method's probe gets the unperturbed parameters. Where the recipe has an `awp_gamma`, the
+  gradients are then taken at weights that are perturbed to increase the loss.
 
   Returns:
-    (gradient of the parameters, of the adversary's), running statistics, metrics.
+    (gradient of the parameters, gradient of the adversary), running statistics, metrics.
   """
   method = recipe.method
   key_vicinity, key_attack = jax.random.split(key)
 
-  def draw(adversary):
+  def draw(adversary: Any) -> Any:
     return jax.tree.map(shard, vicinity(key_vicinity, images, labels, adversary))
 
-  def network(params):
-    def apply(x, train):
+  def network(params: Any) -> Network:
+    def apply(x: jax.Array, train: bool) -> tuple[jax.Array, Any]:
       logits, updates = recipe.model.apply(
         {"params": params, "batch_stats": state.batch_stats},
         x,
@@ -88,7 +111,7 @@ def gradients(recipe, state, vicinity, key, images, labels, shard, mean):
     key_attack, shard(jnp.arange(len(images))), network(state.params), *draw(state.adversary)
   )
 
-  def mean_loss(params, adversary):
+  def mean_loss(params: Any, adversary: Any) -> tuple[jax.Array, Any]:
     x, y = draw(adversary)
     values, (logits, batch_stats) = method.loss(network(params), x, y, found)
     metrics = {"accuracy": jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(y, -1))}
@@ -106,22 +129,28 @@ def gradients(recipe, state, vicinity, key, images, labels, shard, mean):
   return mean((grads, batch_stats, metrics))
 
 
-def perturb(params, gradient, gamma):
-  """Adversarial weight perturbation: w + gamma |w| g / |g|, per array of at least two axes.
+def perturb(params: Any, gradient: Any, gamma: float) -> Any:
+  """Perturbs weights adversarially: w + gamma |w| g / |g|, per array of at least two axes.
 
-  (Wu, Xia, Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020, with
-  one ascent step; biases and the scales of norms stay, as in the authors' code.)
+  Biases and the scales of norms are unchanged, as in the authors' code. (Wu, Xia, Wang,
+  "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020, with one ascent
+  step.)
+
+  Args:
+    params: the weights.
+    gradient: the gradient of the loss, like `params`.
+    gamma: relative size of the perturbation.
   """
 
-  def leaf(w, g):
+  def leaf(w: jax.Array, g: jax.Array) -> jax.Array:
     size = gamma * jnp.linalg.norm(w.ravel()) / jnp.maximum(jnp.linalg.norm(g.ravel()), 1e-12)
     return w + size * g if w.ndim > 1 else w
 
   return jax.tree.map(leaf, params, gradient)
 
 
-def ascend(recipe, state, grads):
-  """The adversary's update, by its own optimizer, and its projection."""
+def ascend(recipe: Recipe, state: TrainState, grads: Any) -> TrainState:
+  """Updates the adversary to increase the loss, by its own optimizer, and projects it."""
   updates, opt_state = recipe.adversary_optimizer.update(
     optax.tree.scale(-1, grads), state.adversary_opt_state, state.adversary
   )
@@ -129,8 +158,8 @@ def ascend(recipe, state, grads):
   return state.replace(adversary=adversary, adversary_opt_state=opt_state)
 
 
-def augment(recipe, key, images):
-  """Random crop and flip, as the recipe says, and pixels as float32 in [0, 1]."""
+def augment(recipe: Recipe, key: jax.Array, images: jax.Array) -> jax.Array:
+  """Crops and flips images at random, and converts pixels to float32 in [0, 1]."""
   key_crop, key_flip = jax.random.split(key)
   if recipe.crop_padding:
     images = augmentation.random_crop(key_crop, images, recipe.crop_padding)
@@ -139,7 +168,7 @@ def augment(recipe, key, images):
   return to_float(images)
 
 
-def average(recipe, ema, variables, opt_state):
-  """ema + (1 - decay) (variables - ema), where the optimizer has applied an update."""
+def average(recipe: Recipe, ema: Any, variables: Any, opt_state: Any) -> Any:
+  """Updates the moving average: ema + (1 - decay) (variables - ema), after an applied update."""
   weight = (1 - recipe.ema_decay) * optimizers.is_update_applied(opt_state)
   return jax.tree.map(lambda old, new: old + weight * (new - old), ema, variables) if ema else ema

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: SIGTERM, SIGHUP (a closed terminal) and Ctrl-C."""
+"""Signals that stop a run: SIGTERM, SIGHUP (a closed terminal) and Ctrl-C."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import types
 from collections.abc import Iterator
 
 import jax
@@ -16,21 +17,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Requests:
-  """The signals that came. The first is a request; the second, of any kind, ends the process."""
+  """The received signals. The first asks the run to stop, and the second ends the process."""
 
-  def __init__(self):
-    self._received, self._farewell = "", None
+  def __init__(self) -> None:
+    self._received = ""
+    self._farewell: str | None = None
 
   def first(self) -> str:
-    """The name of the signal that has come, "" if none; all processes get the same answer."""
+    """Returns the name of the first signal, the same in all processes; "" if there is none."""
     return next(filter(None, agreement.gather(self._received)), "")
 
   @contextlib.contextmanager
   def nothing_to_save(self, farewell: str) -> Iterator[None]:
-    """A block in which the first signal ends the process, after a line that says `farewell`.
+    """Runs a block in which the first signal ends the process, after it prints `farewell`.
 
-    Compiled code keeps Python from handling a signal for as long as it runs; here it ends all the
-    same. Several processes have to agree before one ends: there the block changes nothing.
+    Python handles no signal while compiled code or the compiler runs. In the block the process ends
+    nevertheless. With several processes the block changes nothing, because they have to agree
+    before one ends.
     """
     self._farewell = farewell if jax.process_count() == 1 else None
     try:
@@ -38,14 +41,14 @@ class Requests:
     finally:
       self._farewell = None
 
-  def _receive(self, number, frame):
+  def _receive(self, number: int, frame: types.FrameType | None) -> None:
     self._received = signal.Signals(number).name
     for each in SIGNALS:
       if signal.getsignal(each) == self._receive:
         signal.signal(each, signal.SIG_DFL)
 
-  def _watch(self, wake):
-    # A thread of its own: Python's C handler writes the signal's number to `wake` at once.
+  def _watch(self, wake: socket.socket) -> None:
+    # Runs in its own thread. Python's C handler writes the signal's number to `wake` at once.
     while number := wake.recv(1):
       if number[0] in SIGNALS and (farewell := self._farewell):
         print(f"Stopped by {signal.Signals(number[0]).name}. {farewell}", flush=True)
@@ -55,7 +58,7 @@ class Requests:
 
 @contextlib.contextmanager
 def requests() -> Iterator[Requests]:
-  """Yields the `Requests` of a run; a signal that the process ignores (nohup) stays ignored."""
+  """Yields the `Requests` of a run. A signal that the process ignores (nohup) stays ignored."""
   found = Requests()
   wake, sender = socket.socketpair()
   sender.setblocking(False)

@@ -1,11 +1,11 @@
-"""Makes auto_attack.npz beside this file: a small network, images, each attack's outcome on each.
+"""Makes auto_attack.npz: a small network, images, and the outcome of each attack on each image.
 
     python tests/attacks/make_fixture.py
 
-The content is that of the reference's files in `benchmarks/auto_attack.py`, smaller: a two-layer
-network trained on the digits for some seconds, 60 test images, and which of them are robust after
-each attack alone and after all. Made once the attacks had been found equal to the reference; made
-again only where an attack is meant to change.
+The file is a small version of the reference's files in `benchmarks/auto_attack.py`: a two-layer
+network trained on the digits for some seconds, 60 test images, and the images that are robust after
+each attack alone and after all of them. It was made when the attacks had been found equal to the
+reference. Make it again only where an attack is meant to change.
 """
 
 import pathlib
@@ -56,7 +56,7 @@ def train():
 
 
 def outcomes(weights, images, labels, **options):
-  """{attack or "standard": [n] bool}, each attack alone, on all images that are right."""
+  """Robust images, bool [n], after each attack alone and after "standard"."""
 
   def run(version):
     return attacks.auto_attack(

@@ -1,6 +1,5 @@
-"""AutoAttack: closed forms; what must not matter does not; masked gradients; resumption; errors."""
+"""AutoAttack: closed forms, batch size and order, masked gradients, resumption, errors."""
 
-import importlib
 import importlib.util
 import os
 import pathlib
@@ -14,12 +13,13 @@ import numpy as np
 import pytest
 
 from sprout_jax import attacks
+from sprout_jax.attacks import auto_pgd
 from sprout_jax.attacks import slots
 
 KEY = jax.random.key(4)
 SHAPE = (6, 6, 1)
 # The models are functions of the module with the weights as arguments, and the batch sizes are few.
-# So the tests share their compiled programs, which are what takes time.
+# So the tests share their compiled programs: compilation takes most of the time.
 SLOTS = dict(batch_size=16, devices=jax.devices()[:2])
 
 
@@ -33,7 +33,7 @@ def linear_model(classes=5, seed=0):
 
 
 def interior(count, predict, seed=1):
-  """Images away from the box's edges, and the classes they get; a tenth of the labels is wrong."""
+  """Images away from the box's edges, with predicted labels, of which a tenth is changed."""
   images = np.random.default_rng(seed).uniform(0.4, 0.6, (count, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
   classes = np.asarray(predict(images)).shape[-1]
@@ -42,7 +42,7 @@ def interior(count, predict, seed=1):
 
 
 def distance_to_boundary(weights, images, labels, dual):
-  """The smallest perturbation that changes a linear model's class; negative where it is wrong."""
+  """Smallest perturbation that changes a linear model's class; negative where it is wrong."""
   logits = (images - 0.5).reshape(len(images), -1) @ weights
   found = np.full(len(labels), np.inf)
   for k in range(weights.shape[1]):
@@ -58,7 +58,7 @@ def _network(first, second, scale, images):
 
 
 def network(scale=1.0):
-  """A small network with two layers, whose logits are of a usual size; times `scale`."""
+  """A small network with two layers, and logits of a usual size times `scale`."""
   rng = np.random.default_rng(0)
   first, second = (rng.normal(size=shape).astype(np.float32) for shape in ((36, 32), (32, 5)))
   return jax.tree_util.Partial(_network, first, second, np.asarray(scale, np.float32))
@@ -102,13 +102,13 @@ def test_every_attack_alone_breaks_what_is_easy_and_never_what_is_impossible(nam
   )
   impossible, easy = distance > epsilon * 1.0001, distance < epsilon * 0.6
   assert result.robust[impossible].all()
-  # Square has no gradient: of a random direction only a part is left in L2.
+  # Square has no gradient: in L2 only a part of a random direction helps.
   assert not result.robust[distance < epsilon * (0.2 if name == "square" else 0.6)].any()
   assert impossible.any() and easy.any()
 
 
-def test_what_must_not_matter_does_not():
-  """Batch size, number of devices, order: the same outcome and (nearly) the same image each."""
+def test_batch_size_devices_and_order_do_not_matter():
+  """Every image has the same outcome and, up to rounding, the same adversarial image."""
   predict = network()
   images = np.random.default_rng(3).random((40, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
@@ -204,7 +204,7 @@ def test_killed_and_resumed_is_identical(tmp_path):
 
 @pytest.mark.parametrize("disguise", ["masked", "smoothed"])
 def test_a_disguised_model_is_broken_as_far_as_the_plain_one(disguise):
-  """Logits times 1e4 have no gradient in the cross-entropy; smoothing makes small logits."""
+  """Logits times 1e4 leave no gradient in the cross-entropy; times 0.01 they are small."""
   predict, disguised = network(), network({"masked": 1e4, "smoothed": 1e-2}[disguise])
   images = np.random.default_rng(3).random((30, *SHAPE)).astype(np.float32)
   labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
@@ -246,7 +246,7 @@ def test_few_classes(classes):
 
 
 def test_models_that_draw_random_numbers():
-  """Noise on the input: rand averages gradients over draws; other versions refuse."""
+  """Noise on the input: "rand" averages gradients over draws, other versions refuse the model."""
   predict = network()
 
   def noisy(images, keys):
@@ -258,13 +258,13 @@ def test_models_that_draw_random_numbers():
   options = dict(version="rand", devices=jax.devices()[:1])
   result = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.1, batch_size=16, **options)
   assert result.spec["attacks"]["apgd-ce"]["samples"] == 20 and result.robust.sum() < 8
-  # Draws go by the example: another batch size and order, the same outcomes.
+  # Draws depend on the example: another batch size and order give the same outcomes.
   order = np.random.default_rng(5).permutation(16)
   other = attacks.auto_attack(
     KEY, noisy, images[order], labels[order], epsilon=0.1, batch_size=5, indices=order, **options
   )
   np.testing.assert_array_equal(other.robust, result.robust[order])
-  # A hundred looks at fresh draws are no attack: at radius 0 (nearly) all stays as it was.
+  # Fresh draws alone are no attack: at radius 0 nearly all outcomes stay the same.
   still = attacks.auto_attack(KEY, noisy, images, labels, epsilon=0.0, batch_size=16, **options)
   clean = still.spec["clean"]["accuracy"]
   assert clean > 0.5 and still.spec["robust"]["accuracy"] >= clean - 2 / 16
@@ -349,7 +349,7 @@ def test_random_outputs_are_found_out():
 
 
 def test_gradients_and_outputs_that_are_not_finite_protect_no_one():
-  """A NaN in one pixel's gradient changes nothing; a model that answers NaN is wrong."""
+  """A NaN in one pixel's gradient changes nothing; an output that is NaN is wrong."""
   predict = network()
 
   @jax.custom_vjp
@@ -379,7 +379,7 @@ def test_gradients_and_outputs_that_are_not_finite_protect_no_one():
 
 
 def test_square_breaks_what_is_near_in_both_norms():
-  """Without gradients it must still find most of what lies well within the ball."""
+  """Without gradients it must still find most boundaries well within the ball."""
   weights, predict = linear_model()
   images, labels = interior(24, predict)
   for norm, dual, share in (("linf", 1, 0.5), ("l2", 2, 0.35)):
@@ -400,8 +400,7 @@ def test_square_breaks_what_is_near_in_both_norms():
 
 
 def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):
-  module = importlib.import_module("sprout_jax.attacks.apgd")  # the package's apgd is the function
-  monkeypatch.setattr(module, "project", lambda x, batch, norm: jnp.clip(x, 0, 1))
+  monkeypatch.setattr(auto_pgd, "project", lambda x, batch, norm: jnp.clip(x, 0, 1))
   _, predict = linear_model()
   images, labels = interior(4, predict)
   own = lambda x: predict(x)  # no program from before the change, and none left behind
@@ -410,7 +409,7 @@ def test_a_perturbation_beyond_epsilon_is_an_error(monkeypatch):
 
 
 def test_the_fixture_is_found_again():
-  """Another batch size and other programs than when it was made: the same outcomes per image."""
+  """Another batch size and other programs give the stored outcomes per image."""
   spec = importlib.util.spec_from_file_location(
     "make_fixture", pathlib.Path(__file__).with_name("make_fixture.py")
   )
@@ -422,7 +421,7 @@ def test_the_fixture_is_found_again():
     np.testing.assert_allclose(fixture.predict(weights, images), stored["logits"], atol=1e-4)
     found = fixture.outcomes(weights, images, labels, batch_size=30, devices=jax.devices()[:1])
     for name, robust in found.items():
-      # Rounding differs between versions and machines; an attack that differs fails by more.
+      # Rounding differs between versions and machines; another attack differs by more.
       assert (robust != stored[f"robust_{name}"]).sum() <= 1, name
       assert 10 < robust.sum() < 50
 
@@ -450,7 +449,7 @@ np.savez(sys.argv[3], robust=result.robust, images=result.images)
 
 
 def test_a_real_kill_loses_nothing(tmp_path):
-  """kill -9 in the middle of the first and of the second attack; then to the end."""
+  """`kill -9` during the first and during the second attack, then a call that finishes."""
 
   def run(state, limit):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py

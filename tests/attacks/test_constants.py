@@ -10,15 +10,15 @@ import scipy.optimize
 
 from sprout_jax import attacks
 from sprout_jax import losses
-from sprout_jax.attacks.apgd import apgd_attack
-from sprout_jax.attacks.apgd import checkpoints
 from sprout_jax.attacks.attack import Batch
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import ranked_targets
-from sprout_jax.attacks.fab import project_on_hyperplane
-from sprout_jax.attacks.square import pyramid
-from sprout_jax.attacks.square import side
-from sprout_jax.attacks.square import square_attack
+from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.auto_pgd import checkpoints
+from sprout_jax.attacks.fast_boundary import project_on_hyperplane
+from sprout_jax.attacks.squares import pyramid
+from sprout_jax.attacks.squares import side
+from sprout_jax.attacks.squares import square_attack
 
 KEY = jax.random.key(8)
 # Each is compiled as one program. Run operation by operation, they are many small programs.
@@ -40,7 +40,7 @@ pgd = jax.jit(
 )
 def test_apgd_checkpoints(num_steps, expected):
   found = checkpoints(num_steps)
-  if num_steps == 50:  # then windows of 6 and fewer go beyond the end
+  if num_steps == 50:  # then windows of 6 and fewer steps end after the last step
     assert found[:5] == expected and found[-1] <= 50
     assert np.diff(found).min() >= 3
   else:
@@ -82,7 +82,7 @@ def hyperplane(seed, reachable=True):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_on_a_hyperplane_against_scipy(norm, seed, sign):
-  """Smallest change within the box that reaches the plane: linear or quadratic programme."""
+  """The smallest change within the box that reaches the plane is a linear or quadratic program."""
   points, normal, offset, _ = hyperplane(seed)
   found = np.asarray(project(points, sign * normal, sign * offset, norm)).ravel()
   x, w, b = points.ravel().astype(float), normal.ravel().astype(float), float(offset[0])
@@ -121,7 +121,7 @@ def test_a_plane_beyond_the_box_is_approached_as_far_as_it_goes(norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_of_many_pixels_reaches_the_plane(norm):
-  """3,072 pixels, most of them at the box's faces: the iteration has converged."""
+  """The iteration converges for 3,072 pixels, most of them at the box's faces."""
   rng = np.random.default_rng(1)
   points = np.round(rng.random((8, 32, 32, 3))).astype(np.float32)
   points[:, :8] = rng.random((8, 8, 32, 3))
@@ -180,7 +180,7 @@ def square_batch(norm_epsilon=0.1, count=6, size=12):
 
 
 def compiled(attack, predict):
-  """(batch -> state, (batch, state, number of the step [batch]) -> state) as two programs."""
+  """The start and the step of an attack as two compiled programs."""
   return (jax.jit(functools.partial(fn, predict)) for fn in (attack.start, attack.step))
 
 
@@ -225,7 +225,7 @@ def test_pyramids_have_unit_norm_and_opposite_halves():
     values = pyramid(size)
     np.testing.assert_allclose(np.linalg.norm(values), 1, rtol=1e-6)
     assert (values[: size // 2] >= 0).all() and (values[size // 2 :] <= 0).all()
-    assert np.abs(values).max() == np.abs(values[:, size // 2]).max()  # the tops lie in the middle
+    assert np.abs(values).max() == np.abs(values[:, size // 2]).max()  # the peaks lie in the middle
 
 
 def test_fgsm_by_hand():
@@ -240,7 +240,7 @@ def test_fgsm_by_hand():
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_momentum_by_hand(keep):
-  """Gradients that change sign: momentum goes on where the gradient alone would turn back."""
+  """The gradient changes sign: momentum continues where the gradient alone would turn back."""
 
   def predict(x):  # raised by x up to 0.6, lowered beyond; never wrong
     value = x.mean((1, 2, 3))
@@ -249,7 +249,7 @@ def test_momentum_by_hand(keep):
   images, labels = np.full((1, 2, 2, 1), 0.5, np.float32), np.array([0])
   x, velocity, path = 0.5, 0.0, []
   for _ in range(3):
-    gradient = np.sign(0.6 - x) / 4 or 0.0  # of every pixel, divided by its L1 norm
+    gradient = np.sign(0.6 - x) / 4 or 0.0  # gradient of every pixel, divided by its L1 norm
     velocity = 0.9 * velocity + gradient
     x = x + 0.07 * np.sign(velocity)
     path.append(x)
@@ -326,15 +326,15 @@ def reviewed():
 @pytest.mark.parametrize(
   "raised, halved_before, improved, halves",
   [
-    (15, True, True, True),  # with this step's 16 of 22: at most 0.75 of the window
+    (15, True, True, True),  # with this step 16 of 22: at most 0.75 of the window
     (16, True, True, False),
     (16, False, True, False),
-    (16, False, False, True),  # not halved last time, and no better since
+    (16, False, False, True),  # not halved last time, and the best loss has not risen since
     (16, True, False, False),
   ],
 )
 def test_apgd_halves_its_step_at_a_checkpoint(reviewed, raised, halved_before, improved, halves):
-  """The 22nd step of 100, which raises the loss: the step size, and from where the run goes on."""
+  """Step 22 of 100, which raises the loss: the new step size, and the point it continues from."""
   start, advance = reviewed
   batch = square_batch(count=1, size=4)
   state = start(batch)
@@ -353,7 +353,7 @@ def test_apgd_halves_its_step_at_a_checkpoint(reviewed, raised, halved_before, i
   assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
   assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0
   # From -0.05, z = P(-0.05 + 0.2) = 0.1; three quarters of the way: 0.0625. Where the step is
-  # halved, the run goes on from its best point, which may be this one.
+  # halved, the run continues from its best point, which may be this one.
   moved = np.asarray(after["x"])
   if halves and not improved:
     np.testing.assert_allclose(moved, batch.images - 0.09, atol=1e-6)

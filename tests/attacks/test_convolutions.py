@@ -1,4 +1,4 @@
-"""Exchanged convolutions: sums written out in NumPy, JAX's own gradients, what must stay."""
+"""Exchanged convolutions against sums in NumPy and JAX's own gradients."""
 
 import gc
 import itertools
@@ -41,7 +41,7 @@ def convolve(images, kernel, strides=(1, 1), padding="SAME", layout=LAST, **opti
 
 
 def names(fn, *args):
-  """The jaxpr of a call, in which the names of the primitives can be looked for."""
+  """The jaxpr of a call as text, with the names of its primitives."""
   return str(jax.make_jaxpr(fn)(*args))
 
 
@@ -166,7 +166,7 @@ def test_gradients_inside(name):
 
 
 def test_while_loop():
-  """It has no gradient backwards; forwards it is that of JAX."""
+  """It has no reverse-mode gradient; the forward-mode gradient is that of JAX."""
   call = lambda x: lax.while_loop(lambda x: jnp.sum(x + step(x)) < 1e4, lambda x: 99 + step(x), x)
   exchanged = exchange_convolutions(call)
   text = names(exchanged, IMAGES)
@@ -177,7 +177,7 @@ def test_while_loop():
 
 
 def test_relu_at_zero_has_the_gradient_zero():
-  """It is a function with derivatives of its own; max(x, 0) alone would give 1/2."""
+  """jax.nn.relu has derivatives of its own; those of max(x, 0) would give 1/2."""
   call = lambda x: jax.nn.relu(convolve(x, KERNEL))
   zeros = jnp.zeros_like(IMAGES)
   gradient = jax.jit(jax.grad(lambda x: exchange_convolutions(call)(x).sum()))(zeros)
@@ -245,7 +245,7 @@ def test_attacks_compute_no_kernel_gradient():
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 3)])
 def test_higher_derivatives(strides):
-  """Forwards, forwards over backwards, and twice backwards, in images and kernel."""
+  """Forward, forward over reverse, and reverse over reverse, in images and kernel."""
   call = lambda x, kernel: jnp.sum(jnp.tanh(convolve(x, kernel, strides)) ** 2)
   given, tangents = (IMAGES, KERNEL), (draw(*IMAGES.shape, seed=3), draw(*KERNEL.shape, seed=4))
 
@@ -289,7 +289,7 @@ def test_vmap_is_a_loop(layout):
 
 
 def test_bfloat16():
-  """Sums of rounded numbers: within 1 % of those in float64, and of type bfloat16."""
+  """The result is bfloat16, within 1 % of the sums in float64."""
   images, kernel = (
     draw(2, 6, 6, 4, dtype=jnp.bfloat16),
     draw(3, 3, 4, 5, seed=1, dtype=jnp.bfloat16),
@@ -368,7 +368,7 @@ def test_modules_of_flax():
 
 
 def test_other_arguments():
-  """Random keys are traced; Python values stay what they are; NumPy's float64 becomes float32."""
+  """Random keys are traced, Python values do not change, NumPy's float64 becomes float32."""
   keys = jax.random.split(jax.random.key(0), len(IMAGES))
   exchanged = exchange_convolutions(PARTIAL)
   for args, kwargs in (((IMAGES, keys), {}), ((IMAGES.astype(np.float64),), {"double": True})):
@@ -378,7 +378,7 @@ def test_other_arguments():
 
 
 def test_the_same_function_is_compiled_once(caplog):
-  """Exchanged twice, it is the same function; called twice without jit, its programs are kept."""
+  """Two exchanges give equal functions, and calls without jit find the compiled programs again."""
   inner = jax.jit(step)
   outer = lambda x: inner(x)
   assert exchange_convolutions(outer) == exchange_convolutions(outer)
@@ -418,7 +418,7 @@ def test_split_over_devices():
   "name", ["small_cnn", "vgg16", "preact_resnet18", "wrn_16_1", "resnet50_cifar"]
 )
 def test_own_networks_have_nothing_to_exchange_on_a_cpu(name):
-  """Their convolutions are matmuls there: the program stays the same."""
+  """Their convolutions are matmuls there, so that the program stays the same."""
   model = models.create(name, num_classes=10, image_shape=(32, 32, 3))
   images = jnp.zeros((1, 32, 32, 3))
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
@@ -427,7 +427,7 @@ def test_own_networks_have_nothing_to_exchange_on_a_cpu(name):
 
 
 def test_own_network_with_plain_convolutions(monkeypatch):
-  """As on a GPU; the logits are equal to the bit, and PGD finds the same images."""
+  """With the convolutions of a GPU, logits are equal to the bit and PGD finds the same images."""
   plain = lambda *args, matmuls: layers_convolve(*args, matmuls=False)
   layers_convolve = layers.convolve
   monkeypatch.setattr(layers, "convolve", plain)
@@ -459,7 +459,7 @@ def test_own_network_with_plain_convolutions(monkeypatch):
 
 
 def test_pays_for_channels_first_images_in_a_loop():
-  """Ten times as fast and more, by measurement, on every version of JAX."""
+  """The exchange is at least ten times as fast, by measurement, on every version of JAX."""
   kernel = jnp.asarray(draw(16, 16, 3, 3))
 
   def predict(kernel, images):

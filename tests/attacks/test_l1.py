@@ -12,10 +12,10 @@ import scipy.optimize
 
 from sprout_jax import attacks
 from sprout_jax.attacks import norms
-from sprout_jax.attacks.apgd import apgd_attack
-from sprout_jax.attacks.fab import project_on_hyperplane
-from sprout_jax.attacks.square import pyramid
-from sprout_jax.attacks.square import side
+from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.fast_boundary import project_on_hyperplane
+from sprout_jax.attacks.squares import pyramid
+from sprout_jax.attacks.squares import side
 from tests.attacks.test_auto_attack import distance_to_boundary
 from tests.attacks.test_auto_attack import interior
 from tests.attacks.test_auto_attack import linear_model

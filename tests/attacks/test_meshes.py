@@ -1,4 +1,4 @@
-"""The attacks where `jax.set_mesh` has set a mesh: what they find without one."""
+"""Attacks under `jax.set_mesh` find the same images as without a mesh."""
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_mesh_that_is_set_changes_nothing(name):
-  """Weights on the mesh, images split over it or from the host; the axes of either kind."""
+  """Weights are on the mesh, images split over it or on the host; axes are of either kind."""
   right = ATTACKS[name](jax.tree_util.Partial(logits, WEIGHTS), IMAGES, LABELS)
   for kind in (AxisType.Explicit, AxisType.Auto):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=jax.devices()[:2])

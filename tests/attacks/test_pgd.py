@@ -9,8 +9,8 @@ from sprout_jax import attacks
 
 KEY = jax.random.key(3)
 SHAPE = (3, 4, 2)
-# One program per set of options and shapes. Run operation by operation, it is many small programs,
-# which are what takes time. `predict` is an argument, so that its weights are no constants.
+# One program per set of options and shapes: many small programs would take longer to compile.
+# `predict` is an argument, so that its weights are not constants.
 pgd = jax.jit(
   attacks.pgd,
   static_argnames=("num_steps", "norm", "loss", "start", "keep", "momentum", "num_restarts"),
@@ -68,7 +68,7 @@ def test_linear_model_equals_the_closed_form(norm, dual, loss):
 
 @pytest.mark.parametrize("norm, dual", [("linf", 1), ("l2", 2)])
 def test_confident_models_are_not_flattered(norm, dual):
-  """The closed form holds as well with logits times 400, whose margins are 100 and more."""
+  """The closed form also holds with logits times 400, whose margins are 100 and more."""
   weights, predict = linear_model()
   images = interior_images()
   labels = np.asarray(predict(images)).argmax(-1)
@@ -137,7 +137,7 @@ def test_outcome_does_not_depend_on_the_batch():
 
 
 def test_keeps_the_best_iterate():
-  """A step far too long leaves the adversarial region again; the best iterate is still found."""
+  """A step that is too long leaves the adversarial region; the best iterate is still returned."""
   center, width = 0.5, 0.02
 
   @jax.tree_util.Partial
@@ -176,7 +176,7 @@ def test_more_restarts_never_help_the_model():
   labels = np.asarray(predict(images)).argmax(-1)
 
   @jax.tree_util.Partial
-  def bumpy(x):  # gradients that mislead
+  def bumpy(x):  # gradients point the wrong way
     return predict(x + 0.02 * jnp.sin(200 * x))
 
   robust = [
@@ -251,8 +251,14 @@ def test_the_last_iterate_of_a_loss_of_ones_own_against_numpy(norm, start):
     (dict(norm="l0"), "choose one of: l1, l2, linf"),
     (dict(loss="hinge"), "choose one of: cross_entropy, dlr, margin"),
     (dict(num_restarts=0), "at least"),
-    (dict(num_restarts=2, start="clean"), "coincide"),
-    (dict(num_restarts=2, keep="last"), "lost"),
+    (
+      dict(num_restarts=2, start="clean"),
+      "from start=.clean. all restarts coincide; choose a random start",
+    ),
+    (
+      dict(num_restarts=2, keep="last"),
+      "with keep=.last. all but the last restart are lost; use keep=.best.",
+    ),
     (dict(start="corner"), "choose one of: clean, gaussian, uniform"),
     (dict(keep="first"), "choose one of: best, last"),
   ],

@@ -16,7 +16,7 @@ IMAGES = RNG.uniform(size=(16, 3, 3, 2)).astype(np.float32)
 
 
 def predict(images):
-  """Gradients that mislead: the loss falls again on the way."""
+  """A model whose loss falls again along the gradient's path."""
   bumpy = images - 0.5 + 0.03 * jnp.sin(90 * images)
   return jnp.tanh(bumpy.reshape(len(images), -1) @ FIRST) @ SECOND
 
@@ -33,8 +33,8 @@ def losses(logits):
 
 
 @pytest.mark.parametrize("norm, loss", [("linf", "margin"), ("l2", "cross_entropy")])
-def test_each_column_is_what_a_run_of_so_many_steps_finds(norm, loss):
-  """Beside the same path step by step, in NumPy but for the gradient."""
+def test_each_column_equals_a_run_of_so_many_steps(norm, loss):
+  """The same path step by step, in NumPy except for the gradient."""
   radius = {"linf": 0.06, "l2": 0.2}[norm]
   options = dict(epsilon=radius, step_size=radius / 3, num_steps=STEPS, norm=norm, loss=loss)
   indices = np.arange(20, 36)
@@ -76,14 +76,14 @@ def test_each_column_is_what_a_run_of_so_many_steps_finds(norm, loss):
 
 
 def fragile(images):
-  """Right at the grey image, and no number as soon as it moves by more than 0.01."""
+  """Right at the grey image, NaN where a pixel moves by more than 0.01."""
   far = jnp.abs(images - 0.5).max((1, 2, 3)) > 0.01
   clean = jnp.array([[2.0, 0.0]]) + 0 * images.sum((1, 2, 3))[:, None]
   return jnp.where(far[:, None], jnp.nan, clean)
 
 
 def test_outputs_that_are_no_numbers_are_wrong_and_found():
-  """The first class's label, which the argmax of NaNs would make right."""
+  """The label is class 0, which is the argmax of NaNs."""
   images, labels = np.full((3, 3, 3, 2), 0.5, np.float32), np.zeros(3, np.int32)
   options = dict(epsilon=0.1, step_size=0.02, num_steps=2)
   trace = attacks.pgd_trace(KEY, fragile, images, labels, **options)
@@ -93,7 +93,7 @@ def test_outputs_that_are_no_numbers_are_wrong_and_found():
 
 
 def test_a_finite_mistake_is_preferred_to_no_number():
-  """Wrong with numbers below 0.5, NaN above 0.6: of both, the point whose loss is a number."""
+  """Of a wrong finite output (below 0.5) and NaN (above 0.6), the finite one is returned."""
 
   def model(images):
     value = images.mean((1, 2, 3))

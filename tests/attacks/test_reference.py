@@ -1,6 +1,6 @@
-"""APGD and FAB against the outcomes of the reference implementation, where they are at hand.
+"""APGD and FAB against the outcomes of the reference implementation, where its files are present.
 
-All of it, on all images and with Square: `benchmarks/auto_attack.py parity`.
+For all attacks on 200 images of each network: `benchmarks/auto_attack.py parity`.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def one_function():
-  """Gives models that differ in their weights one function: they share compiled programs."""
+  """One function for models that differ in their weights only: they share compiled programs."""
   functions = {}
   return lambda predict: jax.tree_util.Partial(
     functions.setdefault("predict", predict.func), *predict.args

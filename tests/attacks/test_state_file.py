@@ -1,4 +1,4 @@
-"""The file in which auto_attack keeps its state: damaged, foreign, or on a full disk."""
+"""The state file of auto_attack: damaged, of another call, or on a full disk."""
 
 import pathlib
 import shutil
@@ -31,7 +31,7 @@ def attack(path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """A file that a whole call has left, and what that call found."""
+  """The file that a finished call left, and the result of that call."""
   path = tmp_path_factory.mktemp("state") / "finished.npz"
   result = attack(path)
   assert 0 < result.robust.sum() < 5
@@ -54,7 +54,7 @@ def test_a_file_that_is_no_state_is_named_with_what_to_do(finished, tmp_path):
     other_array.read_bytes(),
   ):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^auto_attack: .*damaged.npz .*delete it to begin anew"):
+    with pytest.raises(ValueError, match=r"^auto_attack: .*damaged.npz .*delete it to start again"):
       attack(path)
     assert path.read_bytes() == content  # it is the user's to delete
   with pytest.raises(ValueError, match="IsADirectoryError.*give another state_file"):
@@ -68,18 +68,18 @@ def test_a_whole_file_is_gone_on_with(finished, tmp_path):
 
 
 def test_a_changed_outcome_is_found_out(finished, tmp_path):
-  """A file with valid checksums of its own, in which one image has become robust."""
+  """The checksums of the zip file are valid, but one image has become robust."""
   with np.load(finished[0]) as stored:
     arrays = dict(stored)
   arrays["robust"] = np.ones(5, bool)
   path = tmp_path / "changed.npz"
   np.savez(path, **arrays)
-  with pytest.raises(ValueError, match=r"changed.npz is damaged: its digest does not fit"):
+  with pytest.raises(ValueError, match=r"changed.npz is damaged: its digest differs"):
     attack(path)
 
 
 def test_no_flipped_bit_is_taken_for_a_result(finished, tmp_path):
-  """Every bit that was tried is found out, or is none of the content (a time, a file mode)."""
+  """A flipped bit raises, or is outside of the content (a time, a file mode)."""
   whole, path = finished[0].read_bytes(), tmp_path / "flipped.npz"
   right, refused = resume._read(finished[0]), 0
   for bit in np.random.RandomState(1).permutation(8 * len(whole))[:400].tolist():

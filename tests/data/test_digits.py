@@ -98,7 +98,7 @@ def test_fraction_that_leaves_nothing(digits):
 
 
 def test_embedded_set_has_one_split():
-  with pytest.raises(UserError, match="one fixed split"):
+  with pytest.raises(UserError, match="has fixed splits"):
     data.load("digits", train_split="train[:50%]")
 
 
@@ -153,8 +153,8 @@ def _pixel(value):
     (dict(train=_split(GOOD.images[:3], GOOD.labels)), "3 images but 4 labels"),
     (dict(train=_split(GOOD.images[:0], GOOD.labels[:0])), "train split: it is empty"),
     (dict(test=_split(GOOD.images[:0], GOOD.labels[:0])), "test split: it is empty"),
-    (dict(test=_split(GOOD.images[:, :2], GOOD.labels)), r"\(2, 3, 1\) but those of train are"),
-    (dict(class_names=("a", "b")), "4 classes with 2 names"),
+    (dict(test=_split(GOOD.images[:, :2], GOOD.labels)), r"\(2, 3, 1\), but training images have"),
+    (dict(class_names=("a", "b")), "4 classes and 2 class names"),
     (dict(num_classes=1, class_names=("a",)), "expected at least 2 classes"),
   ],
 )

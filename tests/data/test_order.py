@@ -45,7 +45,10 @@ def test_far_steps_need_no_walk_from_the_start():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ((0, 0, 1, 10, 11), "batch_size is 11 with 10 training examples"),
+    (
+      (0, 0, 1, 10, 11),
+      "batch_size is 11; it must be from 1 to 10, the number of training examples",
+    ),
     ((0, 0, 1, 10, 0), "batch_size is 0"),
     ((-1, 0, 1, 10, 5), "seed is -1"),
     ((0, -1, 1, 10, 5), "first_step is -1"),

@@ -155,7 +155,7 @@ def test_other_sets_need_tensorflow(tmp_path, monkeypatch):
 
 def test_directory_that_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="give a directory to write in"):
+  with pytest.raises(UserError, match="give a writable folder as data_dir"):
     prepare.prepare("cifar10", tmp_path / "file" / "below")
 
 

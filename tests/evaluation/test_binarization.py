@@ -10,7 +10,7 @@ import pytest
 
 from sprout_jax import attacks
 from sprout_jax.evaluation import binarization
-from sprout_jax.evaluation.noise import noise
+from sprout_jax.evaluation.noise import random_noise
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.results.checks import BINARIZATION_SHARE
 from tests.evaluation import subjects
@@ -116,7 +116,7 @@ def test_confident_features_do_not_fail():
 
 
 def test_noise_as_an_attack_is_the_baseline():
-  attack = functools.partial(noise, num_draws=binarization.NUM_RANDOM)
+  attack = functools.partial(random_noise, num_draws=binarization.NUM_RANDOM)
   _, share, by_noise = found(make(), attack)
   assert 0 < share < 1 and abs(share - by_noise) < 0.35
 

@@ -1,18 +1,18 @@
-"""calibration: three images by hand; a classifier whose calibration error is known."""
+"""calibration_errors: three images by hand; a classifier whose calibration error is known."""
 
 import json
 
 import numpy as np
 import pytest
 
-from sprout_jax.evaluation.calibration import calibration
+from sprout_jax.evaluation.calibration import calibration_errors
 from tests.evaluation import subjects
 
 
 def test_three_images_by_hand():
   """Confidences 0.8 (right), 0.8 (wrong), 0.5 (right), in three bins of a third each."""
   probabilities = np.array([[0.8, 0.2], [0.2, 0.8], [0.5, 0.5]])
-  found = calibration(np.log(probabilities) + 3.0, [0, 0, 0], num_bins=3)
+  found = calibration_errors(np.log(probabilities) + 3.0, [0, 0, 0], num_bins=3)
   np.testing.assert_allclose(found["ece"], (2 * abs(0.5 - 0.8) + 1 * abs(1 - 0.5)) / 3)
   np.testing.assert_allclose(found["nll"], -(np.log(0.8) + np.log(0.2) + np.log(0.5)) / 3)
   np.testing.assert_allclose(found["brier"], (2 * 0.2**2 + 2 * 0.8**2 + 2 * 0.5**2) / 3)
@@ -27,9 +27,9 @@ def test_three_images_by_hand():
 def test_bins_are_open_below_and_closed_above():
   """A confidence on an edge belongs to the bin below it; 1 to the last."""
   logits = np.array([[0.0, 0.0], [0.0, 1000.0]])  # confidences 1/2 and 1
-  counts = [b["count"] for b in calibration(logits, [0, 1], num_bins=2)["bins"]]
+  counts = [b["count"] for b in calibration_errors(logits, [0, 1], num_bins=2)["bins"]]
   assert counts == [1, 1]
-  assert calibration(logits[:1], [0], num_bins=4)["bins"][1]["count"] == 1
+  assert calibration_errors(logits[:1], [0], num_bins=4)["bins"][1]["count"] == 1
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1])
@@ -40,7 +40,7 @@ def test_a_classifier_with_a_known_error(shift):
   p = rng.uniform(0.62, 0.98, count)
   right = rng.random(count) < p - shift
   logits = np.stack([np.log(p / (1 - p)), np.zeros(count)], -1)
-  found = calibration(logits, np.where(right, 0, 1))
+  found = calibration_errors(logits, np.where(right, 0, 1))
   np.testing.assert_allclose(found["ece"], shift, atol=4e-3)
   q = p - shift
   brier = np.mean(2 * (q * (1 - p) ** 2 + (1 - q) * p**2))
@@ -50,7 +50,7 @@ def test_a_classifier_with_a_known_error(shift):
 
 
 def test_confident_logits_do_not_overflow():
-  found = calibration([[1e4, 0.0], [0.0, 1e4]], [0, 0])
+  found = calibration_errors([[1e4, 0.0], [0.0, 1e4]], [0, 0])
   np.testing.assert_allclose([found["nll"], found["ece"], found["brier"]], [5e3, 0.5, 1])
 
 
@@ -65,7 +65,7 @@ def test_confident_logits_do_not_overflow():
 )
 def test_wrong_input_is_refused(logits, labels, message):
   with pytest.raises(ValueError, match=message):
-    calibration(logits, labels)
+    calibration_errors(logits, labels)
 
 
 def test_numbers_of_a_subject():
@@ -73,7 +73,7 @@ def test_numbers_of_a_subject():
   subject, margin, _ = subjects.two_classes()
   found = subjects.measure("calibration", subject, calibration={"num_bins": 4})
   logits = np.stack([margin, 0 * margin], -1)  # the same probabilities, the label first
-  expected = calibration(logits, np.zeros(37, int), num_bins=4)
+  expected = calibration_errors(logits, np.zeros(37, int), num_bins=4)
   by = {number.metric: (number.value, number.unit) for number in found.numbers}
   for metric, name, unit in (
     ("expected_calibration_error", "ece", "share"),

@@ -151,7 +151,9 @@ def test_auto_attack_continues_within_an_attack(results, tmp_path, monkeypatch):
   )
   first = run()
   assert [path.name for path in memo.folder.iterdir()] == [f"epsilon-{EPSILON!r}.npz"]
-  monkeypatch.setattr("sprout_jax.attacks.slots.run", lambda *args: pytest.fail("attacked again"))
+  monkeypatch.setattr(
+    "sprout_jax.attacks.slots.attack_examples", lambda *args: pytest.fail("attacked again")
+  )
   (number,) = run().numbers
   np.testing.assert_array_equal(number.outcomes, first.numbers.first().outcomes)
 
@@ -204,7 +206,9 @@ def test_of_two_classes_there_is_no_dlr():
   subject, _, _ = subjects.two_classes()
   found = subjects.measure("strength", subject, strength=dict(steps=(2,), restarts=(1,)))
   assert found.numbers.values("loss") == ["cross_entropy", "margin"]
-  assert found.notes == ("The DLR loss needs 3 classes. There are 2: it was not run.",)
+  assert found.notes == (
+    "PGD with the DLR loss was not measured: it needs 3 classes, there are 2.",
+  )
 
 
 def test_noise_is_weaker_than_attacks_and_at_radius_0_nothing(results):
@@ -327,7 +331,7 @@ def test_corrupted_images_that_are_prepared():
   wrong = np.zeros((40, 9, 9, 1), np.float32), whole.labels
   with pytest.raises(UserError, match="origin=computed"):
     evaluate(lambda name, severity: wrong)
-  with pytest.raises(UserError, match="no prepared set is known"):
+  with pytest.raises(UserError, match="there is no prepared set"):
     evaluate(None)
 
 

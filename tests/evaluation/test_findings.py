@@ -108,7 +108,7 @@ def test_smoothed_labels_and_noise_look_robust_to_pgd_with_one_start():
   (gap,) = [finding for finding in found if finding.check == "gap"]
   np.testing.assert_allclose(gap.value, 100 * (pgd.value - ensemble.value))
   assert gap.value > 10 and gap.is_about(pgd) and not gap.is_about(ensemble)
-  assert "quote the number of AutoAttack" in gap.text
+  assert "Report the accuracy under AutoAttack." in gap.text
   # Its neighbour without smoothing has no such gap.
   found, _ = measure(("pgd", "auto_attack"), train(natural), num_restarts=1)
   assert "gap" not in failed(found)
@@ -119,8 +119,8 @@ def test_a_model_behind_rounding_has_no_gradients_and_is_found_out():
   found, numbers = measure(("pgd", "sanity", "auto_attack"), rounded, num_restarts=1)
   assert failed(found) >= {"gradients", "black_box", "large_radius", "square", "gap"}
   texts = " ".join(finding.text for finding in found)
-  assert "zero for cross_entropy in 100.0%" in texts and "Square broke" in texts
-  assert "gradients are probably masked" in texts
+  assert "zero for cross_entropy in 100.0%" in texts and "Square lowers the accuracy by" in texts
+  assert "The gradients are probably masked." in texts
   pgd = numbers.first(evaluation="pgd", epsilon=EPSILON)
   assert {f.check for f in found if f.is_about(pgd) and not f.passed} >= {"gradients", "gap"}
 

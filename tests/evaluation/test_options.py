@@ -131,9 +131,9 @@ def test_descriptions_say_the_range_or_the_choices():
 @pytest.mark.parametrize(
   "annotation, default, message",
   [
-    (int, 1, "option number is not Annotated"),
-    (Annotated[int, "no option"], 1, "option number is not Annotated"),
-    (options.NumSteps, inspect.Parameter.empty, "has no default and is none of SHARED"),
+    (int, 1, "option number must be annotated Annotated"),
+    (Annotated[int, "no option"], 1, "option number must be annotated Annotated"),
+    (options.NumSteps, inspect.Parameter.empty, "has no default and is not in SHARED"),
   ],
 )
 def test_a_fault_of_a_function_is_named(annotation, default, message):

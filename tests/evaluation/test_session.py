@@ -80,8 +80,10 @@ def brightness(monkeypatch):
   return counting
 
 
-def run(workdir, names=("brightness",), subject=None, identity=("weights",), say=print, **changes):
-  return session.run(
+def measure(
+  workdir, names=("brightness",), subject=None, identity=("weights",), say=print, **changes
+):
+  return session.measure(
     subject or subjects.make(),
     names,
     subjects.settings(**changes),
@@ -143,17 +145,20 @@ def test_a_throw_away_evaluation_is_everywhere(brightness, tmp_path, capsys):
 @pytest.mark.parametrize(
   "change, is_other",
   [
-    (lambda run: run(brightness=dict(threshold=0.4)), True),
-    (lambda run: run(seed=1), True),
-    (lambda run: run(identity=["other weights"]), True),
-    (lambda run: run(version=2), True),
-    (lambda run: run(numerics={"device": "TPU v9"}), True),
-    (lambda run: run(numerics={"matmul_precision": "default"}), True),
-    (lambda run: run(epsilon=0.5), False),  # no option of this evaluation
-    (lambda run: run(noise=dict(num_draws=1)), False),
-    (lambda run: run(subject=subjects.make(batch_size=8, class_names=("x", "y", "z"))), False),
-    (lambda run: run(jax="1.2.3"), False),
-    (lambda run: run(title="renamed"), False),
+    (lambda measure: measure(brightness=dict(threshold=0.4)), True),
+    (lambda measure: measure(seed=1), True),
+    (lambda measure: measure(identity=["other weights"]), True),
+    (lambda measure: measure(version=2), True),
+    (lambda measure: measure(numerics={"device": "TPU v9"}), True),
+    (lambda measure: measure(numerics={"matmul_precision": "default"}), True),
+    (lambda measure: measure(epsilon=0.5), False),  # no option of this evaluation
+    (lambda measure: measure(noise=dict(num_draws=1)), False),
+    (
+      lambda measure: measure(subject=subjects.make(batch_size=8, class_names=("x", "y", "z"))),
+      False,
+    ),
+    (lambda measure: measure(jax="1.2.3"), False),
+    (lambda measure: measure(title="renamed"), False),
   ],
 )
 def test_what_is_measured_again(brightness, tmp_path, monkeypatch, change, is_other):
@@ -168,9 +173,9 @@ def test_what_is_measured_again(brightness, tmp_path, monkeypatch, change, is_ot
     monkeypatch.setattr(subject_lib, "numerics", lambda: dict(other))
     if jax is not None:
       monkeypatch.setattr("importlib.metadata.version", lambda package: jax)
-    return run(tmp_path, **changes)
+    return measure(tmp_path, **changes)
 
-  run(tmp_path)
+  measure(tmp_path)
   changed()
   assert brightness.computed == ["dark", "light"]
   change(changed)
@@ -183,9 +188,9 @@ def test_what_is_measured_again(brightness, tmp_path, monkeypatch, change, is_ot
   "context", [lambda: jax.enable_x64(True), lambda: jax.default_prng_impl("rbg")]
 )
 def test_another_precision_or_generator_is_another_measurement(brightness, tmp_path, context):
-  run(tmp_path)
+  measure(tmp_path)
   with context():
-    run(tmp_path)
+    measure(tmp_path)
   assert len(brightness.computed) == 4
 
 
@@ -229,7 +234,7 @@ from tests.evaluation import subjects, test_session
 
 assert sprout_jax.__file__.startswith(sys.argv[1]), sprout_jax.__file__
 names = ("calibration", "noise")
-test_session.run(sys.argv[2], names, subjects.make(), ("weights",))
+test_session.measure(sys.argv[2], names, subjects.make(), ("weights",))
 """
 
 
@@ -238,8 +243,8 @@ def test_a_comment_in_the_sources_measures_nothing_again(tmp_path):
   workdir, copy = tmp_path / "run", tmp_path / "copy"
   root = pathlib.Path(sprout_jax.__file__).parents[1]
   said = []
-  run(workdir, ("calibration", "noise"), say=said.append)
-  assert said[0].startswith("calibration (1 of 2)") and "is there already" not in " ".join(said)
+  measure(workdir, ("calibration", "noise"), say=said.append)
+  assert said[0].startswith("calibration (1 of 2)") and "already measured" not in " ".join(said)
   for part in ("sprout_jax", "tests"):
     ignored = shutil.ignore_patterns("__pycache__", "configs")
     shutil.copytree(root / part, copy / part, ignore=ignored)
@@ -255,32 +260,32 @@ def test_a_comment_in_the_sources_measures_nothing_again(tmp_path):
     env={"PATH": "", "PYTHONPATH": str(copy)},
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines() == ["calibration: is there already", "noise: is there already"]
+  assert done.stdout.splitlines() == ["calibration: already measured", "noise: already measured"]
 
 
 # Kills and damage.
 
 
 def test_killed_and_continued(brightness, tmp_path):
-  expected = run(tmp_path / "whole")
+  expected = measure(tmp_path / "whole")
   brightness.computed.clear()
   brightness.kill_after = 1
   with pytest.raises(Killed):
-    run(tmp_path)
+    measure(tmp_path)
   (partial,) = (tmp_path / "evaluation").glob("*.partial.jsonl")
   assert len(partial.read_text().splitlines()) == 1 and brightness.computed == ["dark"]
   brightness.kill_after = 99
-  found = run(tmp_path)
+  found = measure(tmp_path)
   assert brightness.computed == ["dark", "light"] and not partial.exists()
   assert [n.value for n in found.numbers] == [n.value for n in expected.numbers]
-  run(tmp_path)
+  measure(tmp_path)
   assert len(brightness.computed) == 2
 
 
 def test_a_kill_leaves_the_results_of_what_was_finished(brightness, tmp_path):
   brightness.kill_after = 0
   with pytest.raises(Killed):
-    run(tmp_path, ("calibration", "brightness"))
+    measure(tmp_path, ("calibration", "brightness"))
   found = results_lib.read(tmp_path)
   assert found.stored.keys() == {"calibration"} and found.clean.value == 0.9
 
@@ -294,7 +299,7 @@ def change_a_digit(path):
 
 @pytest.mark.parametrize("damage", [change_a_digit, lambda path: path.write_text('{"numbers": [')])
 def test_a_damaged_file_is_named_set_aside_and_measured_again(brightness, tmp_path, damage):
-  whole = run(tmp_path)
+  whole = measure(tmp_path)
   path = stored_file(tmp_path)
   before = path.read_text()
   damage(path)
@@ -302,7 +307,7 @@ def test_a_damaged_file_is_named_set_aside_and_measured_again(brightness, tmp_pa
   with pytest.warns(
     UserWarning, match=rf"{path.name}.*{path.name}.damaged; brightness is measured again"
   ):
-    found = run(tmp_path)
+    found = measure(tmp_path)
   assert path.with_name(path.name + ".damaged").read_text() == damaged
   assert brightness.computed == 2 * ["dark", "light"]
   # No changed digit has come through.
@@ -313,25 +318,25 @@ def test_a_damaged_file_is_named_set_aside_and_measured_again(brightness, tmp_pa
 
 def test_a_damaged_file_of_another_evaluation_does_not_reach_results_json(brightness, tmp_path):
   """It is not measured again in this call, and not in results.json."""
-  run(tmp_path)
+  measure(tmp_path)
   change_a_digit(stored_file(tmp_path))
   with pytest.warns(UserWarning, match="its digest does not match"):
-    found = run(tmp_path, ("calibration",))
+    found = measure(tmp_path, ("calibration",))
   assert found.stored.keys() == {"calibration"}
   assert "brightness" not in json.loads((tmp_path / "results.json").read_text())["evaluations"]
 
 
 def test_a_damaged_piece_is_named_and_measured_again(brightness, tmp_path):
-  whole = run(tmp_path / "whole")
+  whole = measure(tmp_path / "whole")
   brightness.computed.clear()
   brightness.kill_after = 1
   with pytest.raises(Killed):
-    run(tmp_path)
+    measure(tmp_path)
   (partial,) = (tmp_path / "evaluation").glob("*.partial.jsonl")
   change_a_digit(partial)
   brightness.kill_after = 99
   with pytest.warns(UserWarning, match=rf"line 1 of .*{partial.name} is damaged"):
-    found = run(tmp_path)
+    found = measure(tmp_path)
   assert brightness.computed == ["dark", "dark", "light"]
   assert [n.value for n in found.numbers] == [n.value for n in whole.numbers]
 
@@ -355,7 +360,7 @@ def raises(*args, **kwargs):
 def test_findings_are_derived_again_without_a_model(brightness, tmp_path, monkeypatch):
   monkeypatch.setitem(EVALUATIONS, "pgd", Evaluation(rising, 1, "rising"))
   names = ("pgd", "brightness")
-  first = run(tmp_path, names)
+  first = measure(tmp_path, names)
   assert [(f.check, f.passed) for f in first.findings] == [("monotone", False)]
   path = tmp_path / "results.json"
   before = json.loads(path.read_text())
@@ -364,19 +369,19 @@ def test_findings_are_derived_again_without_a_model(brightness, tmp_path, monkey
   subject = subjects.make()
   broken = dataclasses.replace(subject, predict=subject_lib.as_pytree(raises), _known={})
   monkeypatch.setattr(Subject, "map", raises)
-  run(tmp_path, names, broken)
+  measure(tmp_path, names, broken)
   assert json.loads(path.read_text()) == before
   # A new check and a new wording measure nothing either.
   renamed = dataclasses.replace(checks.CHECKS["monotone"], derive=lambda evidence: [finding])
   finding = checks.Finding("monotone", True, 1.0, 2.0, "A new wording.", ({"evaluation": "pgd"},))
   monkeypatch.setitem(checks.CHECKS, "monotone", renamed)
-  found = run(tmp_path, names, broken)
+  found = measure(tmp_path, names, broken)
   assert [f.text for f in found.findings] == ["A new wording."]
   assert json.loads(path.read_text())["findings"][0]["text"] == "A new wording."
 
 
 def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(brightness, tmp_path):
-  found = run(tmp_path, ("transfer", "brightness"), transfer=dict(sources=()))
+  found = measure(tmp_path, ("transfer", "brightness"), transfer=dict(sources=()))
   assert found.failed.keys() == {"transfer"} and "give sources" in found.failed["transfer"]
   assert found.stored.keys() == {"brightness"} and brightness.computed
   assert results_lib.read(tmp_path).failed == found.failed
@@ -384,12 +389,12 @@ def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(brightness, t
 
 def test_an_earlier_results_json_with_other_numbers_is_kept(brightness, tmp_path):
   said = []
-  run(tmp_path, say=said.append)
+  measure(tmp_path, say=said.append)
   first = (tmp_path / "results.json").read_text()
-  run(tmp_path, ("calibration", "brightness"), say=said.append)
+  measure(tmp_path, ("calibration", "brightness"), say=said.append)
   assert not (tmp_path / "results_previous.json").exists()  # nothing was lost
   second = (tmp_path / "results.json").read_text()
-  run(tmp_path, brightness=dict(threshold=0.4), say=said.append)
+  measure(tmp_path, brightness=dict(threshold=0.4), say=said.append)
   assert said.count("the earlier results.json is now results_previous.json") == 1
   assert (tmp_path / "results_previous.json").read_text() == second != first
 
@@ -415,8 +420,8 @@ def call(tmp_path, **changes):
     (dict(num_steps=-1), "evaluate.num_steps is -1"),
     (dict(epsilon=8), "evaluate.epsilon is 8, .* did you mean 8/255"),
     (dict(epsilons=(0.1, 2.0)), "evaluate.epsilons is 2, but pixels are in"),
-    (dict(epsilons=(0.2, 0.1)), "must be different and ascend"),
-    (dict(class_names=("a", "b")), "2 class_names for 4 classes"),
+    (dict(epsilons=(0.2, 0.1)), "must be distinct and ascending"),
+    (dict(class_names=("a", "b")), "class_names has 2 entries; expected one for each of the 4"),
     (dict(loss="dlrr"), "evaluate.loss is 'dlrr'; choose one of"),
     (dict(predict=lambda x: jnp.ones((len(x), 4)) / 4), "probabilities"),
   ],

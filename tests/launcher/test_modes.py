@@ -85,10 +85,10 @@ def test_single_values_are_read_as_what_they_are(key, text, value):
 @pytest.mark.parametrize(
   "key, text, message",
   [
-    ("seed", "1.5", "--config.seed=1.5: expected a int"),
-    ("optimizer.nesterov", "maybe", "expected a bool"),
-    ("optimizer.learning_rate", "1/0", "expected a float"),
-    ("evaluation.epsilons", "0.1,x", "a list of values, e.g. 1,2"),
+    ("seed", "1.5", "--config.seed is '1.5'; expected an integer"),
+    ("optimizer.nesterov", "maybe", "is 'maybe'; expected true or false"),
+    ("optimizer.learning_rate", "1/0", "is '1/0'; expected a number"),
+    ("evaluation.epsilons", "0.1,x", "expected values separated by commas, e.g. 1,2"),
     ("method", "trades", "--config FILE:method=trades"),
     ("evaluation", "pgd", "is a section"),
     ("seed.more", "1", "config.seed has no key 'more'"),

@@ -1,8 +1,8 @@
 """One training step of every method on a linear model, against NumPy in float64.
 
-The reference computes what each method trains on from its definition, the loss from that, and the
-loss's gradient by central differences. With plain SGD at rate 1 the step's gradient is the change
-of the parameters.
+The reference computes each method's images and labels from its definition, the loss from them, and
+the loss's gradient by central differences. With plain SGD at rate 1 the gradient is the change of
+the parameters.
 """
 
 import jax
@@ -97,7 +97,9 @@ def stable(ref):
   keys = jax.vmap(lambda i: jax.random.fold_in(ref.key_attack, i))(jnp.arange(16))
   noise = jax.vmap(lambda key: jax.random.normal(key, (8, 8, 1)))(keys)
   x = ref.x + 0.1 * np.asarray(noise).reshape(16, 64)
-  y = 0.6 * ref.y + 0.4 * softmax(ref.logits(ref.x))  # of the step's weights: a constant
+  y = 0.6 * ref.y + 0.4 * softmax(
+    ref.logits(ref.x)
+  )  # at the step's weights, which are constant here
   return lambda kernel: ref.cross_entropy(x, y, kernel)
 
 
@@ -114,7 +116,7 @@ def fast(ref):
 def trades(ref):
   clean = ref.logits(ref.x)
 
-  def gradient(x):  # of KL(p || softmax(z)) with respect to z: softmax(z) - p
+  def gradient(x):  # gradient of KL(p || softmax(z)) with respect to z: softmax(z) - p
     return (softmax(ref.logits(x)) - softmax(clean)) @ ref.kernel.T
 
   x = ref.climb(ref.uniform_start(0.1), gradient, 0.1, 0.03, 5)
@@ -276,7 +278,7 @@ def test_loss_and_gradient_of_one_step(reference):
 
 
 def test_free_replays_by_hand():
-  """Three replays: each steps the weights and the perturbation by the gradients of one pass."""
+  """Each of three replays moves the weights and the perturbation by the gradients of one pass."""
   config = make_config(
     PLAIN | {"method.epsilon": 0.1, "method.replays": 3, "optimizer.learning_rate": 0.5}, "free"
   )
@@ -292,7 +294,7 @@ def test_free_replays_by_hand():
       z = moved @ kernel + bias
       d_logits = (softmax(z) - y) / 16
       d_x = (d_logits @ kernel.T) * ((x + delta > 0) & (x + delta < 1))
-      # At a bound exactly, jnp.clip passes half of the gradient on: the sign is the same.
+      # Exactly at a bound, jnp.clip passes half of the gradient: the sign is the same.
       d_x = np.where((x + delta == 0) | (x + delta == 1), d_logits @ kernel.T, d_x)
       loss = -(y * log_softmax(z)).sum(-1).mean()
       kernel, bias = kernel - 0.5 * moved.T @ d_logits, bias - 0.5 * d_logits.sum(0)
@@ -341,7 +343,7 @@ def test_awp_takes_the_gradient_at_perturbed_weights(method, parallelism, device
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_batch_norm_in_attacks(mode):
-  """The passes of probes and penalties normalise as the option says."""
+  """Probes and penalties use the batch norm that the option names."""
   seen = []
 
   def apply(x, train):

@@ -34,17 +34,17 @@ def test_every_row_of_every_table_is_here():
 
 @pytest.mark.parametrize("row", TABLE, ids="-".join)
 def test_devices_parallelism_and_repetition_do_not_matter(row):
-  """1 device = 8 devices, jit = pmap; with crops, flips, random starts and labels drawn.
+  """1 device equals 8, and jit equals pmap, with crops, flips, random starts and drawn labels.
 
-  Linf attacks step by the sign of a gradient: where rounding flips one, a pixel differs by as much
-  as a step, and the parameters by far more than by rounding alone. On these minibatches none flips.
+  Linf attacks step by the sign of a gradient. Where rounding flips a sign, a pixel differs by a
+  whole step, and the parameters by more than rounding. On these minibatches no sign flips.
   """
   overrides = {"dataset.crop_padding": 1, "dataset.flip": True, "ema_decay": 0.9}
   runs = {}
   for parallelism, devices in (("jit", 1), ("jit", 8), ("pmap", 8)):
     config = config_of(row, parallelism=parallelism, **overrides)
     if row[0] == "sprout" and row[2] != "none":
-      config.method.draw = "mean"  # compiling the draw five times over is most of this file's time
+      config.method.draw = "mean"  # compiling the draw five times takes most of this file's time
     _, first, *runs[parallelism, devices] = stepping.run_steps(config, stepping.Mlp(), 2, devices)
   state, metrics = runs["jit", 1]
   chex.assert_tree_all_finite((state, metrics))
@@ -77,7 +77,7 @@ def test_the_key_determines_what_is_drawn(row):
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row[2] == "none"], ids="-".join)
 def test_images_and_soft_labels_of_the_vicinity(row):
-  """Shapes stay; labels sum to 1, also those that the loss makes: it is linear in them."""
+  """Shapes do not change; labels sum to 1, also those in the loss, which is linear in them."""
   method = stepping.make_recipe(config_of(row), stepping.Linear()).method
   images, labels = stepping.minibatch()
   labels = jax.nn.one_hot(labels, 10)
@@ -137,7 +137,7 @@ def test_limits_are_natural_training(row):
 
 
 def test_awp_without_a_perturbation_is_the_plain_step():
-  """gamma = 0 is off; a tiny one changes nothing visible, a large one does."""
+  """gamma = 0 is off; a tiny gamma changes nothing visible, a large one does."""
   runs = [
     stepping.run_steps(config_of(("pgd", "paper", "none"), awp_gamma=gamma), stepping.Mlp())[
       2
@@ -150,7 +150,7 @@ def test_awp_without_a_perturbation_is_the_plain_step():
 
 
 def test_an_adversary_with_a_pass_of_its_own_needs_neither_penalty_nor_awp():
-  """released: beta ascends on the cross-entropy of the clean batch, whatever the model carries."""
+  """ "released": beta ascends on the cross-entropy of the clean batch, without penalty and AWP."""
   betas = []
   for penalty, gamma in (("none", 0.0), ("gradient_norm", 0.1)):
     config = stepping.make_config(

@@ -1,4 +1,4 @@
-"""SPROUT's method: sampled against closed form, its ingredients, its limits, its options."""
+"""SPROUT: sampled labels against the closed form, its ingredients, its options."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def test_average_of_sampled_gradients_is_the_closed_form(concentration, label_dr
   exact = np.asarray(gradient(mean, KEY))
   error = draws.std(0) / np.sqrt(len(draws))
   np.testing.assert_array_less(np.abs(draws.mean(0) - exact), 5 * error + 1e-6)
-  assert (5 * error[:4] < np.abs(exact[:4]).max()).all()  # a zero gradient would not pass
+  assert (5 * error[:4] < np.abs(exact[:4]).max()).all()  # a gradient of zero fails here
 
 
 def test_two_draws_differ_from_one_but_have_the_same_mean():
@@ -76,7 +76,7 @@ def test_two_draws_differ_from_one_but_have_the_same_mean():
     two.vicinity(KEY, images, labels, adversary)[1],
     atol=1e-6,
   )
-  # Of one class only, so that the partner does not matter: at lambda near 1/2, mixing two
+  # All labels are of one class, so that the partner does not matter: at lambda near 1/2, mixing two
   # independent draws halves the variance.
   labels = jnp.broadcast_to(labels[:1], labels.shape)
   keys, spread = jax.random.split(KEY, 500), []

@@ -1,4 +1,4 @@
-"""What convolution is, by SciPy."""
+"""Convolution by SciPy, as a reference."""
 
 import numpy as np
 from scipy import signal

@@ -37,7 +37,9 @@ def test_equals_xla_in_value_and_gradients(kernel_size, strides, channels):
     expected = correlate(images, kernel, strides, padding)
     cases.append((padding, images, expected, draw(*expected.shape)))
 
-  @partial(jax.jit, static_argnums=0)  # all cases in one program: compiling is what takes time
+  @partial(
+    jax.jit, static_argnums=0
+  )  # all cases in one program: compilation takes most of the time
   def run(matmuls):
     results = []
     for padding, images, _, weights in cases:
@@ -108,7 +110,7 @@ def test_each_shape_has_its_form(size, channels, strides, expected):
   ],
 )
 def test_fewer_multiplications_are_exact_on_whole_numbers(size, padding):
-  """The transformations only add, and halve sums of two or three weights."""
+  """The transformations only add, and halve sums of two or three weights: no rounding."""
   rng = np.random.default_rng(3)
   images = rng.integers(-4, 5, (2, *size, 9)).astype(np.float32)
   kernel = rng.integers(-4, 5, (3, 3, 9, 4)).astype(np.float32)
@@ -140,7 +142,7 @@ def test_rounding_errors_are_those_of_the_plain_sum():
 
 @pytest.mark.parametrize("size", [(5, 5), (8, 9)])
 def test_derivatives_of_every_kind(size):
-  """Forward mode, the gradient of a gradient's norm, and vmap, of gradients too: as in XLA's."""
+  """Forward mode, the gradient of a gradient's norm, and vmap, also of gradients, equal XLA's."""
   rng = np.random.default_rng(2)
   x, dx = rng.normal(size=(2, 4, *size, 8)).astype(np.float32)
   kernel, dk = rng.normal(size=(2, 3, 3, 8, 2)).astype(np.float32)
@@ -163,7 +165,7 @@ def test_derivatives_of_every_kind(size):
 
 
 def test_a_batch_over_devices_is_convolved_as_on_one():
-  """Winograd's tiles are reshaped with the batch first: no image's gradients mix with another's."""
+  """Winograd's tiles keep the batch axis first, so that the gradients of images do not mix."""
   rng = np.random.default_rng(5)
   images, kernel = (
     rng.normal(size=(16, 6, 6, 8)).astype(np.float32),

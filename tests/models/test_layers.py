@@ -10,6 +10,7 @@ import pytest
 from scipy import special
 
 from sprout_jax.models import layers
+from sprout_jax.models.resnet import BasicBlock
 from sprout_jax.models.resnet import Bottleneck
 from tests.models.reference import correlate
 
@@ -24,7 +25,7 @@ def test_conv_adds_its_bias_and_uses_the_platforms_form(monkeypatch):
   np.testing.assert_allclose(difference, np.broadcast_to(np.arange(4.0), (1, 4, 4, 4)), atol=1e-5)
   for backend, stock in (("cpu", False), ("gpu", True), ("tpu", True)):
     monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-    # A fresh lambda each time: traces are cached by function.
+    # A new lambda each time, because traces are cached by function.
     jaxpr = str(jax.make_jaxpr(lambda v, x: conv.apply(v, x))(variables, x))
     assert ("conv_general_dilated" in jaxpr) == stock
     assert ("dot_general" in jaxpr) != stock
@@ -48,6 +49,30 @@ def test_pooling_against_loops():
   np.testing.assert_allclose(layers.average_pool(jnp.array(x), 2), means, atol=1e-6)
   one = layers.average_pool(jnp.array(x), 1)[:, 0, 0]
   np.testing.assert_allclose(one, x.mean((1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("height,width", [(7, 7), (2, 3), (14, 16), (1, 10)])
+def test_adaptive_pooling_against_windows(height, width):
+  """As PyTorch documents it: windows from floor(i n / 7) to ceil((i + 1) n / 7)."""
+  x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+  edges = lambda n: [(int(np.floor(i * n / 7)), int(np.ceil((i + 1) * n / 7))) for i in range(7)]
+  expected = np.stack(
+    [
+      np.stack([x[:, a:b, c:d].mean((1, 2)) for c, d in edges(width)], axis=1)
+      for a, b in edges(height)
+    ],
+    axis=1,
+  )
+  np.testing.assert_allclose(layers.adaptive_average_pool(jnp.array(x), 7), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel_size,strides", [(3, 1), (3, 2), (1, 2), (5, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+def test_same_padding_is_xlas(size, kernel_size, strides):
+  x = np.zeros((1, *size, 1), np.float32)
+  expected = jax.lax.padtype_to_pads(size, (kernel_size,) * 2, (strides,) * 2, "SAME")
+  padded = layers.pad_same(jnp.array(x) + 1, kernel_size, strides)[0, :, :, 0]
+  np.testing.assert_array_equal(padded, np.pad(x[0, :, :, 0] + 1, expected))
 
 
 def test_max_pool_gradient_goes_to_the_maximum():
@@ -96,7 +121,7 @@ def test_norm_has_pytorchs_constants_and_float32_statistics():
 
 
 def randomised(module, x):
-  """Variables of `module` with nothing at its initial value, and `x`, as float32 NumPy arrays."""
+  """Random variables of `module`, none at its initial value, and `x`, as float32 NumPy arrays."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=x).astype(np.float32)
   shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), x)
@@ -128,6 +153,40 @@ def test_preact_block(features, strides):
   shortcut = x if (features, strides) == (3, 1) else conv("shortcut", a, strides, 0)
   out = conv("conv2", relu(norm("norm2", conv("conv1", a, strides, 1))), 1, 1) + shortcut
   np.testing.assert_allclose(block.apply(variables, x, train=False), out, rtol=1e-4, atol=1e-4)
+
+
+def test_preact_block_with_a_shortcut_of_x():
+  block = layers.PreActBlock(4, 2, "relu", jnp.float32, raw_shortcut=True)
+  variables, x = randomised(block, (2, 5, 6, 3))
+  conv, norm, relu = numpy_layers(variables)
+  a = relu(norm("norm1", x))
+  out = conv("conv2", relu(norm("norm2", conv("conv1", a, 2, 1))), 1, 1)
+  out += conv("shortcut", x, 2, 0)
+  np.testing.assert_allclose(block.apply(variables, x, train=False), out, rtol=1e-4, atol=1e-4)
+
+
+def test_preact_block_with_same_padding_adds_zeros_below_and_right():
+  block = layers.PreActBlock(4, 2, "relu", jnp.float32, same_padding=True)
+  variables, x = randomised(block, (2, 4, 6, 3))
+  conv, norm, relu = numpy_layers(variables)
+  a = relu(norm("norm1", x))
+  padded = np.pad(a, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  out = conv("conv2", relu(norm("norm2", conv("conv1", padded, 2, 0))), 1, 1)
+  out += conv("shortcut", a, 2, 0)
+  np.testing.assert_allclose(block.apply(variables, x, train=False), out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels,strides", [(4, 1), (3, 1), (4, 2)])
+def test_basic_block(channels, strides):
+  block = BasicBlock(4, strides, "relu", jnp.float32)
+  variables, x = randomised(block, (2, 5, 6, channels))
+  conv, norm, relu = numpy_layers(variables)
+  y = norm("norm2", conv("conv2", relu(norm("norm1", conv("conv1", x, strides, 1))), 1, 1))
+  identity = (channels, strides) == (4, 1)
+  shortcut = x if identity else norm("shortcut_norm", conv("shortcut", x, strides, 0))
+  np.testing.assert_allclose(
+    block.apply(variables, x, train=False), relu(y + shortcut), rtol=1e-4, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize("channels,strides", [(8, 1), (3, 1), (8, 2)])

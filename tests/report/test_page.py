@@ -24,7 +24,7 @@ from tests.report import runs
 ATTACKS, PAIRED, ORIGINS = (
   "Accuracy under attack",
   "Paired comparisons",
-  "Where the numbers come from",
+  "Provenance",
 )
 LIGHT = ("pgd", "auto_attack")  # evaluations that need no slow figures
 
@@ -101,13 +101,13 @@ def test_the_first_table_has_a_row_for_each_run(made):
     "61 s 1 x cpu",
     "10 of 10",
   ]
-  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 of 10 2 not made"]
+  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 of 10 2 not run"]
   assert table["B natural, seed 0"][2:] == others
   kinds = page.table("", cells="classes")
   assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
   assert kinds["B natural, seed 0"][2:5] == ["missing"] * 3
   assert kinds["C pgd, seed 1"][:5] == ["best"] * 5
-  note = "No test of differences, as no outcomes of images are kept: corruptions, mean."
+  note = "Not tested for differences, because these are means: corruptions, mean."
   assert note in page.said("")
 
 
@@ -149,7 +149,10 @@ def test_the_table_of_attacks_begins_with_auto_attack(made):
 
 def test_what_is_missing_and_what_failed_is_seen(made):
   page, _ = made
-  assert "B natural, seed 0: corruptions failed: no images of them" in page.said("")
+  assert (
+    'B natural, seed 0: the evaluation "corruptions" was not measured: no images of them'
+    in page.said("")
+  )
   assert page.table("Corruptions")["mean accuracy"][1] == "failed"
   assert page.table("Certified accuracy")["abstained"] == ["3 images", "not measured", "3 images"]
   assert page.table("Examples")["image 3: digit 3"][1] == "not measured"
@@ -170,10 +173,12 @@ def test_every_check_by_run(made):
   page, _ = made
   table = page.table("Checks")
   assert len(table) == len(CHECKS) + 1
-  assert table["Is PGD near AutoAttack? gap"] == ["passed", "not made", "passed"]
+  question = "Is the accuracy under PGD near that under AutoAttack? gap"
+  assert table[question] == ["passed", "not run", "passed"]
   said = page.said("Checks")
   assert any(
-    text.startswith("A, gap, passed: At Linf epsilon 0.1: PGD leaves 5.0") for text in said
+    text.startswith("A, gap, passed: At Linf epsilon 0.1: the accuracy under PGD is 5.0 points")
+    for text in said
   )
 
 
@@ -210,7 +215,7 @@ def test_training(made):
   table = made[0].table("Training")
   assert table["time"] == ["61 s"] * 3 and table["peak memory"] == ["1.00 GiB"] * 3
   assert table["planned steps"] == ["900"] * 3
-  assert "do not compare" in made[0].said("Training")[0]
+  assert "do not compare them" in made[0].said("Training")[0]
 
 
 def test_nothing_is_loaded(made):
@@ -246,10 +251,10 @@ def test_the_best_is_marked_and_what_does_not_differ_from_it(tmp_path, name):
   better = {"pgd": "robust to PGD", "auto_attack": "robust"}[name]
   said = [text for text in page.said(PAIRED)[1:] if "(0.0 points" not in text]  # clean: the same
   assert said == [
-    "No difference can be seen between A best and B near (2.5 points, 95 % interval 0.1 to 4.8, "
+    "No significant difference between A best and B near (2.5 points, 95 % interval 0.1 to 4.8, "
     "same 200 images, McNemar's p = 0.062).",
     f"A best is 3.0 points more {better} than C far (95 % interval 0.5 to 5.5, same 200 images).",
-    "No difference can be seen between B near and C far (0.5 points, 95 % interval -0.9 to 1.9, "
+    "No significant difference between B near and C far (0.5 points, 95 % interval -0.9 to 1.9, "
     "same 200 images).",
   ]
 
@@ -317,9 +322,9 @@ def test_a_number_that_failed_a_check_is_marked_where_it_stands(tmp_path):
     with_outcomes("auto_attack", first(200, 100))(evaluations, about)
 
   page = make(runs.workdir(tmp_path / "a", "one", only=(), change=change))
-  text = "PGD leaves 20.0 points more than AutoAttack"
+  text = "the accuracy under PGD is 20.0 points above that under AutoAttack"
   assert page.table("")["A one"][1] == "70.0 % ! [63.3, 75.9]"
-  assert page.table("")["A one"][-1] == "0 of 10 ! gap, 9 not made"
+  assert page.table("")["A one"][-1] == "0 of 10 ! gap, 9 not run"
   assert any(text in said and "check gap" in said for said in page.said(""))
   notes = [said for said in page.said(ATTACKS) if said.startswith("A: !")]
   assert len(notes) == 1 and text in notes[0]
@@ -379,8 +384,8 @@ def test_runs_that_differ_in_the_seed_only_are_grouped(seeds):
 
 def test_each_run_of_a_group_has_its_row_as_well(seeds):
   page, _, right = seeds
-  assert page.titles[0] == "Each run"
-  rows = page.table("Each run")
+  assert page.titles[0] == "Single runs"
+  rows = page.table("Single runs")
   assert len(rows) == 11 and rows["C near, seed 2"][1].startswith("60.0 % ≈")  # 4 images of 200
 
 
@@ -448,9 +453,9 @@ def test_an_evaluation_that_someone_added_has_a_section(tmp_path):
   assert list(table)[-1] == "11 more rows in report.csv"
   assert page.said("ink blots") == [
     "A: Blots are not cats.",
-    "Left in results.json besides: blots, sizes.",
+    "Further details in results.json: blots, sizes.",
   ]
-  assert "B two: ink blots failed: no ink" in page.said("")
+  assert 'B two: the evaluation "ink blots" was not measured: no ink' in page.said("")
 
 
 @pytest.mark.parametrize("name", ["strength", "invariance", "calibration", "landscape", "examples"])
@@ -461,7 +466,7 @@ def test_details_of_another_form_are_said(tmp_path, name):
 
   page = make(runs.workdir(tmp_path / "a", only=(*LIGHT, name), change=change))
   texts = [text for text in page.text.splitlines() if "cannot be shown" in text]
-  assert len(texts) == 1 and "details have another form" in texts[0]
+  assert len(texts) == 1 and "the stored details have an unexpected form" in texts[0]
 
 
 def test_examples_are_the_same_images_broken_or_not(made):
@@ -538,7 +543,7 @@ def test_what_is_no_picture_is_refused(data):
 def test_a_picture_of_too_many_pixels_is_refused():
   stream = io.BytesIO()
   Image.new("L", (4097, 1)).save(stream, "PNG")
-  with pytest.raises(ValueError, match="at most 4096 pixels a side"):
+  with pytest.raises(ValueError, match="not a PNG of at most 4096 pixels per side"):
     figures.picture(stream.getvalue())
 
 
@@ -561,7 +566,7 @@ def test_the_terminal_fits_and_marks_the_best(tmp_path):
   lines = text.splitlines()
   assert max(len(line) for line in lines[:5]) <= 80
   assert [line.split()[-9] for line in lines[2:5]] == ["50.0*", "47.5~", "47.0"]
-  assert "* the best" in lines and "~ no difference from the best can be seen" in text
+  assert "* the best" in lines and "~ not significantly different from the best" in text
   assert "PGD: PGD at Linf epsilon 0.1, 200 images" in lines
 
 

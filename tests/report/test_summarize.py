@@ -72,14 +72,14 @@ def test_without_auto_attack_pgd_is_an_upper_bound(tmp_path):
   }.items():
     text = " ".join(words(report.summarize(runs.workdir(tmp_path / name, **options))))
     assert "50.0 % of 200 images are classified correctly under PGD at Linf epsilon 0.1" in text
-    assert "This is an upper bound: AutoAttack, which may lower it, was not run" in text
+    assert "This is an upper bound: AutoAttack was not measured and may lower it" in text
 
 
 def test_without_an_attack_it_says_so(tmp_path):
   folder = runs.workdir(tmp_path / "a", only=("calibration",))
   (folder / "metrics.jsonl").unlink()
   text = report.summarize(folder)
-  assert "Neither AutoAttack nor PGD was run." in " ".join(words(text))
+  assert "Neither AutoAttack nor PGD was measured." in " ".join(words(text))
   names = ("results.txt", "plots/robustness.png")  # the figure has the clean accuracy
   assert text.splitlines()[-2:] == [f"wrote {folder / name}" for name in names]
   assert not (folder / "plots" / "training.png").exists()
@@ -88,7 +88,7 @@ def test_without_an_attack_it_says_so(tmp_path):
 def test_checks_are_counted_of_all_that_there_are(complete, tmp_path):
   assert "10 of 10 checks passed." in complete[1].splitlines()
   hardly = report.summarize(runs.workdir(tmp_path / "a", only=("pgd",)))
-  assert "1 of 10 checks passed, 9 not made." in hardly.splitlines()  # only "monotone"
+  assert "1 of 10 checks passed, 9 not run." in hardly.splitlines()  # only "monotone"
 
 
 def test_a_failed_check_stands_below_each_number_that_it_concerns(tmp_path):
@@ -99,14 +99,14 @@ def test_a_failed_check_stands_below_each_number_that_it_concerns(tmp_path):
     evaluations.add("pgd", numbers, notes=["The start was random."])
 
   text = report.summarize(runs.workdir(tmp_path / "a", only=("pgd",), change=rising))
-  assert "0 of 10 checks passed, 1 failed, 9 not made." in text
+  assert "0 of 10 checks passed, 1 failed, 9 not run." in text
   lines = section(text, "PGD, Linf")
   assert lines[:3] == [
     "epsilon 0 95.0 % [91.0, 97.3]",
     "epsilon 0.05 40.0 % [33.5, 46.9]",
     "epsilon 0.1 50.0 % [43.1, 56.9]",
   ]
-  assert lines[3].startswith("! Accuracy rises by 10.00 points up to epsilon 0.1")
+  assert lines[3].startswith("! Accuracy rises by 10.00 points when epsilon grows to 0.1")
   assert lines[-2:] == ["epsilon 0.2 10.0 % [6.6, 14.9]", "note: The start was random."]
   assert text.count("Accuracy rises") == 1
 
@@ -178,7 +178,8 @@ def test_what_failed_and_what_was_trained_halfway_is_said(tmp_path):
   failed = {"transfer": "runs/other is gone; name another"}
   folder = runs.workdir(tmp_path / "a", only=("pgd",), change=halfway, failed=failed)
   text = report.summarize(folder)
-  assert "transfer failed: runs/other is gone; name another" in text.splitlines()
+  last = 'The evaluation "transfer" was not measured: runs/other is gone; name another'
+  assert last in text.splitlines()
   assert "The training is not finished: step 450 of 900." in text.splitlines()
 
 

@@ -102,5 +102,5 @@ def test_the_adversarys_rate_follows_the_schedule():
 def test_senseless_boundaries_are_errors():
   with pytest.raises(UserError, match="needs boundaries"):
     optimizers.check_schedule(optimizer_config(schedule="piecewise"), 10)
-  with pytest.raises(UserError, match="between 0 and the last epoch, 10"):
+  with pytest.raises(UserError, match="ascending and between 0 and config.num_epochs, 10"):
     optimizers.check_schedule(optimizer_config(schedule="piecewise", boundaries=(11.0,)), 10)

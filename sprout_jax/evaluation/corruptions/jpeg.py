@@ -1,13 +1,15 @@
-"""JPEG compression by its definition, without a codec: only what loses information.
+"""JPEG compression from its definition, without a codec.
 
-ITU-T T.81 with the tables of its annex K, JFIF's YCbCr, and libjpeg's choices: its scale of
-quality, 2x2 means of the chroma (4:2:0) and triangular interpolation back, all roundings included.
-Entropy coding loses nothing and is left out.
+It follows ITU-T T.81 with the tables of its annex K, JFIF's YCbCr, and libjpeg: its scale of
+quality, 2x2 means of the chroma (4:2:0), triangular interpolation back, and its roundings. Entropy
+coding is lossless and is left out.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sprout_jax.evaluation.corruptions.contract import Severity
 from sprout_jax.evaluation.corruptions.contract import at
 from sprout_jax.evaluation.corruptions.contract import corruption
 
@@ -29,7 +31,7 @@ CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47
 # The orthonormal cosine transform of 8 points: cos((2 i + 1) u pi / 16) / 2, row 0 1 / sqrt(8).
 COSINES = np.cos(np.outer(np.arange(8), 2 * np.arange(8) + 1) * np.pi / 16) / 2
 COSINES[0] = 1 / np.sqrt(8)
-SCALE = 4 * np.sqrt(8)  # of the integers that libjpeg keeps between the two axes
+SCALE = 4 * np.sqrt(8)  # scale of libjpeg's integers between the transforms of the two axes
 
 TO_YCC = np.array(
   [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]
@@ -37,17 +39,17 @@ TO_YCC = np.array(
 TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136286, -0.714136286], [1, 1.772, 0]])
 
 
-def quantisation_tables(base):
-  """[5, 8, 8]: `base` at the quality of each severity, by libjpeg's scale."""
+def quantisation_tables(base: np.ndarray) -> np.ndarray:
+  """Returns `base` at the quality of each severity, [5, 8, 8], by libjpeg's scale."""
   scales = [5000 // quality if quality < 50 else 200 - 2 * quality for quality in QUALITY]
   return np.stack([np.clip((base * scale + 50) // 100, 1, 255) for scale in scales])
 
 
 @corruption
-def jpeg_compression(key, image, severity):
-  """Compresses and decompresses at quality 80, 65, 58, 50, 40; the result has 256 levels.
+def jpeg_compression(key: jax.Array, image: jax.Array, severity: Severity) -> jax.Array:
+  """Compresses and decompresses at quality 80, 65, 58, 50, 40. The result has 256 levels.
 
-  Three channels as YCbCr with chroma 4:2:0, one channel as luma alone: PIL's defaults.
+  Three channels are coded as YCbCr with chroma 4:2:0, one channel as luma, as by PIL's defaults.
   """
   del key
   levels = _round(jnp.clip(image, 0, 1) * 255)
@@ -64,25 +66,25 @@ def jpeg_compression(key, image, severity):
   return _mixed(jnp.stack(planes, -1), TO_RGB, [0, 0, 0]) / 255
 
 
-def _round(values):
+def _round(values: jax.Array) -> jax.Array:
   return jnp.floor(values + 0.5)
 
 
-def _mixed(planes, matrix, offsets):
-  """Another colour space, [..., 3] to [..., 3], rounded in 16-bit fixed point as libjpeg does."""
+def _mixed(planes: jax.Array, matrix: np.ndarray, offsets: list[int]) -> jax.Array:
+  """Converts colours, [..., 3] to [..., 3], rounded in 16-bit fixed point like libjpeg."""
   matrix = np.round(65536 * matrix).astype(np.int32)
-  half = np.where(offsets, 32767, 32768)  # the halves of what has an offset, the chroma, go down
+  half = np.where(offsets, 32767, 32768)  # chroma, which has an offset, rounds halves down
   products = planes.astype(jnp.int32)[..., None, :] * matrix.reshape(1, 1, 3, 3)
   rounded = (products.sum(-1) + half.reshape(1, 1, 3).astype(np.int32)) >> 16
-  return (rounded + np.int32(offsets).reshape(1, 1, 3)).astype(jnp.float32)
+  return (rounded + np.array(offsets, np.int32).reshape(1, 1, 3)).astype(jnp.float32)
 
 
-def _coded(plane, table):
-  """A plane [height, width] of levels through transform, quantisation and back."""
+def _coded(plane: jax.Array, table: jax.Array) -> jax.Array:
+  """Codes and decodes a plane [height, width] of levels: transform, quantisation, and back."""
   height, width = plane.shape
   plane = jnp.pad(plane, ((0, -height % 8), (0, -width % 8)), "edge")
   blocks = (plane - 128).reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8)
-  # libjpeg divides coefficients that are rounded to eighths.
+  # libjpeg rounds coefficients to eighths before it divides them by the table.
   rows = _round(SCALE * jnp.einsum("vj,aibj->aibv", COSINES, blocks))
   eighths = _round(8 / SCALE * jnp.einsum("ui,aibv->aubv", COSINES, rows))
   table = table[None, :, None, :]
@@ -92,20 +94,20 @@ def _coded(plane, table):
   return jnp.clip(_round(blocks.reshape(plane.shape) + 128), 0, 255)[:height, :width]
 
 
-def _chroma(plane, table):
-  """A plane at half the resolution through `_coded`, and back to full size."""
+def _chroma(plane: jax.Array, table: jax.Array) -> jax.Array:
+  """Codes and decodes a plane at half the resolution, and enlarges it again."""
   height, width = plane.shape
   plane = jnp.pad(plane, ((0, height % 2), (0, -width % 16)), "edge")
   sums = plane[::2, ::2] + plane[1::2, ::2] + plane[::2, 1::2] + plane[1::2, 1::2]
-  dither = 1 + jnp.arange(sums.shape[1]) % 2  # libjpeg rounds up and down by turns
+  dither = 1 + jnp.arange(sums.shape[1]) % 2  # libjpeg alternates between rounding up and down
   small = _coded(jnp.floor((sums + dither[None]) / 4), table)[:, : (width + 1) // 2]
   tall = _doubled(small, 0)  # times 4
   fine = jnp.floor((_doubled(tall, 1) + jnp.array([8, 7] * small.shape[1])[None]) / 16)
   return fine[:height, :width]
 
 
-def _doubled(plane, axis):
-  """Twice as many samples along an axis, times 4: 3 parts of the nearer and 1 of the next one."""
+def _doubled(plane: jax.Array, axis: int) -> jax.Array:
+  """Doubles the samples along an axis, times 4: 3 parts of the nearer sample, 1 of the next."""
   first, last = (jnp.take(plane, jnp.array([i]), axis) for i in (0, plane.shape[axis] - 1))
   rest = lambda start, stop: jnp.take(plane, jnp.arange(start, stop), axis)
   before = jnp.concatenate([first, rest(0, plane.shape[axis] - 1)], axis)

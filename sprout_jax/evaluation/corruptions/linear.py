@@ -1,10 +1,11 @@
-"""Linear filters of one axis as matrices, and motion blur: what several corruptions share.
+"""Filters that several corruptions share: filters of one axis as matrices, and motion blur.
 
-The matrices are made in NumPy when a function is traced and depend on the image's size alone; the
-tables have one entry per severity. A plane is filtered by `rows @ plane @ columns.T`.
+The matrices are computed in NumPy when a function is traced. They depend only on the size of the
+image. A plane is filtered by `rows @ plane @ columns.T`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,14 @@ import numpy as np
 import scipy.ndimage
 
 
-def both_axes(rows, image, columns):
+def both_axes(rows: jax.Array, image: jax.Array, columns: jax.Array) -> jax.Array:
   """Filters each channel: out[y, x, c] = sum_ij rows[y, i] columns[x, j] image[i, j, c]."""
   return jnp.einsum("yi,ijc,xj->yxc", rows, image, columns)
 
 
 @functools.cache
-def gaussian(size, stddevs, mode, truncate):
-  """[len(stddevs), size, size]: SciPy's Gaussian filters; `mode` and `truncate` as there."""
+def gaussian(size: int, stddevs: tuple[float, ...], mode: str, truncate: float) -> np.ndarray:
+  """Returns SciPy's Gaussian filters, [len(stddevs), size, size]; see `gaussian_filter1d`."""
   smooth = lambda stddev: scipy.ndimage.gaussian_filter1d(
     np.eye(size), stddev, axis=0, mode=mode, truncate=truncate
   )
@@ -27,11 +28,11 @@ def gaussian(size, stddevs, mode, truncate):
 
 
 @functools.cache
-def clipped_zoom(size, factor):
-  """[size, size]: cuts the middle ceil(size / factor) pixels and zooms them linearly.
+def clipped_zoom(size: int, factor: float) -> np.ndarray:
+  """Returns the matrix [size, size] that zooms the middle ceil(size / factor) pixels linearly.
 
-  The first and last pixel of the cut stay the ends of a result of round(ceil(size / factor) *
-  factor) pixels, as in `scipy.ndimage.zoom`, of whose middle `size` pixels are kept.
+  As in `scipy.ndimage.zoom`, the zoomed row has round(ceil(size / factor) * factor) pixels, and its
+  ends are the first and the last of the cut pixels. Its middle `size` pixels are kept.
   """
   kept = int(np.ceil(size / factor))
   start = (size - kept) // 2
@@ -41,10 +42,10 @@ def clipped_zoom(size, factor):
 
 
 @functools.cache
-def box(size, between):
-  """[size, size]: a box filter down to `between` pixels, and each of these repeated, as in PIL."""
+def box(size: int, between: int) -> np.ndarray:
+  """Returns the matrix [size, size] of a box filter to `between` pixels and back, as in PIL."""
 
-  def resize(old, new):
+  def resize(old: int, new: int) -> np.ndarray:
     reach = max(old / new, 1) / 2
     offset = np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new
     weights = (offset > -reach) & (offset <= reach)
@@ -53,8 +54,11 @@ def box(size, between):
   return resize(between, size) @ resize(size, between)
 
 
-def motion_weights(radii_and_stddevs):
-  """[severities, taps]: half a Gaussian, exp(-t^2 / (2 stddev^2)) for t = 0 ... 2 radius, sum 1."""
+def motion_weights(radii_and_stddevs: Sequence[Sequence[float]]) -> np.ndarray:
+  """Returns half Gaussians [severities, taps]: exp(-t^2 / (2 stddev^2)) for t = 0 ... 2 radius.
+
+  The weights of a severity sum to 1.
+  """
   taps = np.arange(2 * max(radius for radius, _ in radii_and_stddevs) + 1)
   weights = np.stack(
     [
@@ -65,14 +69,15 @@ def motion_weights(radii_and_stddevs):
   return weights / weights.sum(1, keepdims=True)
 
 
-def motion_blur(image, degrees, weights):
-  """sum_t weights[t] image[y + dy_t, x + dx_t]: a trail to one side, edge pixels repeated.
+def motion_blur(image: jax.Array, degrees: jax.Array, weights: jax.Array) -> jax.Array:
+  """Blurs along a trail to one side: sum_t weights[t] image[y + dy_t, x + dx_t].
 
-  (dy_t, dx_t) = t (sin, cos), each rounded to whole pixels (halves down), as in ImageMagick.
+  (dy_t, dx_t) = t (sin, cos), each rounded to whole pixels (halves down), as in ImageMagick. Edge
+  pixels are repeated.
 
   Args:
     image: [height, width, channels].
-    degrees: the trail's direction, scalar; 0 looks to the right, 90 down.
+    degrees: the direction of the trail, scalar; 0 is to the right, 90 down.
     weights: [taps], from `motion_weights`.
   """
   height, width, _ = image.shape
@@ -82,7 +87,7 @@ def motion_blur(image, degrees, weights):
   angle = jnp.deg2rad(degrees)
   offsets = jnp.ceil(steps[:, None] * jnp.stack([jnp.sin(angle), jnp.cos(angle)])[None] - 0.5)
 
-  def add(total, tap):
+  def add(total: jax.Array, tap: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
     (dy, dx), weight = tap
     shifted = jax.lax.dynamic_slice(padded, (pad + dy, pad + dx, 0), image.shape)
     return total + weight * shifted, None

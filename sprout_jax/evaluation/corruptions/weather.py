@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax.evaluation.corruptions import linear
+from sprout_jax.evaluation.corruptions.contract import Severity
 from sprout_jax.evaluation.corruptions.contract import at
 from sprout_jax.evaluation.corruptions.contract import corruption
 from sprout_jax.evaluation.transformations import luma
 
-# Mean and standard deviation of the flakes, their zoom, threshold, radius and standard deviation
-# of their motion blur, share of the image that is not whitened.
+# Mean and standard deviation of the flakes, their zoom, their threshold, radius and standard
+# deviation of their motion blur, and the weight of the unwhitened image.
 SNOW = (
   (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
   (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
@@ -19,28 +20,29 @@ SNOW = (
   (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
 )
 FROST = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))  # weights of image and frost
-FROST_COLOUR = np.float32([0.8, 0.9, 1.0])
+FROST_COLOUR = np.array([0.8, 0.9, 1.0], np.float32)
 FOG = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))  # amount, decay of the roughness
 
 
-def plasma(key, shape, decay):
-  """Fractal noise by diamond-square subdivision of a torus, scaled to [0, 1].
+def plasma(key: jax.Array, shape: tuple[int, ...], decay: float | jax.Array) -> jax.Array:
+  """Draws fractal noise by diamond-square subdivision of a torus, scaled to [0, 1].
 
-  From one point, each level sets the middle of every square to the mean of its corners, then the
-  middle of every side to the mean of its four neighbours, each plus uniform noise whose amplitude
-  shrinks by decay^2 from level to level (Fournier, Fussell and Carpenter, "Computer rendering of
-  stochastic models", 1982).
+  The subdivision starts from one point. Each level sets the middle of every square to the mean of
+  its corners, then the middle of every side to the mean of its four neighbours. Uniform noise is
+  added to each; its amplitude shrinks by decay^2 from level to level. (Fournier, Fussell and
+  Carpenter, "Computer rendering of stochastic models", Communications of the ACM 1982.)
 
   Args:
     key: a PRNG key.
-    shape: (height, width); the torus is the next power of two of the larger, then cut.
-    decay: > 1; large is smooth. May be traced.
+    shape: (height, width). The side of the torus is the next power of two of the larger one; the
+      result is cut from it.
+    decay: > 1; the larger, the smoother. It can be traced.
 
   Returns:
-    [height, width]; the minimum and the maximum of the whole torus are 0 and 1.
+    [height, width]. The minimum and the maximum of the whole torus are 0 and 1.
   """
   step = 2 ** (max(shape) - 1).bit_length()
-  noise = jax.random.uniform(key, (step, step), minval=-1, maxval=1)  # every point is set once
+  noise = jax.random.uniform(key, (step, step), minval=-1, maxval=1)  # one draw per point
   points = jnp.zeros((1, 1))
   while step > 1:
     size, half = points.shape[0], step // 2
@@ -58,8 +60,8 @@ def plasma(key, shape, decay):
 
 
 @corruption
-def fog(key, image, severity):
-  """(x + c p) m / (m + c): p a `plasma`, m the image's largest value; c and its decay in `FOG`."""
+def fog(key: jax.Array, image: jax.Array, severity: Severity) -> jax.Array:
+  """Adds fog: (x + c p) m / (m + c), p a `plasma`, m the image's maximum. Constants in `FOG`."""
   amount, decay = at(severity, FOG)
   largest = image.max()
   mist = plasma(key, image.shape[:2], decay)[..., None]
@@ -67,11 +69,11 @@ def fog(key, image, severity):
 
 
 @corruption
-def frost(key, image, severity):
-  """a x + b f: f is a procedural texture, not a photograph of frost as in the authors' sets.
+def frost(key: jax.Array, image: jax.Array, severity: Severity) -> jax.Array:
+  """Adds frost: a x + b f, with a procedural texture f in place of the authors' photographs.
 
-  f = (0.8, 0.9, 1) (1 - |2 p - 1|), p a `plasma` of decay 2: bright ridges, where p crosses 1/2, on
-  darker ground, tinted blue; one channel has its luma. a and b are in `FROST`.
+  f = (0.8, 0.9, 1) (1 - |2 p - 1|), p a `plasma` of decay 2: bright, bluish ridges where p crosses
+  1/2. On images of one channel, f is its luma. The weights a and b are in `FROST`.
   """
   weight_image, weight_frost = at(severity, FROST)
   ridges = 1 - jnp.abs(2 * plasma(key, image.shape[:2], 2) - 1)
@@ -81,11 +83,11 @@ def frost(key, image, severity):
 
 
 @corruption
-def snow(key, image, severity):
-  """Whitens the image and adds falling flakes, and the same flakes turned by 180 degrees.
+def snow(key: jax.Array, image: jax.Array, severity: Severity) -> jax.Array:
+  """Adds snow: a x + (1 - a) max(x, 1.5 luma(x) + 0.5) + s + rot180(s).
 
-  a x + (1 - a) max(x, 1.5 luma(x) + 0.5) + s + rot180(s); the flakes s are Gaussian noise, zoomed,
-  zero below a threshold, with a trail within 45 degrees of the vertical. Constants in `SNOW`.
+  The flakes s are Gaussian noise, zoomed, set to zero below a threshold, and blurred along a random
+  direction within 45 degrees of the vertical. Constants in `SNOW`.
   """
   key_flakes, key_angle = jax.random.split(key)
   mean, stddev, _, threshold, _, _, keep = at(severity, SNOW)

@@ -1,44 +1,51 @@
 """Auto-PGD: projected gradient ascent with momentum that finds its own step size.
 
 (Croce, Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-Parameter-free Attacks", ICML 2020.)
+Parameter-free Attacks", ICML 2020. In L1: Croce, Hein, "Mind the Box: l1-APGD for Sparse
+Adversarial Attacks on Image Classifiers", ICML 2021.)
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import Batch
+from sprout_jax.attacks.attack import State
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.attack import project
 from sprout_jax.attacks.attack import ranked_targets
-from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
+from sprout_jax.attacks.inputs import Array
+from sprout_jax.attacks.inputs import Predict
 
 MOMENTUM = 0.75  # share of the new step; the first step has all of it
 RAISED_SHARE = 0.75  # halve where at most this share of a window's steps raised the loss
-# L1 (Croce, Hein, "Mind the box", ICML 2021). Radius over epsilon and share of the steps; the last
-# stage takes the rest.
+# L1: radius over epsilon and share of the steps of each stage. The last stage takes the rest.
 STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))
-SPARSER = 1.5  # a step changes this much fewer entries than differ; and the step shrinks by it
-SPARSE_ENOUGH = 0.95  # where fewer than this share of the entries still differ, the step is reset
+SPARSER = 1.5  # a step changes so many times fewer entries than differ; the step shrinks by it, too
+SPARSE_ENOUGH = 0.95  # the step is reset where fewer than this share of the entries still differ
 SMALLEST_STEP = 10  # the radius over the smallest step
 
 
-def checkpoints(num_steps):
-  """After how many of n steps the step size is reviewed.
+def checkpoints(num_steps: int) -> list[int]:
+  """Numbers of steps after which the step size is reviewed.
 
-  The first window has 0.22 n steps; each is 0.03 n shorter than the one before, down to 0.06 n.
-  Lengths are rounded down, and at least 1: 100 steps give 22, 41, 57, 70, 80, 87, 93, 99.
+  Of n steps, the first window has 0.22 n steps. Each window is 0.03 n shorter than the one before,
+  down to 0.06 n. Lengths are rounded down, and at least 1: 100 steps give 22, 41, 57, 70, 80, 87,
+  93, 99.
   """
   window = max(int(0.22 * num_steps), 1)
   shrink, smallest = max(int(0.03 * num_steps), 1), max(int(0.06 * num_steps), 1)
@@ -49,25 +56,37 @@ def checkpoints(num_steps):
   return numbers
 
 
-DECISION = 2**30  # the draws that decide about a model that draws random numbers: used by no step
+DECISION = 2**30  # first number of the draws that decide about a random model; no step uses it
 
 # Untargeted: (logits, labels) -> [batch]. Targeted: (logits, labels, targets) -> [batch].
-LOSSES = {
+LOSSES: dict[str, Callable[..., jax.Array]] = {
   "cross_entropy": losses.log_odds,  # monotone in it: the same steps, without vanishing gradients
   "dlr": losses.difference_of_logits_ratio,
   "margin": losses.margin,
 }
-TARGETED_LOSSES = {
+TARGETED_LOSSES: dict[str, Callable[..., jax.Array]] = {
   "dlr": losses.targeted_difference_of_logits_ratio,
   "margin": losses.targeted_margin,
 }
 
 
-def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
-  """The `Attack` behind `apgd`, whose arguments it has.
+def apgd_attack(
+  *,
+  norm: str,
+  loss: str,
+  targeted: bool,
+  num_steps: int,
+  num_runs: int,
+  num_samples: int,
+) -> Attack:
+  """Builds the `Attack` behind `apgd`, from arguments of the same names.
 
-  With more than one sample, no run stops early. At its end the mean logits of as many fresh draws
-  decide: a model that is wrong in one of a hundred draws is not broken.
+  With more than one sample, no run stops early. At the end of a run the mean logits of
+  `num_samples` fresh draws decide. So an image that is wrong in one of a hundred draws is not
+  broken.
+
+  Raises:
+    ValueError: a wrong argument.
   """
   table = TARGETED_LOSSES if targeted else LOSSES
   inputs.check_choice("apgd", "norm", norm, norms.NORMS)
@@ -106,39 +125,44 @@ def apgd_attack(*, norm, loss, targeted, num_steps, num_runs, num_samples):
 
 @dataclasses.dataclass(frozen=True)
 class _Oracle:
-  """What a run asks of the model.
+  """Questions of a run to the model.
 
   Attributes:
-    loss: (logits, labels) or, targeted, (logits, labels, targets) -> [batch].
+    loss: (logits, labels) -> [batch]; if targeted, (logits, labels, targets) -> [batch].
     targeted: whether the loss has a target.
-    num_samples: draws of a model that draws random numbers; 1: it draws none.
+    num_samples: number of draws of a random model; 1 for a model that is not random.
   """
 
-  loss: Callable
+  loss: Callable[..., jax.Array]
   targeted: bool
   num_samples: int
 
   @property
-  def is_random(self):
+  def is_random(self) -> bool:
+    """Whether the model draws random numbers."""
     return self.num_samples > 1
 
-  def targets(self, predict, batch):
-    """The target of each example's run; zeros where the loss has none."""
+  def targets(self, predict: Predict, batch: Batch) -> jax.Array:
+    """Targets of each example's run; zeros where the loss has none."""
     if not self.targeted:
       return jnp.zeros_like(batch.labels)
     extra = (run_keys(batch, DECISION),) if self.is_random else ()
     return ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
 
-  def look(self, predict, batch, x, targets, number):
-    """(input gradient, loss, is it wrong) at x, means over the draws of the step `number`."""
+  def look(
+    self, predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array, number: ArrayLike
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients and losses, means over samples, and whether the mean logits are wrong."""
     extra = (targets,) if self.targeted else ()
 
-    def total(x, keys):
-      logits = predict(x) if keys is None else predict(x, keys)
+    def total(
+      x: jax.Array, keys: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+      logits = predict(x, keys) if self.is_random else predict(x)
       values = self.loss(logits, batch.labels, *extra)
       return jnp.sum(values), (values, logits)
 
-    def sample(carry, sample_number):
+    def sample(carry: tuple[Any, ...], sample_number: jax.Array) -> tuple[tuple[Any, ...], None]:
       keys = run_keys(batch, self.num_samples * number + sample_number)
       gradient, (values, logits) = jax.grad(total, has_aux=True)(x, keys)
       return jax.tree.map(jnp.add, carry, (gradient, values, logits)), None
@@ -152,12 +176,19 @@ class _Oracle:
       gradient, values, logits = jax.tree.map(lambda s: s / self.num_samples, sums)
     return finite(gradient), values, is_wrong(logits, batch.labels)
 
-  def broken(self, predict, batch, adversarial, wrong, is_last):
-    """Whether an example is broken now; with random draws only the last step decides."""
+  def broken(
+    self,
+    predict: Predict,
+    batch: Batch,
+    adversarial: jax.Array,
+    wrong: jax.Array,
+    is_last: jax.Array,
+  ) -> jax.Array:
+    """Marks the examples that are broken now. For a random model, fresh draws decide at the end."""
     if not self.is_random:
       return wrong
 
-    def decide():
+    def decide() -> jax.Array:
       draws = jax.lax.map(
         lambda number: predict(adversarial, run_keys(batch, DECISION + number)),
         jnp.arange(self.num_samples),
@@ -170,19 +201,20 @@ class _Oracle:
 class _Ascent(NamedTuple):
   """The parts of an `Attack` that differ between norms."""
 
-  start: Callable
-  step: Callable
+  start: Callable[[Predict, Batch], State]
+  step: Callable[[Predict, Batch, State, jax.Array], State]
   num_steps: int
-  spec: dict
+  spec: dict[str, Any]
 
 
-def _ascent(oracle, norm, num_steps):
-  """The ascent in Linf and L2, see `apgd`."""
+def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
+  """Ascent in Linf and L2, see `apgd`."""
   geometry = norms.NORMS[norm]
+  # NumPy: JAX arrays would belong to the mesh that is set where the attack is built.
   review_at = np.array(checkpoints(num_steps), np.int32)
   windows = np.diff(review_at, prepend=np.int32(0))
 
-  def start(predict, batch):
+  def start(predict: Predict, batch: Batch) -> State:
     x = project(
       batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon), batch, norm
     )
@@ -205,7 +237,7 @@ def _ascent(oracle, norm, num_steps):
       "loss_at_review": values,
     }
 
-  def step(predict, batch, state, number):
+  def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     x, size = state["x"], norms.per_example(state["step_size"], state["x"])
     share = norms.per_example(jnp.where(number == 0, 1.0, MOMENTUM), x)
     z = project(x + size * geometry.direction(state["gradient"]), batch, norm)
@@ -217,7 +249,7 @@ def _ascent(oracle, norm, num_steps):
     window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
     is_review = window > 0
     adversarial = select(wrong, x_new, state["adversarial"])
-    wrong = oracle.broken(predict, batch, adversarial, wrong, number == num_steps - 1)
+    broken = oracle.broken(predict, batch, adversarial, wrong, number == num_steps - 1)
     too_few = raised.astype(x.dtype) <= RAISED_SHARE * window.astype(x.dtype)
     halve = is_review & (too_few | (~state["halved"] & (state["loss_at_review"] >= best_loss)))
     return {
@@ -226,7 +258,7 @@ def _ascent(oracle, norm, num_steps):
       "gradient": select(halve, best_gradient, gradient),
       "targets": state["targets"],
       "adversarial": adversarial,
-      "broken": state["broken"] | wrong,
+      "broken": state["broken"] | broken,
       "best": best,
       "best_gradient": best_gradient,
       "best_loss": best_loss,
@@ -246,33 +278,33 @@ def _ascent(oracle, norm, num_steps):
   return _Ascent(start, step, num_steps, spec)
 
 
-def _better(state, x, gradient, values):
+def _better(state: State, x: jax.Array, gradient: jax.Array, values: jax.Array) -> Any:
   """The best point of a run so far, with its gradient and loss."""
   old = state["best"], state["best_gradient"], state["best_loss"]
   return select(values > state["best_loss"], (x, gradient, values), old)
 
 
-def _l1_ascent(oracle, num_steps):
-  """The ascent in L1, see `apgd`: three stages, each on its own radius.
+def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
+  """Ascent in L1, see `apgd`: stages on falling radii.
 
-  A stage begins with a look at its start, which is one more step of the loop: the plan has a row
-  for each step, with the radius over epsilon, whether a stage begins, and whether the step size is
-  reviewed after it.
+  A stage begins with a look at its start, which is one more step of the loop. The plan has a row
+  for each step: the radius over epsilon, whether a stage begins, and whether the step size is
+  reviewed after the step.
   """
   lengths = [int(share * num_steps) for _, share in STAGES[:-1]]
   lengths.append(num_steps - sum(lengths))
-  plan = []
-  for number, ((radius, _), length) in enumerate(zip(STAGES, lengths)):
+  plan: list[tuple[int, bool, bool]] = []
+  for stage, ((radius, _), length) in enumerate(zip(STAGES, lengths)):
     every = max(int(0.04 * length), 1)
-    plan += [(radius, True, False)] if number else []
-    plan += [(radius, False, (step + 1) % every == 0) for step in range(length)]
+    plan += [(radius, True, False)] if stage else []
+    plan += [(radius, False, (number + 1) % every == 0) for number in range(length)]
   radii, begins_at, review_at = (np.array(column) for column in zip(*plan))
 
-  def changed(x, batch):
-    """The number of entries that differ from the image's, [batch]."""
+  def changed(x: jax.Array, batch: Batch) -> jax.Array:
+    """Number of entries that differ from the image's, [batch]."""
     return jnp.sum(x != batch.images, axis=(1, 2, 3)).astype(x.dtype)
 
-  def start(predict, batch):
+  def start(predict: Predict, batch: Batch) -> State:
     noise = norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
     radius = STAGES[0][0] * batch.epsilon
     x = norms.project(batch.images + noise, batch.images, radius, "l1")
@@ -291,13 +323,13 @@ def _l1_ascent(oracle, num_steps):
       "changed": changed(x, batch),  # at the last review
     }
 
-  def step(predict, batch, state, number):
+  def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     begins, is_review = jnp.asarray(begins_at)[number], jnp.asarray(review_at)[number]
     radius = jnp.asarray(radii, state["x"].dtype)[number] * batch.epsilon
     share = state["changed"] / batch.images[0].size / SPARSER
     move = norms.sparse_direction(state["gradient"], share)
-    x = state["x"] + norms.per_example(state["step_size"], state["x"]) * move
-    x = norms.project(select(begins, state["best"], x), batch.images, radius, "l1")
+    moved = state["x"] + norms.per_example(state["step_size"], move) * move
+    x = norms.project(select(begins, state["best"], moved), batch.images, radius, "l1")
     gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 2)
     best, best_gradient, best_loss = select(
       begins, (x, gradient, values), _better(state, x, gradient, values)
@@ -306,16 +338,16 @@ def _l1_ascent(oracle, num_steps):
     restart = begins | (is_review & (found < SPARSE_ENOUGH * state["changed"]))
     smaller = jnp.clip(state["step_size"] / SPARSER, radius / SMALLEST_STEP, radius)
     step_size = jnp.where(is_review, smaller, state["step_size"])
-    # Earlier stages have larger radii: what they break is not within epsilon.
+    # Earlier stages have larger radii: their successes are not within epsilon.
     wrong &= radius <= batch.epsilon
     adversarial = select(wrong, x, state["adversarial"])
-    wrong = oracle.broken(predict, batch, adversarial, wrong, number == len(plan) - 1)
+    broken = oracle.broken(predict, batch, adversarial, wrong, number == len(plan) - 1)
     return {
       "x": select(restart, best, x),
       "gradient": select(restart, best_gradient, gradient),
       "targets": state["targets"],
       "adversarial": adversarial,
-      "broken": state["broken"] | wrong,
+      "broken": state["broken"] | broken,
       "best": best,
       "best_gradient": best_gradient,
       "best_loss": best_loss,
@@ -323,34 +355,41 @@ def _l1_ascent(oracle, num_steps):
       "changed": jnp.where(begins | is_review, found, state["changed"]),
     }
 
-  spec = {"stages": [list(stage) for stage in STAGES], "first_step": "the radius"}
+  spec = {
+    "stages": [list(stage) for stage in STAGES],
+    "first_step": "the radius of the stage",
+    "sparser": SPARSER,
+    "sparse_enough": SPARSE_ENOUGH,
+    "smallest_step": f"1/{SMALLEST_STEP} of the radius",
+  }
   return _Ascent(start, step, len(plan), spec)
 
 
 def apgd(
-  key,
-  predict,
-  images,
-  labels,
+  key: jax.Array,
+  predict: Predict,
+  images: Array,
+  labels: Array,
   *,
-  epsilon,
-  norm="linf",
-  loss="cross_entropy",
-  targeted=False,
-  num_steps=100,
-  num_runs=1,
-  num_samples=1,
-  indices=None,
-):
-  """Auto-PGD by itself, as one compiled loop; jittable.
+  epsilon: ArrayLike,
+  norm: str = "linf",
+  loss: str = "cross_entropy",
+  targeted: bool = False,
+  num_steps: int = 100,
+  num_runs: int = 1,
+  num_samples: int = 1,
+  indices: Array | None = None,
+) -> jax.Array:
+  """Auto-PGD: gradient ascent with momentum and a step size that adapts; jittable.
 
-  z = P(x + eta d(grad));  x' = P(x + a (z - x) + (1 - a) (x - x_before)), a = 0.75, 1 in the first
-  step; eta starts at 2 epsilon and is halved at checkpoints where the loss did not rise often
-  enough or did not improve; the run then goes on from its best point. (Croce, Hein, ICML 2020.)
+  z = P(x + eta d(grad)) and x' = P(x + a (z - x) + (1 - a) (x - x_before)), with a = 0.75, 1 in the
+  first step. The step size eta starts at 2 epsilon. At each of the `checkpoints` it is halved where
+  the loss did not rise often enough or did not improve; there the run continues from its best
+  point. (Croce, Hein, ICML 2020.)
 
-  L1: steps change the largest entries of the gradient only, of which there are fewer the fewer
-  entries the best point changes; the radius falls from 3 epsilon over 2 epsilon to epsilon. There
-  is no momentum. (Croce, Hein, ICML 2021.)
+  In L1 a step changes the largest entries of the gradient only. Their number falls with the number
+  of entries that the best point changes. The radius is 3 epsilon at first, then 2 epsilon, then
+  epsilon. There is no momentum. (Croce, Hein, ICML 2021.)
 
   Args:
     key: a PRNG key.
@@ -359,21 +398,20 @@ def apgd(
     labels: int array [batch].
     epsilon: radius of the ball in pixel units.
     norm: a key of `NORMS`.
-    loss: "cross_entropy", "dlr" or "margin"; targeted: "dlr" or "margin".
-    targeted: whether a run maximises the loss towards a target: the wrong class ranked by the
-      number of the run, see `ranked_targets`.
+    loss: "cross_entropy", "dlr" or "margin"; if targeted, "dlr" or "margin".
+    targeted: True: each run maximises the loss towards a target, see `ranked_targets`.
     num_steps: steps of a run.
-    num_runs: restarts; or targets, of which there are at most classes - 1.
+    num_runs: number of restarts; if targeted, number of targets, at most classes - 1.
     num_samples: gradients averaged at every step, for models that draw random numbers.
     indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
 
   Returns:
-    Adversarial images like `images`: misclassified where the attack succeeded.
+    Images like `images`, within epsilon of them; misclassified where the attack succeeded.
 
   Raises:
     ValueError: a wrong argument, see `inputs`.
   """
-  return run_alone(
+  return attack_batch(
     apgd_attack(
       norm=norm,
       loss=loss,

@@ -1,6 +1,8 @@
 """The L2 attack of Carlini and Wagner: the least distortion that changes the class."""
 
 import functools
+from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +12,34 @@ from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks.attack import select
 from sprout_jax.attacks.attack import under_any_mesh
+from sprout_jax.attacks.inputs import Array
+from sprout_jax.attacks.inputs import Predict
+
+# Best images, their squared distances [batch], and whether the class was ever changed [batch].
+_Found: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+# Constant, its bounds below and above, best images, their squared distances; all but the images are
+# [batch].
+_Bisection: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def carlini_wagner(
-  predict,
-  images,
-  labels,
+  predict: Predict,
+  images: Array,
+  labels: Array,
   *,
-  confidence=0.0,
-  num_steps=1000,
-  num_searches=9,
-  learning_rate=0.01,
-  first_constant=1e-3,
-):
-  """Minimises |x' - x|_2^2 + c * max(z_y - max_{k != y} z_k, -confidence) over x' in [0, 1].
+  confidence: float = 0.0,
+  num_steps: int = 1000,
+  num_searches: int = 9,
+  learning_rate: float = 0.01,
+  first_constant: float = 1e-3,
+) -> jax.Array:
+  """L2 attack of Carlini and Wagner: minimises the distortion that changes the class; jittable.
 
-  x' = (tanh(w) + 1) / 2 keeps the box; Adam over w; c per example by bisection: lowered after a
-  success, raised (times 10 while there was none) after a failure. (Carlini, Wagner, "Towards
-  Evaluating the Robustness of Neural Networks", S&P 2017.) In Linf, use `pgd` with loss="margin".
+  It minimises norm(x' - x)^2 + c * max(z_y - max_{k != y} z_k, -confidence) over x' in [0, 1], with
+  the L2 norm. x' = (tanh(w) + 1) / 2 keeps the box, and Adam moves w. Bisection finds c per
+  example: it is lowered after a success and raised after a failure, tenfold until the first
+  success. (Carlini, Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017.) In
+  Linf, use `pgd` with loss="margin".
 
   Args:
     predict: function images -> logits, deterministic.
@@ -35,12 +47,12 @@ def carlini_wagner(
     labels: int array [batch].
     confidence: kappa, the margin by which a wrong class must lead, in units of the logits.
     num_steps: steps of Adam for each constant.
-    num_searches: constants tried.
-    learning_rate: of Adam.
-    first_constant: the first c.
+    num_searches: number of constants tried.
+    learning_rate: learning rate of Adam.
+    first_constant: first value of c.
 
   Returns:
-    The nearest misclassified images found, like `images`; the image itself where none was.
+    The nearest misclassified images found, like `images`; the image itself where there was none.
 
   Raises:
     ValueError: a wrong argument, see `inputs`.
@@ -66,24 +78,32 @@ def carlini_wagner(
 
 
 def _search(
-  predict, images, labels, *, confidence, num_steps, num_searches, learning_rate, first_constant
-):
-  """What `carlini_wagner` does with its checked arguments."""
+  predict: Predict,
+  images: jax.Array,
+  labels: jax.Array,
+  *,
+  confidence: float,
+  num_steps: int,
+  num_searches: int,
+  learning_rate: float,
+  first_constant: float,
+) -> jax.Array:
+  """`carlini_wagner` on checked arguments."""
   optimizer = optax.adam(learning_rate)
   # tanh reaches the box's faces only at infinity.
   origin = jnp.arctanh(jnp.clip(2 * images - 1, -1, 1) * (1 - 1e-6))
 
-  def distance(x):
+  def distance(x: jax.Array) -> jax.Array:
     return jnp.sum((x - images) ** 2, axis=(1, 2, 3))
 
-  def objective(w, constant):
+  def objective(w: jax.Array, constant: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     x = (jnp.tanh(w) + 1) / 2
     lead = losses.margin(predict(x), labels)
     values = distance(x) + constant * jnp.maximum(confidence - lead, 0)
     return jnp.sum(values), (x, lead)
 
-  def descend(constant):
-    def step(_, carry):
+  def descend(constant: jax.Array) -> _Found:
+    def step(_: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
       w, opt_state, best, nearest, found = carry
       gradient, (x, lead) = jax.grad(objective, has_aux=True)(w, constant)
       better = (lead > confidence) & (distance(x) < nearest)
@@ -102,7 +122,7 @@ def _search(
     )
     return jax.lax.fori_loop(0, num_steps + 1, step, start)[2:]
 
-  def search(_, carry):
+  def search(_: int, carry: _Bisection) -> _Bisection:
     constant, low, high, best, nearest = carry
     x, size, found = descend(constant)
     better = size < nearest

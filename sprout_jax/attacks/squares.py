@@ -1,37 +1,55 @@
 """Square Attack: random search with squares of shrinking size; needs no gradient.
 
 (Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a Query-efficient Black-box Adversarial
-Attack via Random Search", ECCV 2020.) Three things differ from the authors' code: positions and
-signs are drawn per example, as in the paper; a square may lie at the last row and column (theirs
-never does); in L2 and L1 the start's tiles are not transposed. L1: Croce, Hein, "Mind the box",
-ICML 2021.
+Attack via Random Search", ECCV 2020; in L1: Croce, Hein, "Mind the Box", ICML 2021.) Three things
+differ from the authors' code:
+
+- Positions and signs are drawn per example, as in the paper.
+- A square may lie at the last row and column, where theirs never does.
+- In L2 and L1 the tiles of the start are not transposed.
 """
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
+from sprout_jax.attacks.attack import Batch
+from sprout_jax.attacks.attack import State
+from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.attacks.attack import is_wrong
-from sprout_jax.attacks.attack import run_alone
 from sprout_jax.attacks.attack import run_keys
 from sprout_jax.attacks.attack import select
+from sprout_jax.attacks.inputs import Array
+from sprout_jax.attacks.inputs import Predict
 
 FIRST_SHARE = 0.8  # p_init: share of the pixels in a square of the first steps
 HALVE_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # steps, for 10,000 queries or fewer
 PURPOSES = 6  # independent draws of one step
 
 
-def share(step):
-  """Share of the pixels in the square of a step: 0.8, halved beyond each of HALVE_AFTER."""
+# Batch -> first candidates; (batch, best images so far, number of the step) -> next candidates.
+_First: TypeAlias = Callable[[Batch], jax.Array]
+_Next: TypeAlias = Callable[[Batch, jax.Array, jax.Array], jax.Array]
+
+
+def share(step: int) -> float:
+  """Share of the pixels in the square of a step: 0.8, halved beyond each entry of HALVE_AFTER."""
   return FIRST_SHARE / 2 ** sum(step > bound for bound in HALVE_AFTER)
 
 
-def side(step, height, width, norm="linf"):
-  """Side of the square of a step: round(sqrt(share * height * width)); L2, L1: odd, at least 3."""
+def side(step: int, height: int, width: int, norm: str = "linf") -> int:
+  """Side of the square of a step in pixels: round(sqrt(share * height * width)).
+
+  In L2 and L1 it is odd and at least 3. It is never larger than the image.
+  """
   value = max(round((share(step) * height * width) ** 0.5), 1)
   if norm != "linf":
     value = max(value, 3)
@@ -39,38 +57,52 @@ def side(step, height, width, norm="linf"):
   return min(value, height, width)
 
 
-def square_attack(*, norm, image_shape, num_steps, num_runs):
-  """The `Attack` behind `square`, whose arguments it has, on images [height, width, channels]."""
+def square_attack(
+  *, norm: str, image_shape: tuple[int, ...], num_steps: int, num_runs: int
+) -> Attack:
+  """Builds the `Attack` behind `square`, from arguments of the same names.
+
+  Args:
+    norm: a key of `NORMS`.
+    image_shape: (height, width, channels) of one image.
+    num_steps: queries after the start's.
+    num_runs: number of restarts.
+
+  Raises:
+    ValueError: a wrong argument.
+  """
   inputs.check_choice("square", "norm", norm, norms.NORMS)
   inputs.check_count("square", "num_steps", num_steps, 0)
   inputs.check_count("square", "num_runs", num_runs, 1)
   height, width, channels = image_shape
-  # The side as a function of the step has few values: a table for the bounds, then a lookup.
+  # The side takes few values: they are tabulated once and looked up in every step.
   bounds = [0] + [bound + 1 for bound in HALVE_AFTER if bound + 1 < num_steps]
   sides = np.array([side(step, height, width, norm) for step in bounds], np.int32)
 
-  def phase(number):
+  def phase(number: jax.Array) -> jax.Array:
+    """Index of each step's side in the table."""
     return jnp.sum(number[:, None] >= jnp.asarray(bounds)[None], axis=-1) - 1
 
-  def draws(batch, number):
-    """Keys of the purposes of one step; number 0 is the start, step i is i + 1."""
+  def draws(batch: Batch, number: ArrayLike) -> list[jax.Array]:
+    """Keys for the draws of one step; number 0 is the start, step i is i + 1."""
     return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
 
   parts = (height, width, channels, sides, phase, draws)
   propose_first, propose = _linf(*parts) if norm == "linf" else _mass(*parts, norm)
 
-  def evaluate(predict, batch, x):
+  def look(predict: Predict, batch: Batch, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Margins, and whether the examples are misclassified."""
     logits = predict(x)
     return losses.margin(logits, batch.labels), is_wrong(logits, batch.labels)
 
-  def start(predict, batch):
+  def start(predict: Predict, batch: Batch) -> State:
     x = propose_first(batch).astype(batch.images.dtype)
-    value, wrong = evaluate(predict, batch, x)
+    value, wrong = look(predict, batch, x)
     return {"adversarial": x, "margin": value, "broken": wrong}
 
-  def step(predict, batch, state, number):
+  def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     x = propose(batch, state["adversarial"], number).astype(batch.images.dtype)
-    value, wrong = evaluate(predict, batch, x)
+    value, wrong = look(predict, batch, x)
     better = (value > state["margin"]) | wrong
     return select(better, {"adversarial": x, "margin": value, "broken": wrong}, state)
 
@@ -84,31 +116,39 @@ def square_attack(*, norm, image_shape, num_steps, num_runs):
   return Attack("square", norm, start, step, num_steps, num_runs, spec)
 
 
-def _signs(keys, shape):
+def _signs(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Random signs, float32; `shape` is that of one example."""
   return jax.vmap(lambda key: jax.random.rademacher(key, shape, jnp.float32))(keys)
 
 
-def _corner(keys, size, extent):
-  """Uniform in 0 ... extent - size, per example."""
+def _corner(keys: jax.Array, size: jax.Array, extent: int) -> jax.Array:
+  """Random first rows or columns, uniform in 0 to extent - size, per example."""
   draw = jax.vmap(lambda key, last: jax.random.randint(key, (), 0, last + 1))
   return draw(keys, extent - size)
 
 
-def _window(top, left, size, height, width):
-  """[batch, height, width, 1] bool: inside the square."""
+def _window(top: jax.Array, left: jax.Array, size: jax.Array, height: int, width: int) -> jax.Array:
+  """Mask of the square, bool [batch, height, width, 1]."""
   rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
   top, left, size = (v[:, None, None, None] for v in (top, left, size))
   return (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
 
 
-def _linf(height, width, channels, sides, phase, draws):
-  """Vertical stripes of +-epsilon; then squares of one sign per channel."""
+def _linf(
+  height: int,
+  width: int,
+  channels: int,
+  sides: np.ndarray,
+  phase: Callable[[jax.Array], jax.Array],
+  draws: Callable[[Batch, ArrayLike], list[jax.Array]],
+) -> tuple[_First, _Next]:
+  """Vertical stripes of +-epsilon, then squares with one sign per channel."""
 
-  def start(batch):
+  def start(batch: Batch) -> jax.Array:
     stripes = _signs(draws(batch, 0)[0], (1, width, channels))
     return norms.clip_to_box(batch.images + batch.epsilon * stripes, batch.images)
 
-  def step(batch, x, number):
+  def step(batch: Batch, x: jax.Array, number: jax.Array) -> jax.Array:
     keys = draws(batch, number + 1)
     size = jnp.asarray(sides)[phase(number)]
     window = _window(
@@ -121,21 +161,30 @@ def _linf(height, width, channels, sides, phase, draws):
   return start, step
 
 
-def _mass(height, width, channels, sides, phase, draws, norm):
-  """L2 and L1: a window's mass moves into another window, with a pyramid of both signs in it.
+def _mass(
+  height: int,
+  width: int,
+  channels: int,
+  sides: np.ndarray,
+  phase: Callable[[jax.Array], jax.Array],
+  draws: Callable[[Batch, ArrayLike], list[jax.Array]],
+  norm: str,
+) -> tuple[_First, _Next]:
+  """Proposals in L2 and L1: pyramids of both signs; each step moves the mass of one window.
 
-  Mass is the sum of squares in L2, of sizes in L1; `scale` makes it a norm again. In L1 a window
-  gets more mass than there is, `gain` times, and the projection takes it from all entries.
+  Mass is the sum of squares in L2 and of absolute values in L1; `scale` makes it a norm. In L1 a
+  window gets `gain` times the mass that is there. The projection then takes it from all entries.
   """
   gain = 1 if norm == "l2" else channels
-  power, scale = (jnp.square, jnp.sqrt) if norm == "l2" else (jnp.abs, lambda values: values)
+  power = jnp.square if norm == "l2" else jnp.abs
+  scale = jnp.sqrt if norm == "l2" else lambda values: values
   mass = lambda values, axes: jnp.sum(power(values), axis=axes, keepdims=True)
   unit = lambda values: values / (1e-12 + scale(mass(values, (1, 2))))  # per channel
   tiles = max(min(height, width) // 5, 1)
   patterns = np.stack([_padded(pyramid(size, norm), height, width) for size in sides])
 
-  def within(perturbation, batch):
-    """Of the size epsilon, then in the box; L1: projected on both."""
+  def within(perturbation: jax.Array, batch: Batch) -> jax.Array:
+    """Images of the size epsilon in L2, clipped to the box; in L1 projected on ball and box."""
     if norm == "l1":
       return norms.project(batch.images + perturbation, batch.images, batch.epsilon, "l1")
     size = norms.per_example(norms.NORMS["l2"].size(perturbation), perturbation)
@@ -143,7 +192,7 @@ def _mass(height, width, channels, sides, phase, draws, norm):
       batch.images + batch.epsilon * perturbation / (size + 1e-12), batch.images
     )
 
-  def start(batch):
+  def start(batch: Batch) -> jax.Array:
     rows, columns = height // tiles, width // tiles
     signs = _signs(draws(batch, 0)[0], (rows, columns, channels))
     tile = jnp.asarray(pyramid(tiles, norm))
@@ -159,7 +208,7 @@ def _mass(height, width, channels, sides, phase, draws, norm):
     )
     return within(jnp.pad(board, pads), batch)
 
-  def step(batch, x, number):
+  def step(batch: Batch, x: jax.Array, number: jax.Array) -> jax.Array:
     keys = draws(batch, number + 1)
     index = phase(number)
     size, patterns_now = jnp.asarray(sides)[index], jnp.asarray(patterns)[index]
@@ -176,7 +225,7 @@ def _mass(height, width, channels, sides, phase, draws, norm):
 
     pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns_now, top, left)
     flip = _signs(keys[4], ())[:, None, None] > 0
-    # Transposed within its own square: the padded pattern is transposed before it is moved.
+    # The padded pattern is transposed before it is moved: so it stays within its own square.
     turned = (
       jax.vmap(lambda p, r, c: jnp.roll(p.T, (r, c), (0, 1)))(patterns_now, top, left)
       if height == width
@@ -189,11 +238,11 @@ def _mass(height, width, channels, sides, phase, draws, norm):
   return start, step
 
 
-def pyramid(size, norm="l2"):
-  """Two pyramids of opposite sign, one above the other, [size, size], of norm 1 in L2 or L1."""
-  order, power = (2, 2) if norm == "l2" else (1, 4)  # in L1 nearly all of it is in the middle
+def pyramid(size: int, norm: str = "l2") -> np.ndarray:
+  """Two pyramids of opposite sign, one above the other: float32 [size, size] of norm 1."""
+  order, power = (2, 2) if norm == "l2" else (1, 4)  # in L1 the middles have most of the mass
 
-  def half(rows, columns):
+  def half(rows: int, columns: int) -> np.ndarray:
     values = np.zeros((rows, columns))
     r, c = rows // 2, columns // 2
     for ring in range(max(rows // 2 + 1, columns // 2 + 1)):
@@ -212,16 +261,25 @@ def pyramid(size, norm="l2"):
   return (values / np.linalg.norm(values.ravel(), order)).astype(np.float32)
 
 
-def _padded(values, height, width):
+def _padded(values: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.pad(values, ((0, height - values.shape[0]), (0, width - values.shape[1])))
 
 
 def square(
-  key, predict, images, labels, *, epsilon, norm="linf", num_steps=5000, num_runs=1, indices=None
-):
-  """The Square Attack by itself, as one compiled loop; jittable.
+  key: jax.Array,
+  predict: Predict,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: ArrayLike,
+  norm: str = "linf",
+  num_steps: int = 5000,
+  num_runs: int = 1,
+  indices: Array | None = None,
+) -> jax.Array:
+  """Square Attack: random search over squares of the image, without gradients; jittable.
 
-  Keeps a change where it raises the margin of the best wrong class, or is misclassified.
+  A change is kept where it raises the margin of the best wrong class, or is misclassified.
   (Andriushchenko et al., ECCV 2020.)
 
   Args:
@@ -232,17 +290,17 @@ def square(
     epsilon: radius of the ball in pixel units.
     norm: a key of `NORMS`.
     num_steps: queries after the start's.
-    num_runs: restarts.
+    num_runs: number of restarts.
     indices: int array [batch], the examples' positions in the whole data set; default 0, 1, ...
 
   Returns:
-    Adversarial images like `images`: misclassified where the attack succeeded.
+    Images like `images`, within epsilon of them; misclassified where the attack succeeded.
 
   Raises:
     ValueError: a wrong argument, see `inputs`.
   """
   images, labels, indices = inputs.check_examples("square", images, labels, indices)
-  return run_alone(
+  return attack_batch(
     square_attack(norm=norm, image_shape=images.shape[1:], num_steps=num_steps, num_runs=num_runs),
     key,
     predict,

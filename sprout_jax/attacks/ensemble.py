@@ -6,11 +6,16 @@ Parameter-free Attacks", ICML 2020.)
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax import intervals
@@ -18,31 +23,44 @@ from sprout_jax.attacks import inputs
 from sprout_jax.attacks import inspection
 from sprout_jax.attacks import resume
 from sprout_jax.attacks import slots
-from sprout_jax.attacks.apgd import apgd_attack
 from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import is_wrong
-from sprout_jax.attacks.fab import fab_attack
-from sprout_jax.attacks.square import square_attack
+from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.fast_boundary import fab_attack
+from sprout_jax.attacks.inputs import Array
+from sprout_jax.attacks.inputs import Predict
+from sprout_jax.attacks.squares import square_attack
 
 VERSIONS = {
   "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
   "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
   "rand": ("apgd-ce", "apgd-dlr"),
 }
-RESTARTS = {"plus": 5}  # of the untargeted attacks; 1 otherwise
+RESTARTS = {"plus": 5}  # of untargeted APGD and FAB; 1 otherwise
 SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
-STEPS = 100  # of the attacks with gradients
-QUERIES = 5000  # of Square, after the start's
-TARGETS = 9  # most targets of a targeted attack
-L1_RUNS = 5  # in L1: of APGD on the cross-entropy, and most targets of APGD
-TOLERANCE = 1e-6  # by which rounding may take a perturbation over epsilon, per unit of size above 1
-CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; the attacks' are their ids in ATTACKS
+STEPS = 100  # of each attack with gradients
+QUERIES = 5000  # of Square, after that of its start
+TARGETS = 9  # largest number of targets of a targeted attack
+L1_RUNS = 5  # in L1: restarts of untargeted APGD, and largest number of targets of targeted APGD
+TOLERANCE = 1e-6  # allowed excess over epsilon by rounding, times max(1, epsilon)
+CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; those of attacks are their ids in ATTACKS
 
 
-def _apgd(loss, classes_needed, targeted):
-  """How APGD on a loss is built; with fewer classes than that needs, on the margin."""
+class Build(Protocol):
+  """Construction of an attack of the ensemble."""
 
-  def build(norm, classes, image_shape, restarts, samples):
+  def __call__(
+    self, norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int, /
+  ) -> Attack:
+    """Builds the attack for images of shape (height, width, channels)."""
+
+
+def _apgd(loss: str, classes_needed: int, targeted: bool) -> Build:
+  """APGD on a loss; on the margin where there are too few classes for the loss."""
+
+  def build(
+    norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
+  ) -> Attack:
     del image_shape
     most = TARGETS if targeted else restarts
     if norm == "l1" and samples == 1:
@@ -66,8 +84,10 @@ def _apgd(loss, classes_needed, targeted):
   return build
 
 
-def _fab(targeted):
-  def build(norm, classes, image_shape, restarts, samples):
+def _fab(targeted: bool) -> Build:
+  def build(
+    norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
+  ) -> Attack:
     del image_shape, samples
     runs = min(TARGETS, classes - 1) if targeted else restarts
     return fab_attack(norm=norm, targeted=targeted, num_steps=STEPS, num_runs=runs)
@@ -75,7 +95,9 @@ def _fab(targeted):
   return build
 
 
-def _square(norm, classes, image_shape, restarts, samples):
+def _square(
+  norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
+) -> Attack:
   del classes, restarts, samples
   return square_attack(norm=norm, image_shape=image_shape, num_steps=QUERIES, num_runs=1)
 
@@ -85,13 +107,13 @@ class Row:
   """An attack of the ensemble.
 
   Attributes:
-    id: what makes its random numbers. Never changed, and never given to another attack.
+    id: number that determines its random draws. Never changed, and never given to another attack.
     build: (norm, number of classes, image shape, restarts, gradient samples) -> `Attack`.
-    chunk: steps between two looks for broken examples.
+    chunk: number of steps between two searches for broken examples.
   """
 
   id: int
-  build: Callable[..., Attack]
+  build: Build
   chunk: int = 10
 
 
@@ -107,15 +129,17 @@ ATTACKS = {
 
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
-  """What an ensemble of attacks left.
+  """Result of an ensemble of attacks.
 
   Attributes:
-    robust: host array [n] bool, the worst case: classified correctly, and unbroken by every attack.
-    per_attack: {name: [n] bool}, in the order in which they ran: robust after this attack and all
-      before it.
-    images: host array like the given images, the adversarial ones where broken, else the given.
-    spec: what was run: version, norm, epsilon, every attack's constants, seed, counts, accuracies
-      with 95 % intervals, the largest perturbation used, notes.
+    robust: bool [n], the worst case: True where the image is classified correctly and no attack
+      broke it. This and the other arrays are on the host.
+    per_attack: name -> bool [n], in the order in which the attacks ran: True where the image was
+      robust after this attack and all before it.
+    images: float [n, height, width, channels], the adversarial image where one was found, else the
+      given one.
+    spec: version, norm, epsilon, every attack's constants, seed, counts, accuracies with 95 %
+      intervals, the largest perturbation, and notes.
   """
 
   robust: np.ndarray
@@ -126,16 +150,21 @@ class AttackResult:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """Where an ensemble is; `str()` of it is a line for people.
+  """Progress of an ensemble; `str()` of it is one readable line.
 
   Attributes:
-    attack, number, count: the attack's name, which one it is, of how many.
-    run, runs: the first restart or target that an example is in, of how many.
-    done, total: examples that this attack is done with, of those that it got.
-    work: the same with those that are under way, counted by their share: total when all is done.
-    robust, examples: examples still robust, of all.
-    seconds: since the ensemble was started.
-    seconds_left: of this attack, at the present speed; None at its beginning.
+    attack: name of the current attack.
+    number: its position in the ensemble, from 1.
+    count: number of attacks.
+    run: first run (restart or target) that an example is in, from 1.
+    runs: number of runs.
+    done: examples that this attack is done with.
+    total: examples that this attack was given.
+    work: `done` plus the finished shares of the examples in progress; `total` at the end.
+    robust: examples still robust.
+    examples: all examples.
+    seconds: seconds since the ensemble was started.
+    seconds_left: estimate for this attack at the present speed; None at its beginning.
   """
 
   attack: str
@@ -151,7 +180,7 @@ class Progress:
   seconds: float
   seconds_left: float | None
 
-  def __str__(self):
+  def __str__(self) -> str:
     left = "?" if self.seconds_left is None else f"{self.seconds_left:.0f} s"
     return (
       f"{self.attack} ({self.number} of {self.count}), run {self.run} of {self.runs}: "
@@ -160,36 +189,40 @@ class Progress:
 
 
 def auto_attack(
-  key,
-  predict,
-  images,
-  labels,
+  key: jax.Array,
+  predict: Predict,
+  images: Array,
+  labels: Array,
   *,
-  epsilon,
-  norm="linf",
-  version="standard",
-  batch_size=128,
-  indices=None,
-  devices=None,
-  on_progress=None,
-  state_file=None,
-  save_seconds=30.0,
-):
-  """The worst case over an ensemble of attacks, for every image.
+  epsilon: float,
+  norm: str = "linf",
+  version: str | Iterable[str] = "standard",
+  batch_size: int = 128,
+  indices: Array | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  on_progress: Callable[[Progress], Any] | None = None,
+  state_file: str | os.PathLike[str] | None = None,
+  save_seconds: float = 30.0,
+) -> AttackResult:
+  """AutoAttack: the worst case over an ensemble of attacks, for every image.
 
   "standard" is APGD on the cross-entropy, targeted APGD (9 targets), targeted FAB (9 targets) and
-  Square (5,000 queries), 100 iterations each of the first three. "plus" has 5 restarts of APGD on
-  cross-entropy and DLR and of untargeted FAB as well. "rand" is for models that draw random
-  numbers: APGD on cross-entropy and DLR with gradients averaged over 20 draws, where the mean
-  logits of 20 fresh draws decide what is right, before and after. Every attack starts from the
-  original images, on those that all attacks before it left robust; a misclassified image is never
-  attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants and what they come from.
+  Square (5,000 queries), with 100 iterations for each of the first three. "plus" adds APGD on DLR
+  and untargeted FAB, and makes 5 restarts of untargeted APGD and FAB. "rand" is for models that
+  draw random numbers: APGD on cross-entropy and on DLR, with gradients averaged over 20 draws.
+  There the mean logits of 20 fresh draws decide which images are misclassified, before and after
+  the attack.
 
-  This drives compiled programs and is not itself jittable: every 10 steps (Square: 50) broken
-  images leave their batch and others take their place, over all devices (see `slots`). An image's
-  outcome depends on the key, its own index and itself: not on the batch size, the order of work,
-  the number of devices, or on having been interrupted, but for rounding, which follows the shapes
-  of programs.
+  Every attack starts from the original images that all attacks before it left robust. A
+  misclassified image is never attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants
+  and their sources.
+
+  This function drives compiled programs and is not itself jittable. Every 10 steps (Square: 50)
+  broken images leave their batch and others take their place, over all devices (see `slots`). An
+  image's outcome depends on the key, its own index and itself. It does not depend on the batch
+  size, the order of work, the number of devices or an interruption, up to rounding, which differs
+  between the shapes of programs.
+
   On GPUs and TPUs set `jax.default_matmul_precision("highest")` inside `predict`: rounded products
   hide gradients.
 
@@ -197,30 +230,32 @@ def auto_attack(
     key: a PRNG key.
     predict: function images [batch, height, width, channels] in [0, 1] -> logits [batch, classes],
       deterministic, with normalisation inside. For "rand": (images, keys [batch]) -> logits. Give
-      large weights in a `jax.tree_util.Partial` of the function: so they are arguments of the
-      compiled programs, not constants in them. Arrays on a mesh with explicit axes must be there.
+      large weights in a `jax.tree_util.Partial` of the function: then they are arguments of the
+      compiled programs, not constants in them. Arrays on a mesh with explicit axes need it.
     images: float array [n, height, width, channels] in [0, 1].
     labels: int array [n].
     epsilon: radius of the ball in pixel units.
     norm: a key of `NORMS`.
     version: a key of `VERSIONS`, or a list of names from `ATTACKS`.
-    batch_size: images attacked at once, over all devices together; rounded up to their multiple.
-    indices: int array [n], the images' positions in the whole data set, which make their random
-      numbers; default 0, 1, ..., n - 1.
+    batch_size: images attacked at once, over all devices together; rounded up to a multiple of
+      their number.
+    indices: int array [n], the images' positions in the whole data set, which determine their
+      random draws; default 0, 1, ..., n - 1.
     devices: the devices to use; default all.
-    on_progress: function of a `Progress`, called after every compiled call. `print` will do.
-    state_file: path where the state is kept: the same call, with the same model, continues from it
-      after a kill. Left there when all is done; None keeps nothing.
-    save_seconds: at most this often.
+    on_progress: function of a `Progress`, called after every compiled call; for example `print`.
+    state_file: path of a file with the state. After an interruption the same call with the same
+      model continues from it. The file is kept at the end. None writes no file.
+    save_seconds: smallest time between two writes of the file, in seconds.
 
   Returns:
-    An `AttackResult`.
+    The robust images, per attack and in all, the adversarial images and a record of the attacks.
 
   Raises:
-    ValueError: a wrong argument, see `inputs`; outputs that are no logits, probabilities, random or
-      not finite; a state file that is damaged or belongs to another call.
-    OSError: the state cannot be written; what was saved before is still there.
-    RuntimeError: a perturbation over epsilon, or outside the box: a defect of the attack.
+    ValueError: a wrong argument, see `inputs`; a `predict` whose outputs are not logits, are
+      probabilities, differ between passes or are not finite; a state file that is damaged or
+      belongs to another call.
+    OSError: the state cannot be written. The last state saved is still there.
+    RuntimeError: a perturbation exceeds epsilon or leaves the box, which is a defect of the attack.
   """
   ensemble = version if isinstance(version, str) else None
   if ensemble is not None:
@@ -236,9 +271,10 @@ def auto_attack(
   images, labels, indices = map(
     np.asarray, inputs.check_examples("auto_attack", images, labels, indices)
   )
+  key_data = np.asarray(jax.random.key_data(key))
   with jax.set_mesh(None):  # the programs have a mesh of their own
-    return _run(
-      jax.random.wrap_key_data(np.asarray(jax.random.key_data(key)), impl=jax.random.key_impl(key)),
+    return _attack_all(
+      jax.random.wrap_key_data(jnp.asarray(key_data), impl=jax.random.key_impl(key)),
       predict,
       (images.astype(np.float32), labels.astype(np.int32), indices),
       epsilon=float(epsilon),
@@ -253,33 +289,34 @@ def auto_attack(
     )
 
 
-def _run(
-  key,
-  predict,
-  examples,
+def _attack_all(
+  key: jax.Array,
+  predict: Predict,
+  examples: tuple[np.ndarray, np.ndarray, np.ndarray],
   *,
-  epsilon,
-  norm,
-  ensemble,
-  names,
-  batch_size,
-  devices,
-  on_progress,
-  state_file,
-  save_seconds,
-):
-  """`auto_attack` with checked arguments; `ensemble` is None for a list of attacks."""
+  epsilon: float,
+  norm: str,
+  ensemble: str | None,
+  names: tuple[str, ...],
+  batch_size: int,
+  devices: Sequence[jax.Device],
+  on_progress: Callable[[Progress], Any] | None,
+  state_file: str | os.PathLike[str] | None,
+  save_seconds: float,
+) -> AttackResult:
+  """`auto_attack` on checked arguments; `ensemble` is None for a list of attacks."""
   images, labels, indices = examples
   mesh = jax.make_mesh(
     (len(devices),), ("examples",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
   )
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  samples, restarts = SAMPLES.get(ensemble, 1), RESTARTS.get(ensemble, 1)
-  predict = inspection.on_devices(predict, slots.shardings(mesh)[1])
+  samples, restarts = SAMPLES.get(ensemble or "", 1), RESTARTS.get(ensemble or "", 1)
+  model = inspection.on_devices(predict, slots.shardings(mesh)[1])
 
-  def look(images, purpose):
+  def look(images: np.ndarray, purpose: int) -> np.ndarray:
+    """Logits of all images; `purpose` determines the draws of a random model."""
     keys = None if samples == 1 else inspection.draw_keys(key, purpose, indices, samples)
-    return inspection.all_logits(predict, images, batch_size, mesh, keys)
+    return inspection.all_logits(model, images, batch_size, mesh, keys)
 
   logits = look(images, CLEAN)
   inspection.check_outputs(logits, labels)
@@ -300,17 +337,19 @@ def _run(
     "key_implementation": str(jax.random.key_impl(key)),
     "jax": jax.__version__,
     "device": f"{mesh.size} x {devices[0].device_kind}",
-    "matmul_precision": str(jax.config.jax_default_matmul_precision),
+    "matmul_precision": str(
+      jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # JAX adds it at import
+    ),
   }
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
-      _run_attack(
+      _attack_with(
         name,
         number,
         attack,
         key,
-        predict,
+        model,
         examples,
         epsilon,
         batch_size,
@@ -323,20 +362,33 @@ def _run(
 
 
 @functools.lru_cache(maxsize=64)
-def _build(name, *options):
-  """The same object for the same options: its compiled programs are found again."""
-  return ATTACKS[name].build(*options)
+def _build(
+  name: str, norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
+) -> Attack:
+  """The same object for the same options, so that its compiled programs are found again."""
+  return ATTACKS[name].build(norm, classes, image_shape, restarts, samples)
 
 
-def _run_attack(
-  name, number, attack, key, predict, examples, epsilon, batch_size, mesh, state, count, on_progress
-):
-  """Runs one attack on what is still robust and not yet done, and notes it in the state."""
+def _attack_with(
+  name: str,
+  number: int,
+  attack: Attack,
+  key: jax.Array,
+  predict: jax.tree_util.Partial,
+  examples: tuple[np.ndarray, np.ndarray, np.ndarray],
+  epsilon: float,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  state: resume.State,
+  count: int,
+  on_progress: Callable[[Progress], Any] | None,
+) -> None:
+  """Attacks the examples that are robust and not yet done, and enters the outcomes in the state."""
   waiting = np.flatnonzero(state.robust & ~state.done)
   start, already = time.monotonic(), int(state.done.sum())
   total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(key, ATTACKS[name].id)
-  for outcomes, runs, behind in slots.run(
+  for outcomes, runs, behind in slots.attack_examples(
     attack,
     predict,
     attack_key,
@@ -348,10 +400,10 @@ def _run_attack(
     ATTACKS[name].chunk,
   ):
     for outcome in outcomes:
-      state.done[outcome.index] = True
+      state.done[outcome.position] = True
       if outcome.broken:
-        state.robust[outcome.index] = False
-        state.images[outcome.index] = outcome.image
+        state.robust[outcome.position] = False
+        state.images[outcome.position] = outcome.image
     state.save()
     if on_progress is not None:
       done, seconds = int(state.done.sum()), time.monotonic() - start
@@ -376,8 +428,15 @@ def _run_attack(
   state.finish(name)
 
 
-def _result(state, spec, images, labels, clean, look):
-  """The result, after a last look at every adversarial image."""
+def _result(
+  state: resume.State,
+  spec: dict[str, Any],
+  images: np.ndarray,
+  labels: np.ndarray,
+  clean: np.ndarray,
+  look: Callable[[np.ndarray], np.ndarray],
+) -> AttackResult:
+  """The result, after a check of the perturbations and one more pass over all images."""
   # On the host, one by one: all images at once may be more than a device holds.
   size = np.array([_size(state.images[i] - images[i], spec["norm"]) for i in range(len(images))])
   is_inside = all(image.min() >= 0 and image.max() <= 1 for image in state.images)
@@ -385,8 +444,8 @@ def _result(state, spec, images, labels, clean, look):
     size.max(initial=0) <= spec["epsilon"] + TOLERANCE * max(1, spec["epsilon"]) and is_inside
   ):
     raise RuntimeError(
-      f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon "
-      f"{spec['epsilon']:g}, or pixels leave [0, 1]; this is a defect of the attack"
+      f"auto_attack: a perturbation of {size.max():.8g} exceeds epsilon {spec['epsilon']:g}, or "
+      "pixels leave [0, 1]; this is a defect of the attack, please report it"
     )
   again = look(state.images)
   attacked = clean & ~state.robust
@@ -398,7 +457,7 @@ def _result(state, spec, images, labels, clean, look):
     },
     "robust": intervals.proportion(state.robust.sum(), len(state.robust)),
     "largest_perturbation": float(size.max(initial=0)),
-    # Misclassified in the attack, but not when seen again: rounding, or a model's other draws.
+    # Misclassified in the attack, but not in the last pass: rounding, or other draws of the model.
     "not_misclassified_again": int((attacked & ~is_wrong(again, labels)).sum()),
     "not_finite": int((~np.isfinite(again).all(-1)).sum()),
     "seconds": state.seconds(),
@@ -406,7 +465,7 @@ def _result(state, spec, images, labels, clean, look):
   return AttackResult(state.robust, state.per_attack, state.images, spec)
 
 
-def _size(perturbation, norm):
+def _size(perturbation: np.ndarray, norm: str) -> float:
   """The norm of one perturbation, in float64."""
   values = np.abs(perturbation.astype(np.float64))
   return values.max() if norm == "linf" else np.sqrt((values**2).sum())

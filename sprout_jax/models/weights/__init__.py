@@ -1,0 +1,379 @@
+"""Weights that others trained, for our models: PyTorch state dicts and DeepMind's NumPy files.
+
+    weights = models.load_weights(
+      "cifar_linf_8.pt", model="wrn_28_10", mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)
+    )
+    logits = weights(images)
+    evaluation.evaluate(weights.predict, images, labels, workdir="runs/published")
+
+`files` reads files, `names` knows the names of published networks, this file brings them together.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sprout_jax.errors import UserError
+from sprout_jax.models.layers import Classifier
+from sprout_jax.models.weights import files
+from sprout_jax.models.weights import names as names_lib
+from sprout_jax.models.weights.names import Place
+
+LISTED = 40  # names in one list of a message
+NORMALISATION = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}  # in published files
+CLOSE = 1e-4  # two statements of a mean or standard deviation, in [0, 1] pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A model with published weights; `weights(images)` gives logits.
+
+  It is a pytree: its leaves are the variables.
+
+  Attributes:
+    variables: {"params", "batch_stats"}, float32, for `model.apply`.
+    model: the Flax module, which normalises by `mean` and `std`.
+    mean, std: per channel, in [0, 1] pixels.
+    normalisation: where mean and std come from: "given", or the names in the file.
+    path: of the file. file_sha256: SHA-256 (hex) of it.
+    form: the family of codes whose names the file has.
+    mapping: {name in the file: place in the variables, as "params/conv/kernel"}.
+    unused: {name in the file: why it is not used}.
+  """
+
+  variables: Any = dataclasses.field(repr=False, compare=False)
+  model: Classifier
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  normalisation: str
+  path: str
+  file_sha256: str
+  form: str
+  mapping: dict[str, str] = dataclasses.field(repr=False, hash=False)
+  unused: dict[str, str] = dataclasses.field(repr=False, hash=False)
+
+  @property
+  def predict(self) -> jax.tree_util.Partial:
+    """images [batch, height, width, channels] in [0, 1] -> logits, in evaluation mode."""
+    return jax.tree_util.Partial(_Apply(self.model), self.variables)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    return self.predict(images)
+
+
+jax.tree_util.register_pytree_node(
+  Weights,
+  lambda weights: ((weights.variables,), dataclasses.replace(weights, variables=None)),
+  lambda rest, parts: dataclasses.replace(rest, variables=parts[0]),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apply:
+  """A model in evaluation mode. Those of equal models are equal, so that programs are reused."""
+
+  model: Classifier
+
+  def __call__(self, variables: Any, images: jax.Array) -> Any:
+    return self.model.apply(variables, images, train=False)
+
+
+def load_weights(
+  path: pathlib.Path | str,
+  *,
+  model: str | Classifier,
+  mean: Collection[float] | None = None,
+  std: Collection[float] | None = None,
+  activation: str | None = None,
+  entry: str | None = None,
+  ignore: Collection[str] = (),
+) -> Weights:
+  """Loads weights that others trained into one of our models.
+
+  Files: PyTorch state dicts as .safetensors, or as .pt, .pth or .ckpt, which need PyTorch and are
+  read with `weights_only=True`; the same arrays as .npz; DeepMind's Haiku networks as .npy, or as
+  .npz with names joined by "/". Nothing in a file is executed.
+
+  Networks: torchvision's ResNet-18, -50, -101, -152 and VGG-BN; CIFAR-10 ResNets and VGG;
+  PreActResNet-18; Wide ResNets as TRADES, RobustBench and DeepMind name them. A prefix that all
+  names have, as "module.", is left out.
+
+  Every array of the file is used, or listed in `unused`, or named in an error. Not used are
+  PyTorch's counts `num_batches_tracked`, Haiku's `hidden` and `counter` of moving averages, TRADES'
+  `sub_block1`, and what `ignore` names. Normalisation comes from the file where it has an array
+  pair `mu` and `sigma`, `mean` and `std` or `new_mean` and `new_std`; otherwise it must be given.
+
+  Example:
+    >>> weights = load_weights("resnet50.pth", model="resnet50", mean=(0.485, 0.456, 0.406),
+    ...                        std=(0.229, 0.224, 0.225))
+
+  Args:
+    path: the file.
+    model: a name for `models.create`, or a model that it made. The number of classes and channels
+      of a named model are those of the file.
+    mean, std: by which images in [0, 1] were normalised in training; one number per channel or one
+      for all. No normalisation is mean=(0,), std=(1,). Not needed where the file has them.
+    activation: of a named model; default "relu", except for DeepMind's networks, which need it.
+    entry: which state dict, where a checkpoint holds several, as "last" or "state_dict".
+    ignore: patterns of names to leave out, as "*.scores"; each must match a name.
+
+  Raises:
+    UserError: the file is missing, damaged, too large or holds more than arrays; arrays are
+      missing, left over, of another shape or not finite; the normalisation or the activation is
+      not known.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not isinstance(model, str | Classifier):
+    raise UserError(f"model is a {type(model).__name__}; give a name, or what models.create makes")
+  arrays, others = files.read(path, entry)
+  # Names do not depend on the number of classes, which the file tells.
+  template = _create(model, num_classes=2) if isinstance(model, str) else model
+  places = names_lib.places(template, 3)
+  form, prefix = _find_form(path, template, list(places), arrays)
+  if not isinstance(model, str) and activation is not None:
+    raise UserError("activation is of a named model; for a model that is made, leave it out")
+  if isinstance(model, str) and activation is None and not form.one_activation:
+    raise UserError(
+      f"{path} has the names of {form.title}, and a file does not say the activation: state it. "
+      "DeepMind's published networks have activation='silu'"
+    )
+  classes, channels = _sizes(places, form, prefix, arrays)
+  if isinstance(model, str):
+    options = {"num_classes": classes, "activation": activation or "relu"}
+    template = _create(model, channels, **options)
+  places = names_lib.places(template, channels)
+  found = _sort(path, form, prefix, places, arrays, others, ignore)
+  means, stds, source = _normalisation(path, found.normalisation, mean, std, arrays, channels)
+  converted = {
+    place: form.convert(place, _to_float32(path, name, arrays[name]))
+    for place, name in found.names.items()
+  }
+  _check_values(path, found.names, converted)
+  return Weights(
+    names_lib.variables(converted),
+    template.clone(mean=means, std=stds),
+    means,
+    stds,
+    source,
+    str(path),
+    _sha256(path),
+    form.title,
+    {name: "/".join(place) for place, name in found.names.items()},
+    found.unused,
+  )
+
+
+def _create(name, channels=3, **options):
+  """A named model. Its variables do not depend on the size of images, and all models take 224."""
+  from sprout_jax import models  # which imports this file
+
+  return models.create(name, image_shape=(224, 224, channels), **options)
+
+
+def _sha256(path):
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find_form(path, model, places, arrays):
+  """The form whose names fit best, and the prefix that the names have in this file."""
+  forms = names_lib.forms(model)
+  if not forms:
+    raise UserError(
+      f"{type(model).__name__} has no published weights that are known here; models with some are "
+      "ResNet, VGG, PreActResNet-18 and Wide ResNet, see docs/weights.md"
+    )
+  others = names_lib.other_forms(model)
+  ranked = []
+  for form in (*forms, *others):
+    expected = {form.name(place) for place in places}
+    prefix, count = _find_prefix(expected, arrays)
+    ranked.append((count, form, prefix))
+  count, form, prefix = max(ranked, key=lambda entry: entry[0])
+  if form in others:
+    raise UserError(
+      f"{path} has the names of {form.title}, whose padding differs; type model={others[form]!r}"
+    )
+  return form, prefix
+
+
+def _find_prefix(expected, arrays):
+  """The prefix under which most expected names are in the file, and how many are."""
+  anchors = [name for name in expected if name.count(".") + name.count("/") == 1] or list(expected)
+  prefixes = {
+    name[: -len(anchor)]
+    for name in arrays
+    for anchor in anchors
+    if name.endswith(anchor) and name[: -len(anchor)][-1:] in ("", ".", "/")
+  }
+  counted = {prefix: sum(prefix + name in arrays for name in expected) for prefix in prefixes}
+  # Of equally good ones the shortest: what is then left over is listed.
+  return max(counted.items(), key=lambda entry: (entry[1], -len(entry[0])), default=("", 0))
+
+
+def _sizes(places, form, prefix, arrays):
+  """Numbers of classes and channels in the file; 2 and 3 where it does not tell."""
+  first = next(p for p in places if p[-1] == "kernel" and p[1] in ("conv", "conv1_1"))
+  last = ("params", "dense", "kernel")
+  classes, channels = 2, 3
+  stored = arrays.get(prefix + form.name(last), np.empty(0)).shape
+  if len(stored) == 2:
+    inputs = places[last][0]
+    # The axis that is not the features'; in a transposed array it is the other one.
+    axis = 1 if form.haiku else 0
+    classes = stored[axis] if stored[1 - axis] == inputs else stored[1 - axis]
+  stored = arrays.get(prefix + form.name(first), np.empty(0)).shape
+  if len(stored) == 4:
+    channels = stored[2 if form.haiku else 1]
+  return classes, channels
+
+
+@dataclasses.dataclass
+class _Found:
+  names: dict[Place, str]
+  unused: dict[str, str]
+  normalisation: dict[str, str]
+
+
+def _sort(path, form, prefix, places, arrays, others, ignore):
+  """What each array of the file is for.
+
+  Raises:
+    UserError: arrays are missing, left over or of another shape; all are listed.
+  """
+  names = {place: prefix + form.name(place) for place in places}
+  missing = [
+    f"{name} {form.shape(place, places[place])}"
+    for place, name in names.items()
+    if name not in arrays
+  ]
+  wrong = []
+  for place, name in names.items():
+    expected = form.shape(place, places[place])
+    if name in arrays and arrays[name].shape != expected:
+      shape = arrays[name].shape
+      is_transposed = sorted(shape) == sorted(expected)
+      wrong.append(f"{name} is {shape}, expected {expected}{', transposed' * is_transposed}")
+  rest = {name: str(arrays[name].shape) for name in arrays if name not in names.values()}
+  rest |= {name: kind for name, kind in others.items() if name not in names.values()}
+  known = {prefix + name: why for name, why in form.unused(list(places)).items()}
+  unused = {name: known[name] for name in rest if name in known}
+  for pattern in (ignore,) if isinstance(ignore, str) else ignore:
+    matching = [name for name in rest if fnmatch.fnmatchcase(name, pattern)]
+    if not matching:
+      raise UserError(
+        f"ignore has {pattern!r}, which no unused name of {path} matches; unused are: "
+        f"{_list([f'{name} {kind}' for name, kind in rest.items()]) or 'none'}"
+      )
+    unused |= dict.fromkeys(matching, f"ignored as {pattern!r}")
+  normalisation = {
+    name: partner
+    for name in rest
+    if name not in unused and (partner := _partner(name)) in rest and partner not in unused
+  }
+  kept = {*unused, *normalisation, *normalisation.values()}
+  surplus = [f"{name} {kind}" for name, kind in rest.items() if name not in kept]
+  parts = {"missing": missing, "not used": surplus, "of another shape": wrong}
+  if any(parts.values()):
+    listed = "; ".join(f"{what}: {_list(entries)}" for what, entries in parts.items() if entries)
+    raise UserError(
+      f"{path} does not fit the model. With the names of {form.title}: {listed}. Choose another "
+      "model" + ("; or leave arrays out by ignore=(...,)" * bool(surplus))
+    )
+  return _Found(names, unused, normalisation)
+
+
+def _list(entries):
+  rest = f", and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
+  return ", ".join(entries[:LISTED]) + rest
+
+
+def _partner(name):
+  """The name of the standard deviation that belongs to a mean; None for other names."""
+  stem, _, last = name.rpartition(".")
+  partner = NORMALISATION.get(last)
+  return None if partner is None else f"{stem}.{partner}" if stem else partner
+
+
+def _normalisation(path, pairs, mean, std, arrays, channels):
+  """(mean, std, where they come from): the file's, or the given ones.
+
+  Raises:
+    UserError: they are not known, or two statements differ.
+  """
+  stated = {}
+  if (mean is None) != (std is None):
+    raise UserError("one of mean and std is given; give both, or none where the file has them")
+  if mean is not None:
+    stated["given"] = tuple(
+      _channels(what, values, channels) for what, values in (("mean", mean), ("std", std))
+    )
+  for name, partner in pairs.items():
+    stated[f"{name}, {partner}"] = tuple(
+      _channels(f"{path}: {what}", _to_float32(path, what, arrays[what]), channels)
+      for what in (name, partner)
+    )
+  if not stated:
+    raise UserError(
+      f"{path} does not hold the mean and standard deviation that its images were normalised by, "
+      "and they are not guessed: give mean=(...), std=(...) in [0, 1] pixels. docs/weights.md "
+      "lists those of published models; no normalisation is mean=(0,), std=(1,)"
+    )
+  source, values = list(stated.items())[-1]  # a file's is exact; a given one may be rounded
+  for other, different in stated.items():
+    if max(np.max(np.abs(a - b)) for a, b in zip(values, different, strict=True)) > CLOSE:
+      raise UserError(
+        f"{path}: mean and std are {_pair(values)} ({source}) and {_pair(different)} ({other}); "
+        "leave the wrong ones out, those of a file by ignore=(...,)"
+      )
+  mean, std = (tuple(float(value) for value in part) for part in values)
+  return mean, std, source
+
+
+def _pair(values):
+  return " and ".join(str(tuple(round(float(v), 6) for v in part)) for part in values)
+
+
+def _channels(what, values, channels):
+  """A mean or standard deviation as an array of one number per channel."""
+  try:
+    array = np.asarray(values, np.float32)
+  except (TypeError, ValueError):
+    array = np.empty(0, np.float32)
+  if array.size not in (1, channels) or max(array.shape, default=1) != array.size:
+    raise UserError(
+      f"{what} is {values!r}; expected 1 number or {channels}, one per channel, as (0.5,)"
+    )
+  array = np.broadcast_to(array.reshape(-1), (channels,))
+  is_std = what.endswith(("std", "sigma"))
+  if not np.isfinite(array).all() or array.max() > 1 or array.min() < (1e-6 if is_std else 0):
+    raise UserError(
+      f"{what} is {tuple(map(float, array))}; expected numbers "
+      f"{'above 0 and up to' if is_std else 'from 0 to'} 1, for images in [0, 1]: divide those for "
+      "pixels of 0 to 255 by 255"
+    )
+  return array
+
+
+def _to_float32(path, name, array):
+  if not jnp.issubdtype(array.dtype, jnp.floating):  # NumPy's does not know bfloat16
+    raise UserError(f"{path}: {name} is {array.dtype}; expected floating-point numbers")
+  with np.errstate(over="ignore"):  # infinities are refused with the others
+    return array.astype(np.float32)
+
+
+def _check_values(path, names, arrays):
+  """Raises UserError where numbers are not finite or a variance is negative."""
+  bad = [names[place] for place, array in arrays.items() if not np.isfinite(array).all()]
+  if bad:
+    raise UserError(f"{path} holds numbers that are not finite, in: {_list(bad)}")
+  bad = [names[place] for place, a in arrays.items() if place[-1] == "var" and (a < 0).any()]
+  if bad:
+    raise UserError(f"{path} holds negative variances, in: {_list(bad)}")
