@@ -31,8 +31,13 @@ from sprout_jax.evaluation.subject import as_pytree
 ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
-def load(path):
-  """(predict, images, labels, epsilon, {name: outcomes of the reference})."""
+def load(path, norm="linf"):
+  """(predict, images, labels, epsilon, {name: outcomes of the reference}).
+
+  Other norms than Linf: the outcomes of some of the images are in ../NORM/ beside the network's
+  folder, with the images' places.
+  """
+  path = pathlib.Path(path)
   stored = np.load(path)
   params = {
     f"conv{i}": {
@@ -54,8 +59,11 @@ def load(path):
   error = np.abs(predict(images) - stored["logits"]).max()
   if error > 1e-3:
     sys.exit(f"{path}: the logits differ from the reference's by {error}")
-  outcomes = {name: stored[f"robust_{name.replace('-', '_')}"] for name in (*ALONE, "standard")}
-  return predict, images, stored["labels"].astype(np.int32), float(stored["epsilon"]), outcomes
+  found = stored if norm == "linf" else np.load(path.parents[1] / norm / path.name)
+  places = slice(None) if norm == "linf" else found["places"]
+  outcomes = {name: found[f"robust_{name.replace('-', '_')}"] for name in (*ALONE, "standard")}
+  labels = stored["labels"].astype(np.int32)
+  return predict, images[places], labels[places], float(found["epsilon"]), outcomes
 
 
 def parity(args):
@@ -63,10 +71,17 @@ def parity(args):
   rows = json.loads(path.read_text()) if path.exists() else []
   print(f"{'network':16} {'attack':9} {'ours':>5} {'reference':>9} {'differ':>6} {'seconds':>8}")
   for network in sorted(pathlib.Path(args.golden).glob("*.npz")):
-    predict, images, labels, epsilon, outcomes = load(network)
+    if args.norm != "linf" and not (network.parents[1] / args.norm / network.name).exists():
+      continue
+    predict, images, labels, epsilon, outcomes = load(network, args.norm)
     for version in args.versions.split(","):
       row = next(
-        (row for row in rows if (row["network"], row["attack"]) == (network.stem, version)), None
+        (
+          row
+          for row in rows
+          if (row["network"], row["norm"], row["attack"]) == (network.stem, args.norm, version)
+        ),
+        None,
       )
       if row is None:
         start = time.perf_counter()
@@ -76,12 +91,14 @@ def parity(args):
           images,
           labels,
           epsilon=epsilon,
+          norm=args.norm,
           version=version,
           batch_size=args.batch_size,
         )
         expected = outcomes[version]
         row = {
           "network": network.stem,
+          "norm": args.norm,
           "attack": version,
           "epsilon": epsilon,
           "images": len(labels),
@@ -179,6 +196,7 @@ def main():
   parser.add_argument("--output", required=True)
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--norm", choices=attacks.NORMS, default="linf", help="of parity")
   parser.add_argument("--pairs", type=int, default=1, help="of timings")
   parser.add_argument("--versions", default=",".join(("standard", *ALONE)))
   args = parser.parse_args()

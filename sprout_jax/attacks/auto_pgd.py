@@ -1,11 +1,14 @@
 """Auto-PGD: projected gradient ascent with momentum that finds its own step size.
 
 (Croce, Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-Parameter-free Attacks", ICML 2020.)
+Parameter-free Attacks", ICML 2020. In L1: Croce, Hein, "Mind the Box: l1-APGD for Sparse
+Adversarial Attacks on Image Classifiers", ICML 2021.)
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +33,11 @@ from sprout_jax.attacks.inputs import Predict
 
 MOMENTUM = 0.75  # share of the new step; the first step has all of it
 RAISED_SHARE = 0.75  # halve where at most this share of a window's steps raised the loss
+# L1: radius over epsilon and share of the steps of each stage. The last stage takes the rest.
+STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))
+SPARSER = 1.5  # a step changes so many times fewer entries than differ; the step shrinks by it, too
+SPARSE_ENOUGH = 0.95  # the step is reset where fewer than this share of the entries still differ
+SMALLEST_STEP = 10  # the radius over the smallest step
 
 
 def checkpoints(num_steps: int) -> list[int]:
@@ -89,64 +97,136 @@ def apgd_attack(
     ("num_samples", num_samples),
   ):
     inputs.check_count("apgd", what, value, 1)
-  geometry, loss_fn, is_random = norms.NORMS[norm], table[loss], num_samples > 1
-  if is_random and loss == "cross_entropy":
+  loss_fn = table[loss]
+  if num_samples > 1 and loss == "cross_entropy":
     loss_fn = losses.cross_entropy  # means of gradients of log odds are not those of the loss
-  # NumPy: JAX arrays would belong to the mesh that is set where the attack is built.
-  review_at = np.array(checkpoints(num_steps), np.int32)
-  windows = np.diff(review_at, prepend=np.int32(0))
+  oracle = _Oracle(loss_fn, targeted, num_samples)
+  ascent = _l1_ascent(oracle, num_steps) if norm == "l1" else _ascent(oracle, norm, num_steps)
+  spec = {
+    "loss": loss,
+    "targeted": targeted,
+    "steps": num_steps,
+    "runs": num_runs,
+    "samples": num_samples,
+    **ascent.spec,
+  }
+  return Attack(
+    "apgd",
+    norm,
+    ascent.start,
+    ascent.step,
+    ascent.num_steps,
+    num_runs,
+    spec,
+    targeted=targeted,
+    num_samples=num_samples,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Oracle:
+  """Questions of a run to the model.
+
+  Attributes:
+    loss: (logits, labels) -> [batch]; if targeted, (logits, labels, targets) -> [batch].
+    targeted: whether the loss has a target.
+    num_samples: number of draws of a random model; 1 for a model that is not random.
+  """
+
+  loss: Callable[..., jax.Array]
+  targeted: bool
+  num_samples: int
+
+  @property
+  def is_random(self) -> bool:
+    """Whether the model draws random numbers."""
+    return self.num_samples > 1
+
+  def targets(self, predict: Predict, batch: Batch) -> jax.Array:
+    """Targets of each example's run; zeros where the loss has none."""
+    if not self.targeted:
+      return jnp.zeros_like(batch.labels)
+    extra = (run_keys(batch, DECISION),) if self.is_random else ()
+    return ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
 
   def look(
-    predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array, number: ArrayLike
+    self, predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array, number: ArrayLike
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients and losses, means over samples, and whether the mean logits are wrong."""
-    extra = (targets,) if targeted else ()
+    extra = (targets,) if self.targeted else ()
 
     def total(
       x: jax.Array, keys: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-      logits = predict(x) if num_samples == 1 else predict(x, keys)
-      values = loss_fn(logits, batch.labels, *extra)
+      logits = predict(x, keys) if self.is_random else predict(x)
+      values = self.loss(logits, batch.labels, *extra)
       return jnp.sum(values), (values, logits)
 
     def sample(carry: tuple[Any, ...], sample_number: jax.Array) -> tuple[tuple[Any, ...], None]:
-      keys = run_keys(batch, num_samples * number + sample_number)
+      keys = run_keys(batch, self.num_samples * number + sample_number)
       gradient, (values, logits) = jax.grad(total, has_aux=True)(x, keys)
       return jax.tree.map(jnp.add, carry, (gradient, values, logits)), None
 
-    if num_samples == 1:
+    if not self.is_random:
       gradient, (values, logits) = jax.grad(total, has_aux=True)(x, None)
     else:
       shapes = jax.eval_shape(lambda: jax.grad(total, has_aux=True)(x, batch.keys))
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1]))
-      sums, _ = jax.lax.scan(sample, zeros, jnp.arange(num_samples))
-      gradient, values, logits = jax.tree.map(lambda s: s / num_samples, sums)
+      sums, _ = jax.lax.scan(sample, zeros, jnp.arange(self.num_samples))
+      gradient, values, logits = jax.tree.map(lambda s: s / self.num_samples, sums)
     return finite(gradient), values, is_wrong(logits, batch.labels)
 
-  def decide(predict: Predict, batch: Batch, x: jax.Array) -> jax.Array:
-    """Marks the examples whose mean logits over fresh draws are wrong."""
-    draws = jax.lax.map(
-      lambda number: predict(x, run_keys(batch, DECISION + number)), jnp.arange(num_samples)
-    )
-    return is_wrong(draws.mean(0), batch.labels)
+  def broken(
+    self,
+    predict: Predict,
+    batch: Batch,
+    adversarial: jax.Array,
+    wrong: jax.Array,
+    is_last: jax.Array,
+  ) -> jax.Array:
+    """Marks the examples that are broken now. For a random model, fresh draws decide at the end."""
+    if not self.is_random:
+      return wrong
+
+    def decide() -> jax.Array:
+      draws = jax.lax.map(
+        lambda number: predict(adversarial, run_keys(batch, DECISION + number)),
+        jnp.arange(self.num_samples),
+      )
+      return is_last & is_wrong(draws.mean(0), batch.labels)
+
+    return jax.lax.cond(jnp.any(is_last), decide, lambda: jnp.zeros_like(is_last))
+
+
+class _Ascent(NamedTuple):
+  """The parts of an `Attack` that differ between norms."""
+
+  start: Callable[[Predict, Batch], State]
+  step: Callable[[Predict, Batch, State, jax.Array], State]
+  num_steps: int
+  spec: dict[str, Any]
+
+
+def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
+  """Ascent in Linf and L2, see `apgd`."""
+  geometry = norms.NORMS[norm]
+  # NumPy: JAX arrays would belong to the mesh that is set where the attack is built.
+  review_at = np.array(checkpoints(num_steps), np.int32)
+  windows = np.diff(review_at, prepend=np.int32(0))
 
   def start(predict: Predict, batch: Batch) -> State:
     x = project(
       batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon), batch, norm
     )
-    targets = jnp.zeros_like(batch.labels)
-    if targeted:
-      extra = (run_keys(batch, DECISION),) if is_random else ()
-      targets = ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
-    gradient, values, broken = look(predict, batch, x, targets, 1)
-    broken &= not is_random
+    targets = oracle.targets(predict, batch)
+    gradient, values, wrong = oracle.look(predict, batch, x, targets, 1)
     return {
       "x": x,
       "previous": x,
       "gradient": gradient,
       "targets": targets,
       "adversarial": x,
-      "broken": broken,
+      "broken": wrong & (not oracle.is_random),
       "best": x,
       "best_gradient": gradient,
       "best_loss": values,
@@ -162,64 +242,127 @@ def apgd_attack(
     share = norms.per_example(jnp.where(number == 0, 1.0, MOMENTUM), x)
     z = project(x + size * geometry.direction(state["gradient"]), batch, norm)
     x_new = project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm)
-    gradient, values, wrong = look(predict, batch, x_new, state["targets"], number + 2)
-    better = values > state["best_loss"]
-    best = select(
-      better, (x_new, gradient, values), (state["best"], state["best_gradient"], state["best_loss"])
-    )
+    gradient, values, wrong = oracle.look(predict, batch, x_new, state["targets"], number + 2)
+    best, best_gradient, best_loss = _better(state, x_new, gradient, values)
     raised = state["raised"] + (values > state["loss"]).astype(jnp.int32)
 
     window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
     is_review = window > 0
     adversarial = select(wrong, x_new, state["adversarial"])
-    if is_random:
-      is_last = number == num_steps - 1
-      wrong = jax.lax.cond(
-        jnp.any(is_last),
-        lambda: is_last & decide(predict, batch, adversarial),
-        lambda: jnp.zeros_like(is_last),
-      )
+    broken = oracle.broken(predict, batch, adversarial, wrong, number == num_steps - 1)
     too_few = raised.astype(x.dtype) <= RAISED_SHARE * window.astype(x.dtype)
-    halve = is_review & (too_few | (~state["halved"] & (state["loss_at_review"] >= best[2])))
+    halve = is_review & (too_few | (~state["halved"] & (state["loss_at_review"] >= best_loss)))
     return {
-      "x": select(halve, best[0], x_new),
+      "x": select(halve, best, x_new),
       "previous": x,
-      "gradient": select(halve, best[1], gradient),
+      "gradient": select(halve, best_gradient, gradient),
       "targets": state["targets"],
       "adversarial": adversarial,
-      "broken": state["broken"] | wrong,
-      "best": best[0],
-      "best_gradient": best[1],
-      "best_loss": best[2],
+      "broken": state["broken"] | broken,
+      "best": best,
+      "best_gradient": best_gradient,
+      "best_loss": best_loss,
       "loss": values,
       "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
       "raised": jnp.where(is_review, 0, raised),
       "halved": jnp.where(is_review, halve, state["halved"]),
-      "loss_at_review": jnp.where(is_review, best[2], state["loss_at_review"]),
+      "loss_at_review": jnp.where(is_review, best_loss, state["loss_at_review"]),
     }
 
   spec = {
-    "loss": loss,
-    "targeted": targeted,
-    "steps": num_steps,
-    "runs": num_runs,
-    "samples": num_samples,
     "momentum": MOMENTUM,
     "raised_share": RAISED_SHARE,
     "first_step": "2 epsilon",
     "checkpoints": checkpoints(num_steps),
   }
-  return Attack(
-    "apgd",
-    norm,
-    start,
-    step,
-    num_steps,
-    num_runs,
-    spec,
-    targeted=targeted,
-    num_samples=num_samples,
-  )
+  return _Ascent(start, step, num_steps, spec)
+
+
+def _better(state: State, x: jax.Array, gradient: jax.Array, values: jax.Array) -> Any:
+  """The best point of a run so far, with its gradient and loss."""
+  old = state["best"], state["best_gradient"], state["best_loss"]
+  return select(values > state["best_loss"], (x, gradient, values), old)
+
+
+def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
+  """Ascent in L1, see `apgd`: stages on falling radii.
+
+  A stage begins with a look at its start, which is one more step of the loop. The plan has a row
+  for each step: the radius over epsilon, whether a stage begins, and whether the step size is
+  reviewed after the step.
+  """
+  lengths = [int(share * num_steps) for _, share in STAGES[:-1]]
+  lengths.append(num_steps - sum(lengths))
+  plan: list[tuple[int, bool, bool]] = []
+  for stage, ((radius, _), length) in enumerate(zip(STAGES, lengths)):
+    every = max(int(0.04 * length), 1)
+    plan += [(radius, True, False)] if stage else []
+    plan += [(radius, False, (number + 1) % every == 0) for number in range(length)]
+  radii, begins_at, review_at = (np.array(column) for column in zip(*plan))
+
+  def changed(x: jax.Array, batch: Batch) -> jax.Array:
+    """Number of entries that differ from the image's, [batch]."""
+    return jnp.sum(x != batch.images, axis=(1, 2, 3)).astype(x.dtype)
+
+  def start(predict: Predict, batch: Batch) -> State:
+    noise = norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
+    radius = STAGES[0][0] * batch.epsilon
+    x = norms.project(batch.images + noise, batch.images, radius, "l1")
+    targets = oracle.targets(predict, batch)
+    gradient, values, _ = oracle.look(predict, batch, x, targets, 1)
+    return {
+      "x": x,
+      "gradient": gradient,
+      "targets": targets,
+      "adversarial": batch.images,
+      "broken": jnp.zeros(values.shape, bool),
+      "best": x,
+      "best_gradient": gradient,
+      "best_loss": values,
+      "step_size": jnp.ones_like(values) * radius,
+      "changed": changed(x, batch),  # at the last review
+    }
+
+  def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
+    begins, is_review = jnp.asarray(begins_at)[number], jnp.asarray(review_at)[number]
+    radius = jnp.asarray(radii, state["x"].dtype)[number] * batch.epsilon
+    share = state["changed"] / batch.images[0].size / SPARSER
+    move = norms.sparse_direction(state["gradient"], share)
+    moved = state["x"] + norms.per_example(state["step_size"], move) * move
+    x = norms.project(select(begins, state["best"], moved), batch.images, radius, "l1")
+    gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 2)
+    best, best_gradient, best_loss = select(
+      begins, (x, gradient, values), _better(state, x, gradient, values)
+    )
+    found = changed(best, batch)
+    restart = begins | (is_review & (found < SPARSE_ENOUGH * state["changed"]))
+    smaller = jnp.clip(state["step_size"] / SPARSER, radius / SMALLEST_STEP, radius)
+    step_size = jnp.where(is_review, smaller, state["step_size"])
+    # Earlier stages have larger radii: their successes are not within epsilon.
+    wrong &= radius <= batch.epsilon
+    adversarial = select(wrong, x, state["adversarial"])
+    broken = oracle.broken(predict, batch, adversarial, wrong, number == len(plan) - 1)
+    return {
+      "x": select(restart, best, x),
+      "gradient": select(restart, best_gradient, gradient),
+      "targets": state["targets"],
+      "adversarial": adversarial,
+      "broken": state["broken"] | broken,
+      "best": best,
+      "best_gradient": best_gradient,
+      "best_loss": best_loss,
+      "step_size": jnp.where(restart, radius, step_size),
+      "changed": jnp.where(begins | is_review, found, state["changed"]),
+    }
+
+  spec = {
+    "stages": [list(stage) for stage in STAGES],
+    "first_step": "the radius of the stage",
+    "sparser": SPARSER,
+    "sparse_enough": SPARSE_ENOUGH,
+    "smallest_step": f"1/{SMALLEST_STEP} of the radius",
+  }
+  return _Ascent(start, step, len(plan), spec)
 
 
 def apgd(
@@ -243,6 +386,10 @@ def apgd(
   first step. The step size eta starts at 2 epsilon. At each of the `checkpoints` it is halved where
   the loss did not rise often enough or did not improve; there the run continues from its best
   point. (Croce, Hein, ICML 2020.)
+
+  In L1 a step changes the largest entries of the gradient only. Their number falls with the number
+  of entries that the best point changes. The radius is 3 epsilon at first, then 2 epsilon, then
+  epsilon. There is no momentum. (Croce, Hein, ICML 2021.)
 
   Args:
     key: a PRNG key.

@@ -41,6 +41,7 @@ SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
 STEPS = 100  # of each attack with gradients
 QUERIES = 5000  # of Square, after that of its start
 TARGETS = 9  # largest number of targets of a targeted attack
+L1_RUNS = 5  # in L1: restarts of untargeted APGD, and largest number of targets of targeted APGD
 TOLERANCE = 1e-6  # allowed excess over epsilon by rounding, times max(1, epsilon)
 CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; those of attacks are their ids in ATTACKS
 
@@ -61,13 +62,16 @@ def _apgd(loss: str, classes_needed: int, targeted: bool) -> Build:
     norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
   ) -> Attack:
     del image_shape
+    most = TARGETS if targeted else restarts
+    if norm == "l1" and samples == 1:
+      most = L1_RUNS
     enough = classes >= classes_needed
     attack = apgd_attack(
       norm=norm,
       loss=loss if enough else "margin",
       targeted=targeted,
       num_steps=STEPS,
-      num_runs=min(TARGETS, classes - 1) if targeted else restarts,
+      num_runs=min(most, classes - 1) if targeted else most,
       num_samples=samples,
     )
     note = (

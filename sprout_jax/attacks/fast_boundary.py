@@ -35,11 +35,16 @@ def project_on_hyperplane(
 ) -> jax.Array:
   """Smallest d such that normal . (points + d) = offset and points + d lies in [0, 1].
 
-  d_i = s * sign(w_i) * min(t g_i, room_i), where w is the normal, s the sign of offset - normal .
-  points, room_i the distance to the box's face in that direction, and g_i is 1 in Linf and abs(w_i)
-  in L2. t is the root of an increasing, concave, piecewise linear function, which Newton's method
-  from 0 finds in finitely many steps. Where the hyperplane does not meet the box, d goes as far as
-  the box allows.
+  d_i = s * sign(w_i) * r_i, where w is the normal, s the sign of offset - normal . points, and r_i
+  lies between 0 and room_i, the distance to the box's face in that direction.
+
+  - Linf and L2: r_i = min(t g_i, room_i), where g_i is 1 in Linf and abs(w_i) in L2. t is the root
+    of an increasing, concave, piecewise linear function, which Newton's method from 0 finds in
+    finitely many steps.
+  - L1: the entries of the largest abs(w_i) move first, each as far as the box allows, the last ones
+    in part.
+
+  Where the hyperplane does not meet the box, d goes as far as the box allows.
 
   Args:
     points: float array [batch, height, width, channels] in [0, 1].
@@ -54,9 +59,10 @@ def project_on_hyperplane(
   gap = offset - total(normal * points)
   direction = jnp.sign(normal) * jnp.where(gap < 0, -1.0, 1.0)[:, None, None, None]
   room = jnp.where(direction > 0, 1 - points, points)
-  weight = jnp.abs(normal)
-  slope = jnp.where(weight > 0, norms.NORMS[norm].slope(normal), 0)
-  gap = jnp.abs(gap)
+  weight, gap = jnp.abs(normal), jnp.abs(gap)
+  if norm == "l1":
+    return direction * _largest_first(weight, room, gap)
+  slope = jnp.where(weight > 0, 1.0, 0.0) if norm == "linf" else weight
 
   def improve(carry: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, jax.Array, jax.Array]:
     step, t, _ = carry
@@ -76,6 +82,19 @@ def project_on_hyperplane(
   return direction * select(unreachable, jnp.where(weight > 0, room, 0), jnp.minimum(reach, room))
 
 
+def _largest_first(weight: jax.Array, room: jax.Array, gap: jax.Array) -> jax.Array:
+  """Distance that each entry moves in L1: the largest weights first, until weight . moved = gap."""
+  gap = gap[:, None, None, None]
+  gain = weight * room
+  total = lambda mask: jnp.sum(jnp.where(mask, gain, 0), axis=(1, 2, 3), keepdims=True)
+  last = norms.largest_number(lambda t: total(weight >= t) >= gap, weight)
+  # Entries of the last weight share what is left. Where the box ends first, all entries saturate.
+  is_last = weight == last
+  left = gap - total(weight > last)
+  part = jnp.clip(left / jnp.maximum(total(is_last), jnp.finfo(weight.dtype).tiny), 0, 1)
+  return jnp.where(weight > 0, jnp.where(weight > last, room, is_last * part * room), 0)
+
+
 def fab_attack(*, norm: str, targeted: bool, num_steps: int, num_runs: int) -> Attack:
   """Builds the `Attack` behind `fab`, from arguments of the same names.
 
@@ -86,7 +105,6 @@ def fab_attack(*, norm: str, targeted: bool, num_steps: int, num_runs: int) -> A
   inputs.check_count("fab", "num_steps", num_steps, 0)
   inputs.check_count("fab", "num_runs", num_runs, 1)
   geometry = norms.NORMS[norm]
-  dual = norms.NORMS["l2"].size if norm == "l2" else lambda v: jnp.sum(jnp.abs(v), axis=(1, 2, 3))
 
   def boundary(
     predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array
@@ -110,7 +128,7 @@ def fab_attack(*, norm: str, targeted: bool, num_steps: int, num_runs: int) -> A
       one = jax.nn.one_hot(k, logits.shape[-1], dtype=logits.dtype)[None] - is_label
       w = finite(pullback(one)[0])
       f = jnp.sum(one * logits, -1)
-      distance = jnp.where(batch.labels == k, jnp.inf, jnp.abs(f) / (dual(w) + 1e-12))
+      distance = jnp.where(batch.labels == k, jnp.inf, jnp.abs(f) / (geometry.dual(w) + 1e-12))
       nearer = distance < distance_best
       return select(nearer, (f, w, distance), best)
 

@@ -1,4 +1,4 @@
-"""Geometry of the threat models: starts, steps and projections in Linf and L2.
+"""Geometry of the threat models: starts, steps and projections in Linf, L2 and L1.
 
 All functions act on arrays [batch, height, width, channels], example by example. `epsilon` and
 sizes are in pixel units (images in [0, 1]), scalars or arrays [batch].
@@ -8,17 +8,33 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 from typing import Protocol
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 _PIXELS = (1, 2, 3)
+SPARSITY = 0.01  # share of the entries that a step in L1 changes, rounded up
+BISECTIONS = 60  # largest number of steps of the L1 projection; float precision ends it earlier
+MARGIN = 1e-6  # share of epsilon that L1 leaves free, since pixels are rounded after the projection
+
+_Bracket: TypeAlias = tuple[
+  Any, jax.Array, jax.Array, jax.Array
+]  # step, left, right, norm at the right
 
 
 def per_example(value: ArrayLike, like: jax.Array) -> jax.Array:
   """Reshapes a scalar or an array [batch] to [1 or batch, 1, 1, 1], in the dtype of `like`."""
   return jnp.asarray(value, like.dtype).reshape(-1, 1, 1, 1)
+
+
+def _l1(values: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.abs(values), axis=_PIXELS, keepdims=True)
+
+
+def _linf(values: jax.Array) -> jax.Array:
+  return jnp.max(jnp.abs(values), axis=_PIXELS, keepdims=True)
 
 
 def _l2(values: jax.Array) -> jax.Array:
@@ -43,6 +59,71 @@ def _l2_start(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Arr
   direction = _unit_l2(draw(key_direction, jax.random.normal, images))
   radius = draw(key_radius, jax.random.uniform, images[:, :1, :1, :1])
   return per_example(epsilon, images) * radius ** (1 / images[0].size) * direction
+
+
+def _l1_start(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  """Uniform in the ball: d + 1 exponential variates by their sum, d of them with random signs."""
+  parts = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1)
+  sizes = draw(parts[0], jax.random.exponential, images)
+  signs = draw(parts[1], jax.random.rademacher, images)
+  rest = draw(parts[2], jax.random.exponential, images[:, :1, :1, :1])
+  return per_example(epsilon, images) * signs * sizes / (_l1(sizes) + rest)
+
+
+def _l1_surface(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  """A normal direction, scaled to the norm epsilon."""
+  values = draw(keys, jax.random.normal, images)
+  return per_example(epsilon, images) * values / _l1(values)
+
+
+def largest_number(holds: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
+  """The largest number t >= 0, per example, for which a condition holds; 0 where it never does.
+
+  The condition must hold up to some number and for none above it. The bits of floats are in the
+  order of the numbers. So the search bisects the bits, in as many steps as a float has bits. It
+  does not sort, which is slow in compiled programs on a CPU.
+
+  Args:
+    holds: (t [batch, 1, 1, 1]) -> bool [batch, 1, 1, 1].
+    like: float array [batch, ...]; the result has its dtype.
+
+  Returns:
+    Float array [batch, 1, 1, 1], finite.
+  """
+  bits = jnp.finfo(like.dtype).bits
+  kind = jnp.dtype(f"int{bits}")
+  to_float = lambda pattern: jax.lax.bitcast_convert_type(pattern, like.dtype)
+  first = jnp.zeros((len(like), 1, 1, 1), kind)
+  beyond = jax.lax.bitcast_convert_type(jnp.full_like(first, jnp.inf, like.dtype), kind)
+
+  def narrow(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    low, high = carry
+    middle = low + (high - low) // 2
+    is_low = holds(to_float(middle))
+    return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
+
+  found = to_float(jax.lax.fori_loop(0, bits, narrow, (first, beyond))[0])
+  return jnp.where(found < jnp.finfo(like.dtype).tiny, 0, found)  # XLA takes those as zeros
+
+
+def sparse_direction(gradient: jax.Array, share: ArrayLike) -> jax.Array:
+  """Signs of the largest entries of a gradient, divided by their number: a step of L1 norm 1.
+
+  Args:
+    gradient: float array [batch, height, width, channels].
+    share: scalar or [batch], the share of the entries that are not zero, at least one entry.
+
+  Returns:
+    An array like `gradient`; zeros where the gradient is zero.
+  """
+  size = gradient[0].size
+  skipped = jnp.clip(((1 - per_example(share, gradient)) * size).astype(jnp.int32), 0, size - 1)
+  magnitude = jnp.abs(gradient)
+  smallest = largest_number(
+    lambda t: jnp.sum(magnitude >= t, axis=_PIXELS, keepdims=True) >= size - skipped, gradient
+  )
+  signs = jnp.where(magnitude >= smallest, jnp.sign(gradient), 0)
+  return signs / jnp.maximum(_l1(signs), 1)
 
 
 def _linf_surface(keys: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
@@ -74,14 +155,65 @@ def draw(
   return jax.vmap(lambda key: sampler(key, like.shape[1:], like.dtype, **kwargs))(keys)
 
 
-def _linf_project(perturbation: jax.Array, epsilon: ArrayLike) -> jax.Array:
-  epsilon = per_example(epsilon, perturbation)
-  return jnp.clip(perturbation, -epsilon, epsilon)
+def _linf_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  epsilon = per_example(epsilon, images)
+  return clip_to_box(images + jnp.clip(candidates - images, -epsilon, epsilon), images)
 
 
-def _l2_project(perturbation: jax.Array, epsilon: ArrayLike) -> jax.Array:
+def _l2_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  perturbation = candidates - images
   size = jnp.maximum(_l2(perturbation), jnp.finfo(perturbation.dtype).tiny)
-  return perturbation * jnp.minimum(1, per_example(epsilon, perturbation) / size)
+  within = perturbation * jnp.minimum(1, per_example(epsilon, perturbation) / size)
+  return clip_to_box(images + within, images)
+
+
+def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) -> jax.Array:
+  """The nearest points in the intersection of ball and box (Croce, Hein, ICML 2021).
+
+  d_i = sign(c_i) * min(max(abs(c_i) - t, 0), room_i), where c is the perturbation of the candidates
+  and room_i the distance to the box's face in that direction. t >= 0 is the smallest number for
+  which d has an L1 norm of at most epsilon. This norm is piecewise linear in t and falls. Bisection
+  brackets t. Newton's step from the left end finds t as soon as both ends lie on one piece.
+  """
+  change, epsilon = candidates - images, per_example(epsilon, images) * (1 - MARGIN)
+  size = jnp.abs(change)
+  low, high = jnp.minimum(images, 0), jnp.maximum(images, 1)
+  room = jnp.where(change > 0, high - images, images - low)
+
+  def shrunk(t: jax.Array) -> jax.Array:
+    return jnp.clip(size - t, 0, room)
+
+  def total(t: jax.Array) -> jax.Array:
+    return jnp.sum(shrunk(t), axis=_PIXELS, keepdims=True)
+
+  def narrow(carry: _Bracket) -> _Bracket:
+    number, left, right, reached = carry
+    falling = jnp.sum((size > left) & (size - left < room), axis=_PIXELS, keepdims=True)
+    newton = left + (total(left) - epsilon) / jnp.maximum(falling, 1).astype(size.dtype)
+    for point in (newton, (left + right) / 2):
+      inside, norm = (point > left) & (point < right), total(point)
+      fits = inside & (norm <= epsilon)
+      left = jnp.where(inside & ~fits, point, left)
+      right, reached = jnp.where(fits, point, right), jnp.where(fits, norm, reached)
+    return number + 1, left, right, reached
+
+  def goes_on(carry: _Bracket) -> jax.Array:
+    number, left, right, reached = carry
+    middle = (left + right) / 2
+    is_open = (middle > left) & (middle < right) & (reached < epsilon * (1 - MARGIN))
+    return (number < BISECTIONS) & jnp.any(is_open)
+
+  zero = jnp.zeros_like(size[:, :1, :1, :1])
+  everything = total(zero)
+  is_inside = everything <= epsilon
+  start = (
+    jnp.int32(0),
+    zero,
+    jnp.where(is_inside, zero, _linf(size)),  # the norm is 0 at the right end
+    jnp.where(is_inside, everything, zero),
+  )
+  t = jax.lax.while_loop(goes_on, narrow, start)[2]
+  return images + jnp.sign(change) * shrunk(t)
 
 
 def clip_to_box(candidates: jax.Array, images: jax.Array) -> jax.Array:
@@ -93,7 +225,10 @@ def clip_to_box(candidates: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike, norm: str) -> jax.Array:
-  """Projects on the ball of radius epsilon around the images, then on the box.
+  """Projects on the ball of radius epsilon around the images and on the box.
+
+  In Linf and L1 the result is the nearest point of both; in L2 the nearest of the ball, then of the
+  box.
 
   Args:
     candidates: float array [batch, height, width, channels].
@@ -104,7 +239,7 @@ def project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike, norm: 
   Returns:
     An array like `candidates`.
   """
-  return clip_to_box(images + NORMS[norm].project(candidates - images, epsilon), images)
+  return NORMS[norm].project(candidates, images, epsilon)
 
 
 class DrawPerturbation(Protocol):
@@ -121,31 +256,35 @@ class Norm:
   Attributes:
     start: (keys [batch], images, epsilon) -> perturbation, uniform in the ball of radius epsilon.
     surface: (keys [batch], images, epsilon) -> random perturbation of size epsilon.
-    direction: gradient -> direction of steepest ascent, of size 1.
-    project: (perturbation, epsilon) -> nearest perturbation within the ball.
+    direction: gradient -> direction of an ascent step, of size 1. In Linf and L2 the steepest one.
+      In L1, where the steepest step changes one entry, the largest `SPARSITY` of the entries.
+    project: (candidates, images, epsilon) -> points of ball and box, see `project`.
     size: perturbation -> its norm [batch].
-    slope: gradient w -> absolute value of the direction of steepest ascent, up to a factor: the
-      direction is sign(w) * slope(w).
+    dual: gradient -> its dual norm [batch]: the largest first-order gain of a step of size 1.
   """
 
   start: DrawPerturbation
   surface: DrawPerturbation
   direction: Callable[[jax.Array], jax.Array]
-  project: Callable[[jax.Array, ArrayLike], jax.Array]
+  project: Callable[[jax.Array, jax.Array, ArrayLike], jax.Array]
   size: Callable[[jax.Array], jax.Array]
-  slope: Callable[[jax.Array], jax.Array]
+  dual: Callable[[jax.Array], jax.Array]
+
+
+def _sizes(norm: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+  """Drops the axes of size 1."""
+  return lambda values: norm(values)[:, 0, 0, 0]
 
 
 NORMS = {
-  "linf": Norm(
-    _linf_start,
-    _linf_surface,
-    jnp.sign,
-    _linf_project,
-    lambda values: jnp.max(jnp.abs(values), axis=_PIXELS),
-    jnp.ones_like,
-  ),
-  "l2": Norm(
-    _l2_start, _l2_surface, _unit_l2, _l2_project, lambda values: _l2(values)[:, 0, 0, 0], jnp.abs
+  "linf": Norm(_linf_start, _linf_surface, jnp.sign, _linf_project, _sizes(_linf), _sizes(_l1)),
+  "l2": Norm(_l2_start, _l2_surface, _unit_l2, _l2_project, _sizes(_l2), _sizes(_l2)),
+  "l1": Norm(
+    _l1_start,
+    _l1_surface,
+    lambda gradient: sparse_direction(gradient, SPARSITY),
+    _l1_project,
+    _sizes(_l1),
+    _sizes(_linf),
   ),
 }

@@ -1,11 +1,12 @@
 """Square Attack: random search with squares of shrinking size; needs no gradient.
 
 (Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a Query-efficient Black-box Adversarial
-Attack via Random Search", ECCV 2020.) Three things differ from the authors' code:
+Attack via Random Search", ECCV 2020; in L1: Croce, Hein, "Mind the Box", ICML 2021.) Three things
+differ from the authors' code:
 
 - Positions and signs are drawn per example, as in the paper.
 - A square may lie at the last row and column, where theirs never does.
-- In L2 each channel of a square keeps its own mass, and the tiles of the start are not transposed.
+- In L2 and L1 the tiles of the start are not transposed.
 """
 
 from collections.abc import Callable
@@ -47,10 +48,10 @@ def share(step: int) -> float:
 def side(step: int, height: int, width: int, norm: str = "linf") -> int:
   """Side of the square of a step in pixels: round(sqrt(share * height * width)).
 
-  In L2 it is odd and at least 3. It is never larger than the image.
+  In L2 and L1 it is odd and at least 3. It is never larger than the image.
   """
   value = max(round((share(step) * height * width) ** 0.5), 1)
-  if norm == "l2":
+  if norm != "linf":
     value = max(value, 3)
     value += value % 2 == 0
   return min(value, height, width)
@@ -86,9 +87,8 @@ def square_attack(
     """Keys for the draws of one step; number 0 is the start, step i is i + 1."""
     return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
 
-  propose_first, propose = (_linf if norm == "linf" else _l2)(
-    height, width, channels, sides, phase, draws
-  )
+  parts = (height, width, channels, sides, phase, draws)
+  propose_first, propose = _linf(*parts) if norm == "linf" else _mass(*parts, norm)
 
   def look(predict: Predict, batch: Batch, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Margins, and whether the examples are misclassified."""
@@ -161,19 +161,32 @@ def _linf(
   return start, step
 
 
-def _l2(
+def _mass(
   height: int,
   width: int,
   channels: int,
   sides: np.ndarray,
   phase: Callable[[jax.Array], jax.Array],
   draws: Callable[[Batch, ArrayLike], list[jax.Array]],
+  norm: str,
 ) -> tuple[_First, _Next]:
-  """Pyramids of both signs; each step moves the mass of one window to another."""
-  tiles = max(min(height, width) // 5, 1)
-  patterns = np.stack([_padded(pyramid(size), height, width) for size in sides])
+  """Proposals in L2 and L1: pyramids of both signs; each step moves the mass of one window.
 
-  def normalise(perturbation: jax.Array, batch: Batch) -> jax.Array:
+  Mass is the sum of squares in L2 and of absolute values in L1; `scale` makes it a norm. In L1 a
+  window gets `gain` times the mass that is there. The projection then takes it from all entries.
+  """
+  gain = 1 if norm == "l2" else channels
+  power = jnp.square if norm == "l2" else jnp.abs
+  scale = jnp.sqrt if norm == "l2" else lambda values: values
+  mass = lambda values, axes: jnp.sum(power(values), axis=axes, keepdims=True)
+  unit = lambda values: values / (1e-12 + scale(mass(values, (1, 2))))  # per channel
+  tiles = max(min(height, width) // 5, 1)
+  patterns = np.stack([_padded(pyramid(size, norm), height, width) for size in sides])
+
+  def within(perturbation: jax.Array, batch: Batch) -> jax.Array:
+    """Images of the size epsilon in L2, clipped to the box; in L1 projected on ball and box."""
+    if norm == "l1":
+      return norms.project(batch.images + perturbation, batch.images, batch.epsilon, "l1")
     size = norms.per_example(norms.NORMS["l2"].size(perturbation), perturbation)
     return norms.clip_to_box(
       batch.images + batch.epsilon * perturbation / (size + 1e-12), batch.images
@@ -182,7 +195,7 @@ def _l2(
   def start(batch: Batch) -> jax.Array:
     rows, columns = height // tiles, width // tiles
     signs = _signs(draws(batch, 0)[0], (rows, columns, channels))
-    tile = jnp.asarray(pyramid(tiles))
+    tile = jnp.asarray(pyramid(tiles, norm))
     board = jnp.einsum("brqc,ij->briqjc", signs, tile).reshape(
       -1, rows * tiles, columns * tiles, channels
     )
@@ -193,7 +206,7 @@ def _l2(
       (left, width - columns * tiles - left),
       (0, 0),
     )
-    return normalise(jnp.pad(board, pads), batch)
+    return within(jnp.pad(board, pads), batch)
 
   def step(batch: Batch, x: jax.Array, number: jax.Array) -> jax.Array:
     keys = draws(batch, number + 1)
@@ -206,11 +219,9 @@ def _l2(
     )
 
     delta = x - batch.images
-    squares = lambda values, axes: jnp.sum(values**2, axis=axes, keepdims=True)
-    budget = jnp.maximum(batch.epsilon**2 - squares(delta, (1, 2, 3)), 0) / channels
-    mass = squares(jnp.where(here | there, delta, 0), (1, 2))  # per channel
-    old = jnp.where(here, delta, 0)
-    old = old / (1e-12 + jnp.sqrt(squares(old, (1, 2))))
+    free = jnp.maximum(power(batch.epsilon) - mass(delta, (1, 2, 3)), 0) / channels
+    held = mass(jnp.where(here | there, delta, 0), (1, 2))  # per channel
+    old = unit(jnp.where(here, delta, 0))
 
     pattern = jax.vmap(lambda p, r, c: jnp.roll(p, (r, c), (0, 1)))(patterns_now, top, left)
     flip = _signs(keys[4], ())[:, None, None] > 0
@@ -221,15 +232,15 @@ def _l2(
       else pattern
     )
     pattern = jnp.where(flip, pattern, turned)[..., None] * _signs(keys[5], (1, 1, channels))
-    new = jnp.where(here, pattern + old, 0)
-    new = new / (1e-12 + jnp.sqrt(squares(new, (1, 2)))) * jnp.sqrt(budget + mass)
-    return normalise(jnp.where(here, new, jnp.where(there, 0, delta)), batch)
+    new = unit(jnp.where(here, pattern + old, 0)) * scale(free + held) * gain
+    return within(jnp.where(here, new, jnp.where(there, 0, delta)), batch)
 
   return start, step
 
 
-def pyramid(size: int) -> np.ndarray:
-  """Two pyramids of opposite sign, one above the other: float32 [size, size] of L2 norm 1."""
+def pyramid(size: int, norm: str = "l2") -> np.ndarray:
+  """Two pyramids of opposite sign, one above the other: float32 [size, size] of norm 1."""
+  order, power = (2, 2) if norm == "l2" else (1, 4)  # in L1 the middles have most of the mass
 
   def half(rows: int, columns: int) -> np.ndarray:
     values = np.zeros((rows, columns))
@@ -239,15 +250,15 @@ def pyramid(size: int) -> np.ndarray:
       values[
         top : max(min(r - ring + 2 * ring + 1, rows), 0),
         left : max(min(c - ring + 2 * ring + 1, columns), 0),
-      ] += 1 / (ring + 1) ** 2
-    return values / np.linalg.norm(values)
+      ] += 1 / (ring + 1) ** power
+    return values / np.linalg.norm(values.ravel(), order)
 
   values = np.zeros((size, size))
   if size == 1:
     return np.ones((1, 1), np.float32)
   values[: size // 2] = half(size // 2, size)
   values[size // 2 :] = -half(size - size // 2, size)
-  return (values / np.linalg.norm(values)).astype(np.float32)
+  return (values / np.linalg.norm(values.ravel(), order)).astype(np.float32)
 
 
 def _padded(values: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -95,7 +95,7 @@ def test_linear_models_equal_the_closed_form(norm, dual):
 def test_every_attack_alone_breaks_what_is_easy_and_never_what_is_impossible(name, norm):
   weights, predict = linear_model()
   images, labels = interior(12, predict)
-  distance = distance_to_boundary(weights, images, labels, {"linf": 1, "l2": 2}[norm])
+  distance = distance_to_boundary(weights, images, labels, {"linf": 1, "l2": 2, "l1": np.inf}[norm])
   epsilon = float(np.median(distance[distance > 0]))
   result = attacks.auto_attack(
     KEY, predict, images, labels, epsilon=epsilon, norm=norm, version=name, **SLOTS
@@ -310,7 +310,7 @@ GOOD = dict(epsilon=0.1, version="apgd-ce")
     (dict(labels=np.array([0, 7])), "labels range from 0 to 7"),
     (dict(labels=np.array([0.0, 1.0])), "integers"),
     (dict(epsilon=-0.1), "epsilon is -0.1"),
-    (dict(norm="l1"), "choose one of: l2, linf"),
+    (dict(norm="l0"), "choose one of: l1, l2, linf"),
     (dict(version="fast"), "choose one of: apgd-ce, apgd-dlr"),
     (dict(version=[]), "at least one"),
     (dict(version=["standard"]), "'standard'; choose one of"),

@@ -1,4 +1,4 @@
-"""APGD against the outcomes of the reference implementation, where its files are present.
+"""APGD and FAB against the outcomes of the reference implementation, where its files are present.
 
 For all attacks on 200 images of each network: `benchmarks/auto_attack.py parity`.
 """
@@ -33,9 +33,18 @@ def one_function():
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the reference's outcomes (../shared) are not here")
-@pytest.mark.parametrize("network", ["adversarial_8", "natural_1", "soft_2"])
-def test_the_same_images_break(benchmark, one_function, network):
-  predict, images, labels, epsilon, outcomes = benchmark.load(GOLDEN / f"{network}.npz")
+@pytest.mark.parametrize(
+  "network, norm, name",
+  [
+    ("adversarial_8", "linf", "apgd-ce"),
+    ("natural_1", "linf", "apgd-ce"),
+    ("soft_2", "linf", "apgd-ce"),
+    ("soft_2", "l1", "apgd-ce"),
+    ("natural_1", "l1", "fab-t"),
+  ],
+)
+def test_the_same_images_break(benchmark, one_function, network, norm, name):
+  predict, images, labels, epsilon, outcomes = benchmark.load(GOLDEN / f"{network}.npz", norm)
   few = slice(0, 24)
   robust = attacks.auto_attack(
     jax.random.key(0),
@@ -43,9 +52,10 @@ def test_the_same_images_break(benchmark, one_function, network):
     images[few],
     labels[few],
     epsilon=epsilon,
-    version="apgd-ce",
+    norm=norm,
+    version=name,
     batch_size=8,
     devices=jax.devices()[:1],
   ).robust
-  expected = outcomes["apgd-ce"][few]
+  expected = outcomes[name][few]
   assert (robust != expected).sum() <= 1 and 4 < expected.sum() < 20
