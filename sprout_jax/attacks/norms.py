@@ -19,9 +19,8 @@ SPARSITY = 0.01  # share of the entries that a step in L1 changes, rounded up
 BISECTIONS = 60  # largest number of steps of the L1 projection; float precision ends it earlier
 MARGIN = 1e-6  # share of epsilon that L1 leaves free, since pixels are rounded after the projection
 
-_Bracket: TypeAlias = tuple[
-  Any, jax.Array, jax.Array, jax.Array
-]  # step, left, right, norm at the right
+# Number of the step, left end, right end, norm at the right end.
+_Bracket: TypeAlias = tuple[Any, jax.Array, jax.Array, jax.Array]
 
 
 def per_example(value: ArrayLike, like: jax.Array) -> jax.Array:
