@@ -54,7 +54,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600
+nb_execution_timeout = 1800  # seconds of a cell, on a busy machine
 nb_merge_streams = True
 
 smartquotes = False  # "--config" and "x" stay as they are
