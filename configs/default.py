@@ -38,7 +38,7 @@ def get_config(
   # per device, batch norm averages per device.
   config.parallelism = "jit"
   config.log_every = 50  # Steps between two records in metrics.jsonl.
-  # Decay per step of the moving average of weights and batch statistics; 0 = no average. With an
+  # Decay per update of the moving average of weights and batch statistics; 0 = no average. With an
   # average, the best checkpoint is the one whose average is best on the validation split.
   config.ema_decay = 0.0
   # Size of the adversarial weight perturbation, relative to the norm of the weights; 0 = none. It

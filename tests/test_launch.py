@@ -256,7 +256,7 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
     )
   )
   assert code == 0, err
-  assert results(natural)["attacks"][0]["norm"] == "l2" and "ema" in out
+  assert results(natural)["attacks"][0]["norm"] == "l2" and ", moving average" in out
   assert results(natural)["parameters_sha256"] != first["parameters_sha256"]
   assert json.loads((natural / "results_previous.json").read_text()) == full
 

@@ -84,18 +84,18 @@ def measures(runs: list[Run]) -> list[Measure]:
   """Returns the headline numbers, measured or not: clean, PGD, AutoAttack, certified, corrupted."""
   norm, epsilon = threat(runs)
   radius = certified_radius(runs)
-  at = f" at {wording.threat(norm, epsilon)}" if norm and epsilon else ""
-  within = "" if radius is None else f" at L2 radius {radius:g}"
+  at = f", {wording.threat(norm, epsilon)}" if norm and epsilon else ""
+  within = "" if radius is None else f", L2 radius {radius:g}"
   pgd = lambda run: run.of("pgd", metric="accuracy").first(norm=norm, epsilon=epsilon)
   strong = lambda run: auto_attack(run, norm, epsilon)
   certified = lambda run: run.of("smoothing", metric="certified_accuracy").first(radius=radius)
   corrupted = lambda run: run.of("corruptions", metric="mean_accuracy").first(severity=None)
   rows: tuple[tuple[str, str, str, str, Callable[[Run], Number | None]], ...] = (
-    ("clean", "clean", "clean", "accurate", lambda run: run.results.clean),
-    (f"PGD{at}", "PGD", "pgd", "robust to PGD", pgd),
-    (f"AutoAttack{at}", "AutoAttack", "auto_attack", "robust", strong),
-    (f"certified{within}", "certified", "smoothing", "often certified", certified),
-    ("corruptions, mean", "corrupted", "corruptions", "accurate", corrupted),
+    ("clean accuracy", "clean", "clean", "accurate", lambda run: run.results.clean),
+    (f"accuracy under PGD{at}", "PGD", "pgd", "robust to PGD", pgd),
+    (f"accuracy under AutoAttack{at}", "AutoAttack", "auto_attack", "robust", strong),
+    (f"certified accuracy{within}", "certified", "smoothing", "often certified", certified),
+    ("mean accuracy under corruptions", "corrupted", "corruptions", "accurate", corrupted),
   )
   made = []
   for title, short, evaluation, better, find in rows:
@@ -234,7 +234,7 @@ def warnings(runs: list[Run], found: list[Measure]) -> list[str]:
     said += [f"{run.name}: {run.incomplete()}"] if run.incomplete() else []
     for name, reason in run.results.failed.items():
       why = wording.clean(reason, 300)
-      said.append(f'{run.name}: the evaluation "{wording.name(name)}" was not measured: {why}')
+      said.append(f'{run.name}: the evaluation "{wording.clean(name, 60)}" was not measured: {why}')
     shown = [measure.numbers[run.place] for measure in found if run.place in measure.numbers]
     for finding in run.results.findings:
       is_elsewhere = any(map(finding.is_about, run.results.numbers)) and not any(

@@ -84,11 +84,11 @@ def test_the_first_table_has_a_row_for_each_run(made):
   page, _ = made
   table = page.table("")
   assert table["header"] == [
-    "clean",
-    "PGD at Linf epsilon 0.1",
-    "AutoAttack at Linf epsilon 0.1",
-    "certified at L2 radius 0.25",
-    "corruptions, mean",
+    "clean accuracy",
+    "accuracy under PGD, Linf epsilon 0.1",
+    "accuracy under AutoAttack, Linf epsilon 0.1",
+    "certified accuracy, L2 radius 0.25",
+    "mean accuracy under corruptions",
     "cost of training",
     "checks passed",
   ]
@@ -107,7 +107,7 @@ def test_the_first_table_has_a_row_for_each_run(made):
   assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
   assert kinds["B natural, seed 0"][2:5] == ["missing"] * 3
   assert kinds["C pgd, seed 1"][:5] == ["best"] * 5
-  note = "Not tested for differences, because these are means: corruptions, mean."
+  note = "Not tested for differences, because these are means: mean accuracy under corruptions."
   assert note in page.said("")
 
 
@@ -154,7 +154,7 @@ def test_what_is_missing_and_what_failed_is_seen(made):
     in page.said("")
   )
   assert page.table("Corruptions")["mean accuracy"][1] == "failed"
-  assert page.table("Certified accuracy")["abstained"] == ["3 images", "not measured", "3 images"]
+  assert page.table("Certified accuracy")["abstentions"] == ["3 images", "not measured", "3 images"]
   assert page.table("Examples")["image 3: digit 3"][1] == "not measured"
   assert page.table("Landscape and gradients")["cosine similarity, gaussian, with mixup"] == [
     "0.5",
@@ -455,7 +455,7 @@ def test_an_evaluation_that_someone_added_has_a_section(tmp_path):
     "A: Blots are not cats.",
     "Further details in results.json: blots, sizes.",
   ]
-  assert 'B two: the evaluation "ink blots" was not measured: no ink' in page.said("")
+  assert 'B two: the evaluation "ink_blots" was not measured: no ink' in page.said("")
 
 
 @pytest.mark.parametrize("name", ["strength", "invariance", "calibration", "landscape", "examples"])
@@ -567,7 +567,7 @@ def test_the_terminal_fits_and_marks_the_best(tmp_path):
   assert max(len(line) for line in lines[:5]) <= 80
   assert [line.split()[-9] for line in lines[2:5]] == ["50.0*", "47.5~", "47.0"]
   assert "* the best" in lines and "~ not significantly different from the best" in text
-  assert "PGD: PGD at Linf epsilon 0.1, 200 images" in lines
+  assert "PGD: accuracy under PGD, Linf epsilon 0.1, 200 images" in lines
 
 
 def test_more_runs_than_letters():

@@ -130,15 +130,15 @@ def test_every_evaluation_has_its_numbers(complete):
   ]
   assert section(text, "transformations")[0] == "rotation by 10 degrees 78.5 % [72.3, 83.6]"
   assert section(text, "corruptions")[:2] == ["mean accuracy 75.0 %", "severity 1 85.0 %"]
-  certified = section(text, "smoothing: seed 0, noise 0.1")
-  assert certified[0] == "certified, L2 radius 0.25 64.0 % [50.1, 75.9]"
+  certified = section(text, "randomised smoothing: seed 0, noise of standard deviation 0.1")
+  assert certified[0] == "certified accuracy, L2 radius 0.25 64.0 % [50.1, 75.9]"
   assert certified[2:] == [
-    "abstained 3 images",
+    "abstentions 3 images",
     "mean certified radius 0.21 pixels",
     "largest certifiable radius 0.246 pixels",
   ]
   assert "expected calibration error 4.3 %" in section(text, "calibration: 5 bins, 200 images")
-  assert section(text, "landscape") == ["highest loss 3 nats"]
+  assert section(text, "loss landscape") == ["highest loss 3 nats"]
   starts = ("clean, 200 images", "PGD, Linf, 20 steps", "AutoAttack, version standard")
   places = [next(k for k, line in enumerate(words(text)) if line.startswith(s)) for s in starts]
   assert places == sorted(places)
@@ -179,7 +179,7 @@ def test_what_failed_and_what_was_trained_halfway_is_said(tmp_path):
   folder = runs.workdir(tmp_path / "a", only=("pgd",), change=halfway, failed=failed)
   text = report.summarize(folder)
   last = 'The evaluation "transfer" was not measured: runs/other is gone; name another'
-  assert last in text.splitlines()
+  assert last in " ".join(words(text))
   assert "The training is not finished: step 450 of 900." in text.splitlines()
 
 
