@@ -252,8 +252,8 @@ def auto_attack(
 
   Raises:
     ValueError: a wrong argument, see `inputs`; a `predict` whose outputs are not logits, are
-      probabilities, differ between passes or are not finite; a state file that is damaged or
-      belongs to another call.
+      probabilities, differ between passes or are not finite.
+    resume.StateError: a ValueError: the state file is damaged or belongs to another call.
     OSError: the state cannot be written. The last state saved is still there.
     RuntimeError: a perturbation exceeds epsilon or leaves the box, which is a defect of the attack.
   """
@@ -311,7 +311,10 @@ def _attack_all(
   )
   batch_size = -(-batch_size // mesh.size) * mesh.size
   samples, restarts = SAMPLES.get(ensemble or "", 1), RESTARTS.get(ensemble or "", 1)
-  model = inspection.on_devices(predict, slots.shardings(mesh)[1])
+  shapes = [jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), np.float32)]
+  if samples > 1:
+    shapes.append(jax.eval_shape(lambda key: jax.random.split(key, batch_size), key))
+  model = inspection.on_devices(predict, slots.shardings(mesh)[1], *shapes)
 
   def look(images: np.ndarray, purpose: int) -> np.ndarray:
     """Logits of all images; `purpose` determines the draws of a random model."""

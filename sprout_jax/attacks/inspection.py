@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sprout_jax.attacks import fingerprint
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import slots
 from sprout_jax.attacks.attack import example_keys
@@ -17,15 +18,18 @@ from sprout_jax.attacks.inputs import Predict
 
 @dataclasses.dataclass(frozen=True)
 class _Rebuilt:
-  """A `jax.tree_util.Partial` without its arrays, which are the first argument of a call.
+  """A model without its arrays, which are the first argument of a call.
 
   Attributes:
-    treedef: structure of the `Partial`.
+    treedef: structure of the model.
     others: leaves that are not arrays; None in the place of an array.
+    code: what the function computes. Captured state may have changed since an equal function was
+      compiled: a compiled program is used again only where this is the same.
   """
 
   treedef: Any
   others: tuple[Any, ...]
+  code: Any = None
 
   def __call__(self, arrays: Iterable[jax.Array], *args: Any) -> Any:
     rest = iter(arrays)
@@ -33,19 +37,42 @@ class _Rebuilt:
     return jax.tree.unflatten(self.treedef, leaves)(*args)
 
 
-def on_devices(predict: Predict, sharding: jax.sharding.NamedSharding) -> jax.tree_util.Partial:
+def on_devices(
+  predict: Predict, sharding: jax.sharding.NamedSharding, *shapes: jax.ShapeDtypeStruct
+) -> jax.tree_util.Partial:
   """Converts `predict` to a `jax.tree_util.Partial` whose leaves are arrays on the devices.
 
   So the arrays of a Partial are arguments of the compiled programs, not constants in them. Its
   other leaves, such as train=False, do not change.
+
+  Args:
+    predict: the model.
+    sharding: the sharding of its arrays.
+    *shapes: the arguments of a call. `predict` is traced on them, so that programs compiled for an
+      earlier state of the model are not used again.
   """
-  if not isinstance(predict, jax.tree_util.Partial):
-    return jax.tree_util.Partial(predict)
-  leaves, treedef = jax.tree.flatten(predict)
+  leaves, treedef = [predict], jax.tree.structure(0)
+  if isinstance(predict, jax.tree_util.Partial):
+    leaves, treedef = jax.tree.flatten(predict)
   is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-  arrays = [leaf for leaf, known in zip(leaves, is_array) if known]
-  others = tuple(None if known else leaf for leaf, known in zip(leaves, is_array))
-  return jax.tree_util.Partial(_Rebuilt(treedef, others), jax.device_put(arrays, sharding))
+  arrays = jax.device_put([leaf for leaf, known in zip(leaves, is_array) if known], sharding)
+  others = tuple(None if known else leaf for known, leaf in zip(is_array, leaves))
+  code = code_of(_Rebuilt(treedef, others), arrays, *shapes)
+  return jax.tree_util.Partial(_Rebuilt(treedef, others, code), arrays)
+
+
+def code_of(function: Callable[..., Any], *args: Any) -> Any:
+  """Returns a value that is equal for two functions only if they compute the same.
+
+  Args:
+    function: the function.
+    *args: pytrees of arrays or `jax.ShapeDtypeStruct`; their values do not matter.
+  """
+  try:
+    found = fingerprint.fingerprint(function, *args)
+  except Exception:  # the first call raises it, where messages name the caller
+    return object()
+  return object() if found.calls_host else found.sha256
 
 
 @functools.lru_cache(maxsize=8)

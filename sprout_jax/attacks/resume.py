@@ -12,7 +12,13 @@ import numpy as np
 
 from sprout_jax.attacks.attack import is_wrong
 
+# Provenance, which does not decide whether a state continues: other devices and a newer JAX may.
+PROVENANCE = ("device", "jax")
 ADVICE = "delete it to start again, or give another state_file"
+
+
+class StateError(ValueError):
+  """The state file is damaged or belongs to another call. The message says what to do."""
 
 
 class State:
@@ -47,7 +53,8 @@ class State:
       logits: host array [n, classes], the clean logits.
 
     Raises:
-      ValueError: the file is damaged or belongs to another call, or its folder does not exist.
+      StateError: the file is damaged or belongs to another call.
+      ValueError: the folder of the file does not exist.
     """
     self._path = None if path is None else pathlib.Path(path)
     self._save_seconds, self._saved_at, self._start = (
@@ -59,8 +66,7 @@ class State:
     self.robust, self.done = clean.copy(), np.zeros_like(clean)
     self.images, self._earlier = images.copy(), 0.0
     self.per_attack: dict[str, np.ndarray] = {}
-    # Another number of devices may continue.
-    decides = {key: value for key, value in spec.items() if key != "device"}
+    decides = {key: value for key, value in spec.items() if key not in PROVENANCE}
     identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     for array in (images, labels, indices):
       identity.update(np.ascontiguousarray(array).data)
@@ -79,7 +85,7 @@ class State:
     if str(stored["identity"]) != self._identity or not np.allclose(
       stored["logits"], self._logits, rtol=0, atol=scale
     ):
-      raise ValueError(
+      raise StateError(
         f"auto_attack: {path} belongs to another call (other images, labels, model, key or "
         f"attacks); {ADVICE}"
       )
@@ -147,19 +153,19 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads the arrays of a file that `_write` wrote.
 
   Raises:
-    ValueError: the file cannot be read, or is not as `_write` left it.
+    StateError: the file cannot be read, or is not as `_write` left it.
   """
   try:
     with open(path, "rb") as file, np.load(file) as stored:
       arrays = {name: stored[name] for name in stored.files}
     digest = str(arrays.pop("digest"))
   except Exception as error:  # zipfile, zlib and NumPy raise many kinds on foreign bytes
-    raise ValueError(
+    raise StateError(
       f"auto_attack: {path} cannot be read as a state of auto_attack "
       f"({type(error).__name__}: {error}); {ADVICE}"
     ) from error
   if digest != _digest(arrays):
-    raise ValueError(f"auto_attack: {path} is damaged: its digest differs; {ADVICE}")
+    raise StateError(f"auto_attack: {path} is damaged: its digest differs; {ADVICE}")
   return arrays
 
 

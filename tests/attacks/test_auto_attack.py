@@ -270,6 +270,44 @@ def test_models_that_draw_random_numbers():
   assert clean > 0.5 and still.spec["robust"]["accuracy"] >= clean - 2 / 16
 
 
+def test_a_function_whose_model_has_changed_is_attacked_as_it_is():
+  """JAX would find the program of the equal function again, with the earlier weights in it."""
+  weights, _ = linear_model()
+  images, labels = interior(16, linear_model()[1])
+  state = [jnp.asarray(weights)]
+  function = lambda images: _linear(state[0], images)
+  partial = jax.tree_util.Partial(lambda scale, images: scale * function(images), np.float32(2))
+  found = []
+  for predict in (function, partial):
+    for sign in (1, -1, 1):
+      state[0] = jnp.asarray(sign * weights)
+      result = attacks.auto_attack(
+        KEY, predict, images, labels, epsilon=1e-6, version="apgd-ce", **SLOTS
+      )
+      right = np.asarray(function(images)).argmax(-1) == labels
+      assert result.spec["clean"]["accuracy"] == right.mean()
+      found.append(result.robust.mean())
+  assert found[0] == found[2] == found[3] == found[5] > 0.8 and found[1] == found[4] < 0.2
+
+
+def test_an_unchanged_function_shares_its_programs():
+  """Of a second call, only the operations are traced, once."""
+  weights, _ = linear_model()
+  images, labels = interior(16, linear_model()[1])
+  traced = []
+  weights = jnp.asarray(weights)
+
+  def predict(images):
+    traced.append(len(images))
+    return _linear(weights, images)
+
+  counts = []
+  for epsilon in (0.01, 0.02):
+    attacks.auto_attack(KEY, predict, images, labels, epsilon=epsilon, version="apgd-ce", **SLOTS)
+    counts.append(len(traced))
+  assert counts[1] == counts[0] + 1
+
+
 def test_the_versions_are_the_published_ensembles():
   assert attacks.VERSIONS["standard"] == ("apgd-ce", "apgd-t", "fab-t", "square")
   _, predict = linear_model(10)

@@ -54,7 +54,9 @@ def test_a_file_that_is_no_state_is_named_with_what_to_do(finished, tmp_path):
     other_array.read_bytes(),
   ):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^auto_attack: .*damaged.npz .*delete it to start again"):
+    with pytest.raises(
+      resume.StateError, match=r"^auto_attack: .*damaged.npz .*delete it to start again"
+    ):
       attack(path)
     assert path.read_bytes() == content  # it is the user's to delete
   with pytest.raises(ValueError, match="IsADirectoryError.*give another state_file"):
@@ -65,6 +67,19 @@ def test_a_whole_file_is_gone_on_with(finished, tmp_path):
   path = tmp_path / "copy.npz"
   shutil.copy(finished[0], path)
   np.testing.assert_array_equal(attack(path).images, finished[1].images)
+
+
+def test_a_newer_jax_continues(finished, tmp_path, monkeypatch):
+  """Versions are provenance. Options and the precision of products decide."""
+  path = tmp_path / "copy.npz"
+  shutil.copy(finished[0], path)
+  monkeypatch.setattr(jax, "__version__", "99.0")
+  monkeypatch.setattr(
+    "sprout_jax.attacks.slots.attack_examples", lambda *args: pytest.fail("attacked again")
+  )
+  np.testing.assert_array_equal(attack(path).robust, finished[1].robust)
+  with jax.default_matmul_precision("bfloat16"), pytest.raises(resume.StateError, match="another"):
+    attack(path)
 
 
 def test_a_changed_outcome_is_found_out(finished, tmp_path):
