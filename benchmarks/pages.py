@@ -1,0 +1,143 @@
+"""Puts the measured tables into README.md and docs/, from the files in benchmarks/results.
+
+    python benchmarks/pages.py           # writes them
+    python benchmarks/pages.py --check   # writes nothing; fails where a page is not up to date
+
+A table stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of
+`TABLES`. Nothing between these lines is written by hand. The tables of docs/speed.md are those of
+show.py.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+
+import compare_methods
+import full_evaluation
+
+from sprout_jax import results as results_lib  # compare_methods has set the path
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/results.md", "docs/attacks.md")
+PLACE = re.compile(r"(<!-- generated: ([a-z0-9_]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# Rows of the README's table and their names for readers.
+HEADLINE = {
+  "natural": "natural",
+  "sprout": "SPROUT",
+  "sprout_released": "SPROUT, released variant",
+  "gradient_norm": "gradient-norm penalty",
+  "pgd": "PGD adversarial training",
+}
+
+
+def markdown(columns, rows):
+  """A table of Markdown."""
+  return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows))
+
+
+def methods(name):
+  """All methods of a protocol of compare_methods.py under PGD."""
+  protocol, found = compare_methods.PROTOCOLS[name], {}
+  for row in protocol["rows"]:
+    folders = [RESULTS / "methods" / f"{name}_{row}_{seed}" for seed in protocol["seeds"]]
+    runs = [results_lib.read(folder) for folder in folders if (folder / "results.json").exists()]
+    found |= {row: runs} if runs else {}
+  costs = {}
+  if name == "digits":
+    rows = json.loads((RESULTS / "cpu_earlier" / "method_cost_small_cnn.json").read_text())
+    costs = {row["method"]: row["natural_steps"] for row in rows}
+  return compare_methods.table(found, len(protocol["seeds"]), costs)
+
+
+def evidence(name):
+  """The whole evaluation of some methods, see full_evaluation.py."""
+  rows = full_evaluation.PROTOCOLS[name]["rows"]
+  return full_evaluation.table(
+    {f"`{row}`": results_lib.read(RESULTS / "evidence" / f"{name}_{row}_0") for row in rows}
+  )
+
+
+def headline():
+  """The README's table: what the digits runs keep under PGD and AutoAttack."""
+  rows = []
+  for row, title in HEADLINE.items():
+    run = results_lib.read(RESULTS / "evidence" / f"digits_{row}_0")
+    epsilon = run.about["config"]["evaluation"]["epsilon"]
+    numbers = (
+      run.clean,
+      run.numbers.first(evaluation="pgd", epsilon=epsilon),
+      run.numbers.first(evaluation="auto_attack", epsilon=epsilon, stage=None),
+    )
+    failed = sorted({finding.check for finding in run.findings if not finding.passed})
+    rows.append([title, *(f"{100 * n.value:.1f}" for n in numbers), ", ".join(failed) or "none"])
+  pgd = run.numbers.first(evaluation="pgd", epsilon=epsilon)
+  attack = f"PGD-{pgd['steps']}, {pgd['restarts']} starts"
+  caption = (
+    f"Digits, Linf, epsilon {epsilon:g}, {pgd.count} test images, accuracy in percent (seed 0):"
+  )
+  table = markdown(["training", "clean", attack, "AutoAttack", "checks that failed"], rows)
+  return f"{caption}\n\n{table}"
+
+
+def parity():
+  """Outcomes of AutoAttack beside those of the reference implementation, image by image."""
+  found = {}
+  for path in sorted((RESULTS / "auto_attack").glob("parity*.json")):
+    for row in json.loads(path.read_text()):
+      found.setdefault((row["norm"], row["network"]), {})[row["attack"]] = row
+  attacks = list(dict.fromkeys(attack for rows in found.values() for attack in rows))
+  lines = []
+  for (norm, network), rows in sorted(found.items()):
+    first = next(iter(rows.values()))
+    cells = [
+      f"{row['robust']} / {row['reference']} ({row['differ']})" if row else ""
+      for row in map(rows.get, attacks)
+    ]
+    lines.append([norm, network, f"{first['epsilon']:.4g}", str(first["images"]), *cells])
+  return markdown(["norm", "network", "epsilon", "images", *attacks], lines)
+
+
+TABLES = {
+  "headline": headline,
+  "methods_digits": lambda: methods("digits"),
+  "methods_cifar10": lambda: methods("cifar10"),
+  "evidence_digits": lambda: evidence("digits"),
+  "evidence_cifar10": lambda: evidence("cifar10"),
+  "parity": parity,
+}
+
+
+def renew(text):
+  """The text of a page with its tables as the files have them."""
+
+  def table(match):
+    if match[2] not in TABLES:
+      sys.exit(f"there is no table {match[2]!r}; choose one of: {', '.join(TABLES)}")
+    return f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[4]}"
+
+  return PLACE.sub(table, text)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+  args = parser.parse_args()
+  old = []
+  for page in PAGES:
+    path = ROOT / page
+    text = path.read_text()
+    new = renew(text)
+    if new != text:
+      old.append(page)
+      if not args.check:
+        path.write_text(new)
+  if args.check and old:
+    sys.exit(f"not up to date: {', '.join(old)}; type: python benchmarks/pages.py")
+  print(f"{len(PAGES)} pages; {'written' if old else 'up to date'}: {', '.join(old) or 'all'}")
+
+
+if __name__ == "__main__":
+  main()
