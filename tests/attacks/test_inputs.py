@@ -134,7 +134,7 @@ def test_wrong_radii(name, epsilon, message):
 
 @pytest.mark.parametrize("name", WITH_RADIUS)
 def test_unknown_norms(name):
-  refuse(name, "norm is 'l1'; choose one of: l2, linf", norm="l1")
+  refuse(name, "norm is 'l3'; choose one of: l1, l2, linf", norm="l3")
 
 
 def test_a_radius_above_1_is_fine_in_l2():

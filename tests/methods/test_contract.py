@@ -202,7 +202,7 @@ def test_unknown_names_and_foreign_options_are_errors(kind, create, table):
     ("mixup", dict(mixup_alpha=-1.0), "mixup_alpha"),
     ("stable", dict(batch_norm="test"), "eval, train"),
     ("pgd", dict(epsilon=8.0), r"pixels are in \[0, 1\]"),
-    ("pgd", dict(norm="l1"), "l2, linf"),
+    ("pgd", dict(norm="l3"), "l1, l2, linf"),
     ("pgd", dict(start="corner"), "clean, gaussian, uniform"),
     ("pgd", dict(num_steps=0), "num_steps"),
     ("fast", dict(step_size=-1.0), "step_size"),
