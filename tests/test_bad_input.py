@@ -53,7 +53,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"evaluation.epsilons": (0.1, 0.05)}, "ascend"),
     ({"evaluation.evaluations": ("pgd", "pgd")}, "name each evaluation once"),
     ({"evaluation.step_size": float("inf")}, "step_size"),
-    ({"evaluation.norm": "l1"}, "l2, linf"),
+    ({"evaluation.norm": "l0"}, "l1, l2, linf"),
     ({"evaluation.use_ema": True}, "ema_decay=0.999"),
     ({"evaluation.step_size": -0.1}, "step_size"),
     ({"ema_decay": 1.0}, "ema_decay"),

@@ -339,8 +339,9 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
     smaller = jnp.clip(state["step_size"] / SPARSER, radius / SMALLEST_STEP, radius)
     step_size = jnp.where(is_review, smaller, state["step_size"])
     # Earlier stages have larger radii: their successes are not within epsilon.
-    wrong &= radius <= batch.epsilon
-    adversarial = select(wrong, x, state["adversarial"])
+    is_within = radius <= batch.epsilon
+    wrong &= is_within
+    adversarial = select(wrong | (is_within & begins), x, state["adversarial"])
     broken = oracle.broken(predict, batch, adversarial, wrong, number == len(plan) - 1)
     return {
       "x": select(restart, best, x),

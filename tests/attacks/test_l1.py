@@ -212,7 +212,8 @@ def test_the_stages_of_auto_pgd():
   assert max(sizes[:31]) <= 6 and max(sizes[:31]) > 5.9
   assert max(sizes[31:62]) <= 4 and max(sizes[62:]) <= 2 and max(sizes[62:]) > 1.9
   assert steps[0] == 6 and steps[31] == 4 and steps[62] == 2 and min(steps[:31]) >= 0.6
-  assert not state["broken"][0] and (state["adversarial"] == images).all()
+  assert not state["broken"][0]
+  assert 0 < float(np.abs(state["adversarial"] - images).sum()) <= 2
 
 
 def test_what_only_a_larger_radius_breaks_is_not_broken():
