@@ -232,7 +232,7 @@ def test_unknown_name_lists_close_ones(tmp_path):
     _load("digit", tmp_path)
   with pytest.raises(UserError, match="cannot open 'cifar10:9.9.9'"):
     _load("cifar10:9.9.9", tmp_path)
-  with pytest.raises(UserError, match="is 'cifar10' to TFDS; use that name"):
+  with pytest.raises(UserError, match="has the name 'cifar10' in TFDS; type that name"):
     _load("Cifar10", tmp_path)
 
 

@@ -277,7 +277,9 @@ def test_what_fails_inside_orbax_is_told_in_the_systems_words(tmp_path, monkeypa
   with opened(tmp_path) as checkpoints:
     monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     checkpoints.save(state(1))
-    with pytest.raises(UserError, match=r"\(Disk quota exceeded\); there is none before it\. Free"):
+    with pytest.raises(
+      UserError, match=r"\(Disk quota exceeded\); there is no earlier checkpoint\. Free"
+    ):
       checkpoints.save(state(2))  # the save before has failed
   assert os.listdir(tmp_path / "checkpoints") == []
 
@@ -319,7 +321,7 @@ def test_a_folder_that_is_removed_during_a_save_does_not_come_back(tmp_path, mon
 
 
 def test_a_workdir_that_is_not_there_is_an_error(tmp_path):
-  with pytest.raises(UserError, match="cannot be made"):
+  with pytest.raises(UserError, match="cannot be created"):
     checkpoints_lib.Checkpoints(tmp_path / "gone", 2)
   assert not (tmp_path / "gone").exists()
 

@@ -140,7 +140,9 @@ def test_a_signal_during_the_last_validation_ends_the_run_saved(tmp_path, capsys
   assert signal.getsignal(number) == before  # handlers are put back
   saved = tmp_path / "checkpoints" / "5"
   said = capsys.readouterr().out
-  assert f"Stopped by {number.name} after step 5 of 5; it is saved in {saved}. The same" in said
+  assert (
+    f"Stopped by {number.name} after step 5 of 5; the state is saved in {saved}. The same" in said
+  )
   assert (saved / "checkpoint.json").exists()
 
 
@@ -208,5 +210,5 @@ def test_divergence_names_the_step_and_saves_nothing_after_it(tmp_path):
 
 def test_a_batch_larger_than_the_training_set_is_an_error():
   config, dataset, *_ = setting(batch_size=2048)
-  with pytest.raises(UserError, match="more than the 1347 training images"):
+  with pytest.raises(UserError, match="there are only 1347 training images"):
     loop.steps_per_epoch(config, dataset)

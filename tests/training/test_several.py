@@ -67,7 +67,7 @@ def test_a_signal_to_one_stops_both_saved(scenes):
   (first, second), outputs, workdir = scenes
   assert first["one is told to stop"] is False and second["one is told to stop"] is False
   saved = workdir / "checkpoints" / "16"  # the call after the validation at step 15
-  assert f"Stopped by SIGTERM after step 16 of 20; it is saved in {saved}." in outputs[0][0]
+  assert f"Stopped by SIGTERM after step 16 of 20; the state is saved in {saved}." in outputs[0][0]
   assert "Stopped" not in outputs[1][0]
 
 
