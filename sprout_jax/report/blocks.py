@@ -2,9 +2,11 @@
 
 import dataclasses
 
-# Kinds of cells: the best of its column; not significantly different from the best; measured with
-# another attack or on other images than most; with a failed check; without a number.
-BEST, SIMILAR, OTHER, FAILED, MISSING = "best", "similar", "other", "failed", "missing"
+# Kinds of cells: the best of its column; not significantly different from the best; without a test
+# of the difference; measured with another attack or on other images than most; with a failed check;
+# without a number.
+BEST, SIMILAR, UNTESTED, OTHER = "best", "similar", "untested", "other"
+FAILED, MISSING = "failed", "missing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Table:
   header: tuple[str, ...]
   rows: tuple[tuple[Cell, ...], ...]
   notes: tuple[str, ...] = ()
+  test: str = ""  # the test of differences from the best, for the legend
 
   @property
   def kinds(self) -> set[str]:

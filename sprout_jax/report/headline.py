@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable
 from collections.abc import Collection
@@ -11,12 +12,12 @@ from sprout_jax import results as results_lib
 from sprout_jax.report import blocks
 from sprout_jax.report import wording
 from sprout_jax.report.runs import Run
-from sprout_jax.report.runs import identity
 from sprout_jax.report.runs import images
+from sprout_jax.results import Comparison
 from sprout_jax.results import Number
+from sprout_jax.results.comparison import LEVEL
+from sprout_jax.results.numbers import ENSEMBLES
 
-ENSEMBLES = ("standard", "plus", "rand")  # versions of AutoAttack with several attacks
-LEVEL = 0.05  # significance level of the tests
 LAST = ("cost of training", "checks passed")  # columns of the headline
 
 
@@ -31,7 +32,8 @@ class Measure:
     better: what a run with a higher number is: "accurate", "robust", ...
     numbers: {place of a run: its number}; runs without the number are missing.
     verdicts: {place of a run: `BEST`, `SIMILAR` (not significantly different from the best on the
-      same images), `OTHER` (another attack, other images or other data than most runs) or ""}.
+      same images), `UNTESTED`, `OTHER` (another attack, other images or other data than most runs)
+      or ""}. A number that failed a check has none, or is `OTHER`.
   """
 
   title: str
@@ -95,7 +97,13 @@ def measures(runs: list[Run]) -> list[Measure]:
     (f"accuracy under PGD{at}", "PGD", "pgd", "robust to PGD", pgd),
     (f"accuracy under AutoAttack{at}", "AutoAttack", "auto_attack", "robust", strong),
     (f"certified accuracy{within}", "certified", "smoothing", "often certified", certified),
-    ("mean accuracy under corruptions", "corrupted", "corruptions", "accurate", corrupted),
+    (
+      "mean accuracy under corruptions",
+      "corrupted",
+      "corruptions",
+      "accurate on corrupted images",
+      corrupted,
+    ),
   )
   made = []
   for title, short, evaluation, better, find in rows:
@@ -104,24 +112,40 @@ def measures(runs: list[Run]) -> list[Measure]:
   return made
 
 
+def compare(first: Run, second: Run, numbers: Mapping[int, Number]) -> Comparison | None:
+  """Compares two runs; None if the numbers are of other attacks or data, or have no outcomes."""
+  one, other = numbers[first.place], numbers[second.place]
+  if first.data != second.data or first.measured(one) != second.measured(other):
+    return None
+  if not one["corruptions"]:
+    return results_lib.compare(one, other)
+  each = (
+    run.of(one.evaluation, metric="accuracy", origin=one["origin"]) for run in (first, second)
+  )
+  return results_lib.compare_means(*each)
+
+
 def _verdicts(runs: list[Run], numbers: Mapping[int, Number]) -> dict[int, str]:
   kinds = {
-    run.place: (identity(numbers[run.place]), images(run, numbers[run.place]))
+    run.place: (run.measured(numbers[run.place]), images(run, numbers[run.place]))
     for run in runs
     if run.place in numbers and numbers[run.place].value is not None
   }
   usual = collections.Counter(kinds.values()).most_common(1)
-  alike = {place: numbers[place] for place, kind in kinds.items() if kind == usual[0][0]}
-  found = {place: "" if place in alike else blocks.OTHER for place in kinds}
-  if len(alike) < 2:
+  alike = [run for run in runs if run.place in kinds and kinds[run.place] == usual[0][0]]
+  found = {place: "" if kinds[place] == usual[0][0] else blocks.OTHER for place in kinds}
+  sound = [run for run in alike if not run.results.failed_checks(numbers[run.place])]
+  if len(alike) < 2 or not sound:
     return found
-  best = max(alike.values(), key=lambda number: number.defined)
-  for place, number in alike.items():
-    compared = results_lib.compare(best, number)
-    if number.value == best.value:
-      found[place] = blocks.BEST
-    elif compared is not None and not compared.differs:
-      found[place] = blocks.SIMILAR
+  best = max(sound, key=lambda run: numbers[run.place].defined)
+  for run in sound:
+    compared = compare(best, run, numbers)
+    if math.isclose(numbers[run.place].defined, numbers[best.place].defined):
+      found[run.place] = blocks.BEST
+    elif compared is None:
+      found[run.place] = blocks.UNTESTED
+    elif not compared.differs:
+      found[run.place] = blocks.SIMILAR
   return found
 
 
@@ -139,10 +163,8 @@ def table(runs: list[Run], found: list[Measure]) -> blocks.Table:
     checks = blocks.Cell(run.passed(), detail, (blocks.FAILED,) if failed else ())
     rows.append((blocks.Cell(run.name), *cells, _cost([run]), checks))
   titles = (measure.title for measure in found)
-  best = [measure for measure in found if blocks.BEST in measure.verdicts.values()]
-  means = [m.title for m in best if all(n.outcomes is None for n in m.numbers.values())]
-  note = f"Not tested for differences, because these are means: {', '.join(means)}."
-  return blocks.Table(("run", *titles, *LAST), tuple(rows), (note,) if means else ())
+  test = "McNemar's exact test on the same images; for means a paired t-test"
+  return blocks.Table(("run", *titles, *LAST), tuple(rows), test=test)
 
 
 def _cost(runs: list[Run]) -> blocks.Cell:
@@ -171,43 +193,55 @@ def group_table(groups: Mapping[str, list[Run]], found: list[Measure]) -> blocks
   rows = []
   for place, (name, runs) in enumerate(groups.items()):
     cells = (column[place] for column in columns)
-    checks = blocks.Cell(", ".join(dict.fromkeys(run.passed() for run in runs)))
+    states = [(check, state) for run in runs for check, state in run.checks().items()]
+    failed = dict.fromkeys(check for check, state in states if state == "failed")
+    passed = ", ".join(dict.fromkeys(run.passed() for run in runs))
+    checks = blocks.Cell(passed, ", ".join(failed), (blocks.FAILED,) if failed else ())
     rows.append((blocks.Cell(name, f"n = {len(runs)}"), *cells, _cost(runs), checks))
-  return blocks.Table(("runs", *(measure.title for measure in found), *LAST), tuple(rows))
+  header = ("runs", *(measure.title for measure in found), *LAST)
+  return blocks.Table(header, tuple(rows), test="Welch's t-test over seeds")
 
 
 def _over_seeds(groups: Collection[list[Run]], measure: Measure) -> list[blocks.Cell]:
-  """Makes the cells of a measure, one per group. Only groups measured alike can be the best."""
+  """Makes the cells of a measure, one per group.
+
+  The best is one of the groups that were measured alike and failed no check in any run.
+  """
   values: list[list[float]] = []
-  cells: list[blocks.Cell] = []
+  marks: list[list[str]] = []
   for runs in groups:
-    numbers = [measure.numbers[run.place] for run in runs if run.place in measure.numbers]
-    defined = [number.value for number in numbers if number.value is not None]
+    numbers = {run: measure.numbers[run.place] for run in runs if run.place in measure.numbers}
+    defined = [number.value for number in numbers.values() if number.value is not None]
     values.append(defined if len(defined) == len(runs) else [])
-  others = [any(measure.verdicts.get(r.place) == blocks.OTHER for r in runs) for runs in groups]
-  alike = [one for one, is_other in zip(values, others) if one and not is_other]
-  best = max(alike, key=statistics.fmean, default=[])
-  for one, is_other in zip(values, others):
+    is_other = any(measure.verdicts.get(run.place) == blocks.OTHER for run in runs)
+    is_failed = any(run.results.failed_checks(number) for run, number in numbers.items())
+    marks.append([blocks.OTHER] * is_other + [blocks.FAILED] * is_failed)
+  count = sum(bool(one) and blocks.OTHER not in kinds for one, kinds in zip(values, marks))
+  sound = [one for one, kinds in zip(values, marks) if one and not kinds]
+  best = max(sound, key=statistics.fmean, default=[])
+  cells: list[blocks.Cell] = []
+  for one, kinds in zip(values, marks):
     if one:
-      kind = blocks.OTHER if is_other else _against(best, one) if len(alike) > 1 else None
+      kind = [_against(best, one)] if best and not kinds and count > 1 else []
       spread = f" ± {100 * statistics.stdev(one):.1f}" if len(one) > 1 else ""
       text = f"{100 * statistics.fmean(one):.1f}{spread} %"
-      cells.append(blocks.Cell(text, "", (kind,) if kind else ()))
+      cells.append(blocks.Cell(text, "", tuple(filter(None, [*kind, *kinds]))))
     else:
       cells.append(blocks.missing("not in all runs"))
   return cells
 
 
-def _against(best: list[float], one: list[float]) -> str | None:
-  """Returns `BEST` for the best group, and `SIMILAR` where Welch's t-test is not significant."""
+def _against(best: list[float], one: list[float]) -> str:
+  """Returns the verdict of Welch's t-test, which needs two seeds each, and a spread in a group."""
   import scipy.stats  # slow to import
 
-  if statistics.fmean(one) == statistics.fmean(best):
+  if math.isclose(statistics.fmean(one), statistics.fmean(best)):
     return blocks.BEST
-  if min(len(set(one)), len(set(best))) < 2:
-    return None  # the test needs a spread
-  p_value = scipy.stats.ttest_ind(best, one, equal_var=False).pvalue
-  return blocks.SIMILAR if p_value >= LEVEL else None
+  if min(len(one), len(best)) < 2 or not any(map(statistics.stdev, (one, best))):
+    return blocks.UNTESTED
+  parts = [f(v) for v in (best, one) for f in (statistics.fmean, statistics.stdev, len)]
+  p_value = scipy.stats.ttest_ind_from_stats(*parts, equal_var=False).pvalue
+  return blocks.SIMILAR if p_value >= LEVEL else ""
 
 
 def summary(run: Run) -> str:
@@ -228,7 +262,7 @@ def summary(run: Run) -> str:
 
 def warnings(runs: list[Run], found: list[Measure]) -> list[str]:
   """Returns the warnings about the headline numbers, a sentence each."""
-  said = ["The runs were evaluated on different data. Do not compare their numbers."]
+  said = ["The runs were evaluated on different test images. Do not compare their numbers."]
   said = said if len({run.data for run in runs}) > 1 else []
   for run in runs:
     said += [f"{run.name}: {run.incomplete()}"] if run.incomplete() else []

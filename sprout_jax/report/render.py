@@ -21,7 +21,7 @@ TEMPLATES = pathlib.Path(__file__).with_name("templates")
 COLUMNS, NAMES = 80, 44  # width of the terminal, and of the names of numbers
 FIRST = ("clean", "pgd", "auto_attack")  # the first evaluations of a run's table
 Groups = dict[str, list[Run]]
-MARKS = {"best": "*", "similar": "~", "other": "+", "failed": "!"}
+MARKS = {"best": "*", "similar": "~", "untested": "?", "other": "+", "failed": "!"}
 LATEX = {
   "\\": r"\textbackslash{}",
   "~": r"\textasciitilde{}",
@@ -78,9 +78,8 @@ def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
   header = ["", *(measure.short for measure in measures)]  # groups have long names: fewer columns
   return _render(
     "runs.txt",
-    tables=list(map(_aligned, made, ([*header, "training", "checks"], header))),
-    kinds={kind for table in made for kind in table.kinds},
-    notes=made[0].notes,
+    tables=list(zip(made, map(_aligned, made, ([*header, "training", "checks"], header)))),
+    marks=MARKS,
     runs=runs,
     measures=measures,
     warnings=headline.warnings(runs, measures),
@@ -88,7 +87,7 @@ def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
 
 
 def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
-  """Formats a table as lines with aligned columns."""
+  """Formats a table as lines with aligned columns. A long name takes several lines."""
   rows = [header]
   for head, *cells in (row[: len(header)] for row in table.rows):
     texts = [cell.text.removesuffix(" %").replace(" ± ", "±") for cell in cells]
@@ -96,12 +95,14 @@ def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
     shown = (
       f"{'-' if text.startswith('not ') else text}{mark}" for text, mark in zip(texts, marks)
     )
-    rows.append([wording.clean(head.text, 24), *shown])
+    rows.append([wording.clean(head.text, 40), *shown])
   first, *others = (max(map(len, column)) for column in zip(*rows))
-  first = max(min(first, COLUMNS - sum(others) - 2 * len(others)), 4)
-  lines = [
-    "  ".join([name[:first].ljust(first), *map(str.rjust, cells, others)]) for name, *cells in rows
-  ]
+  first = max(min(first, COLUMNS - sum(others) - 2 * len(others)), 8)
+  lines = []
+  for name, *cells in rows:
+    start, *more = textwrap.wrap(name, first) or [""]
+    lines += ["  ".join([start.ljust(first), *map(str.rjust, cells, others)])]
+    lines += [f"  {line}" for text in more for line in textwrap.wrap(text, first - 2)]
   return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
@@ -115,7 +116,7 @@ def _line(row: tuple[blocks.Cell, blocks.Cell]) -> str:
 
 def _wrapped(text: str, indent: str = "") -> str:
   """Wraps a text to the width of the terminal, with an indent before its first line."""
-  later, text = " " * len(indent), wording.clean(text, 1000)
+  later, text = " " * len(indent), wording.clean(text, 800)
   return textwrap.fill(text, COLUMNS, initial_indent=indent, subsequent_indent=later)
 
 

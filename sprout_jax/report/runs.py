@@ -14,13 +14,13 @@ from sprout_jax.results import Number
 from sprout_jax.results import Numbers
 from sprout_jax.results import Results
 from sprout_jax.results.checks import CHECKS
+from sprout_jax.results.store import OUTDATED
 
 PARTS = ("name", "method", "model", "data", "seed")  # the parts of a label, in their order
 PLACES = ("dataset.data_dir", "dataset.cache_dir")  # keys of a config that change no number
 
 
 ImagesOf = tuple[str, int | None, bytes | None]
-Identity = tuple[str, str, tuple[tuple[str, Any], ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,8 +55,8 @@ class Run:
 
   @property
   def data(self) -> str:
-    """The fingerprint of the data. Two runs share images only if their fingerprints are equal."""
-    return str(self.about("data").get("fingerprint"))
+    """The digest of the test set. Two runs share images only if their digests are equal."""
+    return str(self.about("data").get("test_sha256") or f"unknown data of {self.results.workdir}")
 
   def of(self, evaluation: str, **wanted: Any) -> Numbers:
     """Returns the numbers of one evaluation that have the wanted keys."""
@@ -67,13 +67,20 @@ class Run:
     stored = self.results.stored.get(evaluation)
     return None if stored is None else stored.details.get(name)
 
+  def measured(self, number: Number) -> Any:
+    """Returns an identifier of how a number was measured: what it is, the evaluation's version."""
+    stored = self.results.stored.get(number.evaluation)
+    return results_lib.identity(number), None if stored is None else stored.version
+
   def has(self, evaluation: str) -> bool:
     """Returns whether an evaluation was measured."""
     return evaluation in self.results.stored or len(self.of(evaluation)) > 0
 
   def missing(self, evaluation: str) -> str:
-    """Returns why a number is missing: "not measured", "failed", or "-" if others were measured."""
-    lacks = "failed" if evaluation in self.results.failed else "not measured"
+    """Returns why a number is missing: "not measured", "outdated", "failed", or "-"."""
+    why = self.results.failed.get(evaluation)
+    lacks = "not measured" if why is None else "failed"
+    lacks = "outdated" if why and why.startswith(OUTDATED) else lacks
     return "-" if self.has(evaluation) else lacks
 
   def checks(self) -> dict[str, str]:
@@ -150,7 +157,8 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
       if key.rpartition(".")[2] != "seed" and key not in PLACES
     }
     alone = run.place if seed is None else None
-    shared = str((sorted(label.items()), run.data, sorted(config.items()), alone))
+    data = run.about("data").get("fingerprint"), run.data  # of training and test images
+    shared = str((sorted(label.items()), data, sorted(config.items()), alone))
     found[shared, often[shared, seed]].append(run)  # a group has each seed once
     often[shared, seed] += 1
   members = list(found.values()) if len(found) < len(runs) else []
@@ -168,9 +176,3 @@ def images(run: Run, number: Number) -> ImagesOf:
 def are_same(first: ImagesOf, second: ImagesOf) -> bool:
   """Returns whether two `images` can be the same. Unknown positions can be any."""
   return first[:2] == second[:2] and (None in (first[2], second[2]) or first[2] == second[2])
-
-
-def identity(number: Number) -> Identity:
-  """Returns an identifier of a number's measurement, without the seed of its random draws."""
-  keys = tuple(sorted((key, entry) for key, entry in number.keys.items() if key != "seed"))
-  return number.evaluation, number.metric, keys

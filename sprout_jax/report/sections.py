@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from sprout_jax import results as results_lib
 from sprout_jax.report import blocks
 from sprout_jax.report import figures
+from sprout_jax.report import headline
 from sprout_jax.report import tables
 from sprout_jax.report import wording
 from sprout_jax.report.headline import Measure
@@ -98,7 +98,9 @@ def comparisons(runs: list[Run], measures: list[Measure]) -> blocks.Section:
     having = [run for run in runs if run.place in measure.numbers]
     having.sort(key=lambda run: measure.numbers[run.place].value or 0.0, reverse=True)
     pairs = list(itertools.combinations(having, 2))
-    pairs = pairs if len(runs) <= ALL_PAIRS else pairs[: len(having) - 1]
+    if len(runs) > ALL_PAIRS:
+      first = [run for run in having if measure.verdicts.get(run.place) == blocks.BEST][:1]
+      pairs = [(one, run) for one in first for run in having if run is not one]
     texts = tuple(filter(None, (_sentence(*pair, measure) for pair in pairs)))
     parts += [blocks.Text(texts, measure.title)] if texts else []
   count = wording.plural(sum(len(part.sentences) for part in parts), "comparison")
@@ -106,10 +108,8 @@ def comparisons(runs: list[Run], measures: list[Measure]) -> blocks.Section:
 
 
 def _sentence(first: Run, second: Run, measure: Measure) -> str | None:
-  """Compares two runs in a sentence; None where there are no outcomes or no shared images."""
-  if first.data != second.data:
-    return None
-  found = results_lib.compare(measure.numbers[first.place], measure.numbers[second.place])
+  """Compares two runs in a sentence; None where they do not compare (`headline.compare`)."""
+  found = headline.compare(first, second, measure.numbers)
   if found is None:
     return None
   points, limits = 100 * found.difference, [100 * limit for limit in found.interval]
@@ -118,12 +118,15 @@ def _sentence(first: Run, second: Run, measure: Measure) -> str | None:
   low, high = (f"{round(limit, 1) + 0.0:.1f}" for limit in limits)
   basis = f"95 % interval {low} to {high}, same {wording.plural(found.count, 'image')}"
   if found.differs == (limits[0] <= 0 <= limits[1]):  # the test and the interval disagree
-    basis += f", McNemar's p = {found.p_value:.2g}"
+    basis += f", p = {found.p_value:.2g} ({found.test})"
+  said = f"{first.name} is {points:.1f} points more {measure.better} than {second.name} ({basis})."
   if not found.differs:
     pair = f"{first.name} and {second.name}"
-    return f"No significant difference between {pair} ({points:.1f} points, {basis})."
-  more = f"{points:.1f} points more {measure.better}"
-  return f"{first.name} is {more} than {second.name} ({basis})."
+    said = f"No significant difference between {pair} ({points:.1f} points, {basis})."
+  for run in (first, second):
+    failed = dict.fromkeys(f.check for f in run.results.failed_checks(measure.numbers[run.place]))
+    said += f" The number of {run.key} failed a check: {', '.join(failed)}." if failed else ""
+  return said
 
 
 def examples(runs: list[Run]) -> blocks.Section:

@@ -1,6 +1,6 @@
 """Tables of the numbers of several runs, for any evaluation.
 
-A column is a run. A row is a measurement (`runs.identity`). The heading of an evaluation has the
+A column is a run. A row is a measurement (`results.identity`). The heading of an evaluation has the
 keys that all of its rows share, and the head of a row has the others.
 """
 
@@ -13,15 +13,15 @@ from typing import Any
 from sprout_jax.report import blocks
 from sprout_jax.report import headline
 from sprout_jax.report import wording
-from sprout_jax.report.runs import Identity
 from sprout_jax.report.runs import ImagesOf
 from sprout_jax.report.runs import Run
 from sprout_jax.report.runs import are_same
-from sprout_jax.report.runs import identity
 from sprout_jax.report.runs import images
 from sprout_jax.results import KEYS
 from sprout_jax.results import Number
 from sprout_jax.results import Numbers
+from sprout_jax.results import identity
+from sprout_jax.results.comparison import Identity
 
 Row = tuple[Identity, int | None]
 MOST_ROWS, MOST_RADII = 40, 6  # per evaluation in a table; report.csv has all numbers

@@ -115,6 +115,7 @@ PHRASES: dict[str, Callable[[Any], str]] = {
   "restarts": lambda v: plural(v, "restart"),
   "loss": lambda v: f"{name(v)} loss",
   "draws": lambda v: plural(v, "draw"),
+  "corruptions": lambda v: f"mean over {plural(v.count(',') + 1, 'corruption')}: {v}",
   "n0": lambda v: f"{plural(v, 'draw')} to select",
   "n": lambda v: f"{plural(v, 'draw')} to certify",
   "bins": lambda v: plural(v, "bin"),

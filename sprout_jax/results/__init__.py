@@ -13,6 +13,8 @@ folder), `files` (files written atomically, with a digest).
 
 from sprout_jax.results.comparison import Comparison
 from sprout_jax.results.comparison import compare
+from sprout_jax.results.comparison import compare_means
+from sprout_jax.results.comparison import identity
 from sprout_jax.results.comparison import paired
 from sprout_jax.results.numbers import KEYS
 from sprout_jax.results.numbers import Number
@@ -30,7 +32,9 @@ __all__ = [
   "Numbers",
   "Results",
   "compare",
+  "compare_means",
   "frame",
+  "identity",
   "paired",
   "read",
 ]

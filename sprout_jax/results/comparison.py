@@ -1,13 +1,19 @@
 """Paired comparison of two models on the same images."""
 
 import dataclasses
+import hashlib
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from sprout_jax.results.numbers import Number
 
 LEVEL = 0.05  # significance level of the test; the interval covers 1 - LEVEL
+BLOCK = 2**24  # values of images that are converted at once
+
+Identity = tuple[str, str, tuple[tuple[str, Any], ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +22,21 @@ class Comparison:
 
   Attributes:
     count: images on which both were measured.
-    first_only: images that only the first classifies correctly.
-    second_only: images that only the second classifies correctly.
     difference: the first accuracy minus the second, a share.
     interval: 95 % interval of the difference.
-    p_value: of McNemar's exact test, two-sided: the probability of a split at least as uneven of
-      the images on which the two differ, under the hypothesis of equal accuracies.
+    p_value: of the test, two-sided, under the hypothesis of equal accuracies.
+    test: the name of the test: "McNemar" or "paired t-test".
+    first_only: images that only the first classifies correctly; None for means.
+    second_only: images that only the second classifies correctly; None for means.
   """
 
   count: int
-  first_only: int
-  second_only: int
   difference: float
   interval: tuple[float, float]
   p_value: float
+  test: str
+  first_only: int | None = None
+  second_only: int | None = None
 
   @property
   def differs(self) -> bool:
@@ -37,8 +44,40 @@ class Comparison:
     return self.p_value < LEVEL
 
 
+def test_set_digest(images: np.ndarray, labels: np.ndarray) -> str:
+  """Returns the SHA-256 (hex) of a test set, by which two results are about the same images.
+
+  The digest is that of the shape, of the images as float32 in [0, 1], and of the labels as int64.
+  Bytes and the same pixels as floats have the same digest.
+
+  Args:
+    images: [n, height, width, channels], uint8 or floats in [0, 1].
+    labels: int [n].
+  """
+  found = hashlib.sha256(f"{images.shape}\n".encode())
+  rows = max(1, BLOCK // max(1, math.prod(images.shape[1:])))
+  for start in range(0, len(images), rows):
+    block = np.asarray(images[start : start + rows])
+    pixels = block.astype("<f4") / np.float32(255) if block.dtype == np.uint8 else block
+    found.update(np.ascontiguousarray(pixels, "<f4").data)
+  found.update(np.ascontiguousarray(labels, "<i8").data)
+  return found.hexdigest()
+
+
+def identity(number: Number) -> Identity:
+  """Returns an identifier of a number's measurement, without the seed of its random draws.
+
+  Numbers of two models compare only if their identities are equal: another attack, or the same
+  attack with other steps, makes another number.
+  """
+  keys = tuple(sorted((key, entry) for key, entry in number.keys.items() if key != "seed"))
+  return number.evaluation, number.metric, keys
+
+
 def compare(first: Number, second: Number) -> Comparison | None:
-  """Compares two numbers on the images for which both have outcomes.
+  """Compares two numbers on the images for which both have outcomes, by `paired`.
+
+  Two models compare only if both numbers have the same `identity` and the same test set.
 
   Returns:
     A `Comparison`; None where a number has no outcomes, or the two share no image.
@@ -51,6 +90,52 @@ def compare(first: Number, second: Number) -> Comparison | None:
   if not len(rows):
     return None
   return paired(first.outcomes[rows], second.outcomes[other_rows])
+
+
+def compare_means(first: Iterable[Number], second: Iterable[Number]) -> Comparison | None:
+  """Compares the means of several accuracies, such as those under common corruptions.
+
+  An image's mean is the share of the accuracies for which it is classified correctly. The test and
+  the interval are those of the paired t-test of the images' means. Its normal approximation needs
+  some tens of images.
+
+  Args:
+    first: the numbers of the first model, of distinct identities, each with outcomes.
+    second: those of the second model, measured in the same ways.
+
+  Returns:
+    A `Comparison`; None where the two were not measured in the same ways, or a number has no
+    outcomes, or fewer than two images have all of them.
+  """
+  import scipy.stats  # slow to import
+
+  ours, theirs = ({identity(n): n for n in numbers} for numbers in (first, second))
+  if not ours or ours.keys() != theirs.keys():
+    return None
+  kept: np.ndarray | None = None
+  for number in (*ours.values(), *theirs.values()):
+    if number.outcomes is None or number.indices is None:
+      return None
+    kept = number.indices if kept is None else np.intersect1d(kept, number.indices)
+  if kept is None or len(kept) < 2:
+    return None
+
+  def means(numbers: dict[Identity, Number]) -> np.ndarray:
+    found = np.zeros(len(kept))
+    for number in numbers.values():
+      order = np.argsort(number.indices)
+      found += number.outcomes[order[np.searchsorted(number.indices[order], kept)]]
+    return found / len(numbers)
+
+  differences = means(ours) - means(theirs)
+  difference = float(differences.mean())
+  if not np.ptp(differences):  # the test needs a spread
+    p_value = 0.0 if difference else 1.0
+    return Comparison(len(kept), difference, (difference, difference), p_value, "paired t-test")
+  test = scipy.stats.ttest_1samp(differences, 0.0)
+  low, high = test.confidence_interval(1 - LEVEL)
+  limits = float(low), float(high)
+  return Comparison(len(kept), difference, limits, float(test.pvalue), "paired t-test")
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
@@ -116,9 +201,10 @@ def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
 
   return Comparison(
     n,
-    first_only,
-    second_only,
     p1 - p2,
     (p1 - p2 - reach(p1 - low1, high2 - p2), p1 - p2 + reach(high1 - p1, p2 - low2)),
     float(p_value),
+    "McNemar",
+    first_only,
+    second_only,
   )

@@ -36,6 +36,7 @@ KEYS: dict[str, tuple[type, str]] = {
   "transformation": (str, "the transformation of the images"),
   "strength": (float, "its strength, in the transformation's own unit"),
   "corruption": (str, "the common corruption"),
+  "corruptions": (str, "of a mean: the corruptions, sorted, joined by commas"),
   "severity": (int, "its severity, 1 to 5"),
   "origin": (str, "where the corrupted images come from: computed, or a prepared set (tfds)"),
   "sigma": (float, "standard deviation of the smoothing noise, in pixel units"),
@@ -48,6 +49,7 @@ KEYS: dict[str, tuple[type, str]] = {
   "other_module": (str, "the module with which it is compared"),
   "place": (str, "where along an attack the gradients were taken"),
 }
+ENSEMBLES = ("standard", "plus", "rand")  # AutoAttack's versions; others are single attacks
 FIELDS = ("evaluation", "metric", "value", "unit", "count", "interval", "images", "outcomes")
 MOST_IMAGES = 10**7  # larger counts in a file are refused
 

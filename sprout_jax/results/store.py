@@ -8,7 +8,8 @@
 
 IDENTITY is a hash of everything that determines the numbers: the weights, the data, the
 evaluation's options and version, the kind of device and the precision. Package versions are
-provenance: they are stored beside the numbers and do not enter the hash. Every file and every piece
+provenance: they are stored beside the numbers and do not enter the hash. An evaluation can be
+stored with several options: `Store.current` chooses the one that counts. Every file and every piece
 carries a digest, which is checked on reading. A damaged file is named in a warning, moved aside,
 and its evaluation is measured again.
 """
@@ -28,6 +29,9 @@ import numpy as np
 from sprout_jax.results import files
 from sprout_jax.results import numbers as numbers_lib
 from sprout_jax.results.numbers import Numbers
+
+OUTDATED = "only another version of the evaluation measured it"
+MOST_NAMED = 3  # measurements with other options that a note names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Stored(Measurement):
     options: the evaluation's options.
     seconds: the time it took, over all calls.
     provenance: package versions and devices of the measurement.
+    finished: when it was finished, in seconds since 1970 (UTC).
+    subject: the digest of what was measured: weights, data, device, precision.
   """
 
   name: str = ""
@@ -62,6 +68,8 @@ class Stored(Measurement):
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  finished: float = 0.0
+  subject: str = ""
 
   def to_json(self) -> dict[str, Any]:
     """Returns the evaluation as JSON."""
@@ -112,10 +120,14 @@ class Memo:
 
 
 def pack(value: Any) -> Any:
-  """Encodes a value as JSON: NumPy arrays become {"dtype", "shape", "data" (deflated, base64)}."""
+  """Encodes a value as JSON: NumPy arrays become {"dtype", "shape", "data" (deflated, base64)}.
+
+  NumPy alone cannot read bfloat16 and other types of ml_dtypes: they become float32.
+  """
   if isinstance(value, np.generic):
     return value.item()
   if isinstance(value, np.ndarray):
+    value = value.astype(np.float32) if value.dtype.kind == "V" else value
     data = base64.b64encode(zlib.compress(np.ascontiguousarray(value).tobytes())).decode()
     return {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
   if isinstance(value, dict):
@@ -131,6 +143,13 @@ def unpack(value: Any) -> Any:
       return np.frombuffer(data, value["dtype"]).reshape(value["shape"]).copy()
     return {key: unpack(entry) for key, entry in value.items()}
   return [unpack(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _others(path: pathlib.Path, one: Stored, shown: Stored) -> str:
+  """Names a measurement by its file and the options in which it differs from the one shown."""
+  pairs = {key: value for key, value in one.options.items() if value != shown.options.get(key)}
+  listed = ", ".join(f"{key} {value}" for key, value in pairs.items() if key != "depends")
+  return f"{listed or 'other models'} (evaluation/{path.name})"
 
 
 class Store:
@@ -155,21 +174,57 @@ class Store:
     """
     self._folder = pathlib.Path(workdir) / "evaluation"
     self._identity, self._provenance = identity, provenance
+    self._subject = files.digest(files.plain(identity))
     self._is_writer, self._wait = is_writer, wait
 
   def read(self, name: str, version: int, options: Mapping[str, Any]) -> Stored | None:
     """Returns a stored evaluation, or None. A damaged file is moved aside with a warning."""
     path = self._path(name, version, options)
-    if not path.exists():
-      return None
+    return self._read(path, name) if path.exists() else None
+
+  def _read(self, path: pathlib.Path, name: str) -> Stored | None:
     try:
       return Stored.from_json(files.read_sealed(path))
     except files.Damaged as error:
       aside = path.with_name(path.name + ".damaged")
       if self._is_writer:
         path.replace(aside)
-      warnings.warn(f"{error}. It is now {aside.name}; {name} is measured again.", stacklevel=2)
+      warnings.warn(f"{error}. It is now {aside.name}; {name} is measured again.", stacklevel=3)
       return None
+
+  def current(
+    self, name: str, version: int, options: Mapping[str, Any] | None
+  ) -> tuple[Stored | None, str]:
+    """Returns the measurement of an evaluation that counts, of all that are stored.
+
+    It is the one with the given options, else the newest of this version. Its last note names the
+    others of this version, which stay in their files. Numbers of other versions do not count.
+
+    Args:
+      name: the row of `EVALUATIONS`.
+      version: the version of that row.
+      options: the current options; None where they cannot be known.
+
+    Returns:
+      The measurement or None, and why there is none: a sentence if another version measured it.
+    """
+    paths = sorted(self._folder.glob(f"{name}-*.json"))
+    found = {path: self._read(path, name) for path in paths}
+    about = name, self._subject
+    ours = {path: one for path, one in found.items() if one and (one.name, one.subject) == about}
+    same = {path: one for path, one in ours.items() if one.version == version}
+    if not same:
+      last = max((one.version for one in ours.values()), default=None)
+      said = f"{OUTDATED} (version {last}, now {version}): measure it again"
+      return None, said if ours else ""
+    wanted = None if options is None else self._path(name, version, options)
+    chosen = max(same, key=lambda path: (path == wanted, same[path].finished))
+    others = [_others(path, same[path], same[chosen]) for path in same if path != chosen]
+    if not others:
+      return same[chosen], ""
+    more = f"; {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+    note = f"Also measured with other options: {'; '.join(others[:MOST_NAMED])}{more}."
+    return dataclasses.replace(same[chosen], notes=(*same[chosen].notes, note)), ""
 
   def fetch(
     self,
@@ -204,6 +259,8 @@ class Store:
         version=version,
         options=files.plain(options),
         seconds=earlier + time.monotonic() - start,
+        finished=round(time.time(), 3),
+        subject=self._subject,
         provenance=files.plain(self._provenance),
       )
       if self._is_writer:

@@ -5,19 +5,24 @@ Its keys are an interface, because other tools read them:
 - ``format``: 1.
 - ``clean``: {accuracy, count, interval} on the test set.
 - ``attacks``: PGD and AutoAttack, a list of {name, norm, epsilon, steps, restarts, seed, count,
-  accuracy, interval, ...}.
+  accuracy, interval, ...}. The name is "pgd-STEPS", "autoattack-VERSION", or that of a single
+  attack of AutoAttack, such as "apgd-ce".
 - ``parameters_sha256``: the digest of the evaluated weights.
 - ``config``: the config of the run; {} for a model that was not trained by this package.
 - ``versions``: package versions and devices of the evaluation.
 - ``wall_seconds``: the time of all evaluations.
 - ``label``: the names of the evaluated model: {method, model, data, seed}, or {name}.
-- ``data``: {name, fingerprint, provenance, class_names, count}.
+- ``data``: {name, fingerprint, test_sha256, provenance, class_names, count}. The test sets of two
+  results are the same if ``test_sha256`` is the same (`results.comparison.test_set_digest`).
 - ``checkpoint``: the evaluated weights: {which, step, selected_by, weights}, or null.
 - ``training``: the cost of training: {devices, seconds, steps, planned_steps, ...}, or null.
 - ``numbers``, ``images``: every number as a record with typed keys (`results.numbers.encode`).
 - ``findings``: the findings of the checks (`results.checks.Finding`).
-- ``evaluations``: {name: {version, options, seconds, provenance, details, notes}}.
-- ``failed``: {name: why it could not be measured}.
+- ``evaluations``: {name: {version, options, seconds, finished, provenance, details, notes}}. They
+  have the current options if they were measured with them, else those of the newest measurement.
+  Measurements with other options stay in the folder evaluation/, and a note names them.
+- ``failed``: {name: why there are no current numbers}: the error, or that only an earlier version
+  of the evaluation measured it.
 - ``sha256``: the digest of all other entries.
 """
 
@@ -40,6 +45,7 @@ from sprout_jax.results.store import Stored
 FORMAT = 1
 NAME = "results.json"
 PUBLISHED = ("pgd", "auto_attack")  # evaluations whose numbers are also in "attacks"
+LONGEST = 2000  # characters of a reason in "failed"
 ABOUT = (
   "parameters_sha256",
   "config",
@@ -61,7 +67,7 @@ class Results:
     numbers: all numbers; the first is the clean accuracy (evaluation "clean").
     stored: {evaluation: `Stored`}.
     findings: the findings of the checks.
-    failed: {evaluation: why it could not be measured}.
+    failed: {evaluation: why there are no current numbers}.
     metrics: the records of metrics.jsonl.
   """
 
@@ -100,7 +106,7 @@ def collect(
   about: Mapping[str, Any],
   clean: Number,
   stored: Iterable[Stored],
-  failed: Mapping[str, str],
+  failed: Mapping[str, str | Exception],
 ) -> Results:
   """Collects the results of a model and derives the findings.
 
@@ -109,13 +115,25 @@ def collect(
     about: the entries `ABOUT` of results.json.
     clean: the clean accuracy.
     stored: the finished evaluations.
-    failed: {evaluation: why it could not be measured}.
+    failed: {evaluation: the error, or why there are no current numbers}.
   """
   by_name = {one.name: one for one in stored}
   clean = dataclasses.replace(clean, evaluation="clean")
   numbers = Numbers([clean, *(n for one in by_name.values() for n in one.numbers)])
   found = tuple(checks.findings(checks.Evidence(numbers, by_name)))
-  return Results(str(workdir), dict(about), numbers, by_name, found, dict(failed))
+  reasons = {name: reason(why) for name, why in failed.items()}
+  return Results(str(workdir), dict(about), numbers, by_name, found, reasons)
+
+
+def reason(why: str | Exception) -> str:
+  """Returns why an evaluation has no numbers, in at most `LONGEST` characters.
+
+  A `UserError` is its message. Other errors have their type before it: some have no message.
+  """
+  text = str(why)
+  if isinstance(why, Exception) and not isinstance(why, UserError):
+    text = f"{type(why).__name__}: {text}" if text else type(why).__name__
+  return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def write(results: Results) -> bool:
@@ -223,9 +241,10 @@ def _is_published(number: Number) -> bool:
 
 def _published(number: Number) -> dict[str, Any]:
   """Returns the entry of "attacks" for a number."""
-  name = f"autoattack-{number['version']}" if number["version"] else f"pgd-{number['steps']}"
+  version = number["version"]
+  name = f"autoattack-{version}" if version in numbers_lib.ENSEMBLES else version
   return {
-    "name": name,
+    "name": name or f"pgd-{number['steps']}",
     **{key: value for key, value in number.keys.items() if key not in ("attack", "version")},
     "count": number.count,
     "accuracy": number.value,
@@ -238,6 +257,7 @@ def _without_numbers(stored: Stored) -> dict[str, Any]:
     "version": stored.version,
     "options": stored.options,
     "seconds": stored.seconds,
+    "finished": stored.finished,
     "provenance": stored.provenance,
     "details": stored.details,
     "notes": stored.notes,

@@ -16,6 +16,7 @@ from sprout_jax import report
 from sprout_jax import results
 from sprout_jax.report import figures
 from sprout_jax.results import numbers as numbers_lib
+from sprout_jax.results import store
 from sprout_jax.results.checks import CHECKS
 from sprout_jax.results.numbers import Number
 from tests.report import reading
@@ -107,8 +108,6 @@ def test_the_first_table_has_a_row_for_each_run(made):
   assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
   assert kinds["B natural, seed 0"][2:5] == ["missing"] * 3
   assert kinds["C pgd, seed 1"][:5] == ["best"] * 5
-  note = "Not tested for differences, because these are means: mean accuracy under corruptions."
-  assert note in page.said("")
 
 
 def test_sections_and_which_of_them_are_open(made):
@@ -163,6 +162,24 @@ def test_what_is_missing_and_what_failed_is_seen(made):
   ]
 
 
+def test_numbers_of_another_version_are_not_shown_and_not_compared(tmp_path):
+  why = f"{store.OUTDATED} (version 1, now 2): measure it again"
+
+  def newer(evaluations, about):
+    with_outcomes("pgd", first(200, 150))(evaluations, about)
+    evaluations["pgd"] = dataclasses.replace(evaluations["pgd"], version=2)
+
+  page = make(
+    runs.workdir(tmp_path / "a", "one", only=(), change=with_outcomes("pgd", first(200, 100))),
+    runs.workdir(tmp_path / "b", "two", only=(), change=newer),
+    runs.workdir(tmp_path / "c", "three", only=(), failed={"pgd": why}),
+  )
+  assert page.table("")["C three"][1] == "outdated"
+  assert f'C three: the evaluation "pgd" was not measured: {why}' in page.said("")
+  assert [row[1] for row in page.table("", cells="classes").values()][1:3] == ["", "other"]
+  assert not [text for text in page.said(PAIRED) if "robust to PGD" in text]
+
+
 def test_what_nobody_measured_is_listed(tmp_path):
   page = make(runs.workdir(tmp_path / "a", only=LIGHT))
   (nowhere,) = [text for text in page.said("") if text.startswith("Not measured for any run")]
@@ -173,7 +190,7 @@ def test_every_check_by_run(made):
   page, _ = made
   table = page.table("Checks")
   assert len(table) == len(CHECKS) + 1
-  question = "Is the accuracy under PGD near that under AutoAttack? gap"
+  question = "Is the accuracy under PGD near that under AutoAttack, and never below it? gap"
   assert table[question] == ["passed", "not run", "passed"]
   said = page.said("Checks")
   assert any(
@@ -252,7 +269,7 @@ def test_the_best_is_marked_and_what_does_not_differ_from_it(tmp_path, name):
   said = [text for text in page.said(PAIRED)[1:] if "(0.0 points" not in text]  # clean: the same
   assert said == [
     "No significant difference between A best and B near (2.5 points, 95 % interval 0.1 to 4.8, "
-    "same 200 images, McNemar's p = 0.062).",
+    "same 200 images, p = 0.062 (McNemar)).",
     f"A best is 3.0 points more {better} than C far (95 % interval 0.5 to 5.5, same 200 images).",
     "No significant difference between B near and C far (0.5 points, 95 % interval -0.9 to 1.9, "
     "same 200 images).",
@@ -274,19 +291,22 @@ def test_a_single_run_is_not_the_best(tmp_path):
   assert "45.0 % of 200 images are classified correctly under AutoAttack" in page.said("")[0]
 
 
+def on_other_data(evaluations, about):
+  with_outcomes("pgd", first(200, 190))(evaluations, about)
+  about["data"].update(test_sha256="0" * 64)
+
+
 @pytest.mark.parametrize(
-  "odd",
+  ("odd", "robust", "clean"),
   [
-    with_outcomes("pgd", first(200, 190), steps=7),  # another attack
-    with_outcomes("pgd", first(100, 95)),  # other images
-    with_outcomes("pgd", first(200, 190), indices=np.arange(1, 201)),  # as many others
-    lambda evaluations, about: (
-      with_outcomes("pgd", first(200, 190))(evaluations, about),
-      about["data"].update(fingerprint="e" * 64),  # other data
-    ),
+    (with_outcomes("pgd", first(200, 190), steps=7), 0, 2),  # another attack
+    (with_outcomes("pgd", first(160, 152)), 2, 2),  # fewer images
+    (with_outcomes("pgd", first(200, 190), indices=np.arange(1, 201)), 2, 2),  # as many others
+    (on_other_data, 0, 0),
   ],
 )
-def test_what_was_measured_in_another_way_is_no_best(tmp_path, odd):
+def test_what_was_measured_in_another_way_is_no_best(tmp_path, odd, robust, clean):
+  """It is compared, in so many sentences, on the images of both, under the same attack only."""
   usual = with_outcomes("pgd", first(200, 100))
   folders = [
     runs.workdir(tmp_path / key, key, only=(), change=change)
@@ -297,11 +317,42 @@ def test_what_was_measured_in_another_way_is_no_best(tmp_path, odd):
   assert [row[1] for row in kinds.values()][1:] == ["best", "other", "best"]
   assert table["B odd"][1].startswith("95.0 % †")
   assert any(text.startswith("† Measured with another attack") for text in page.said(""))
-  has_other_data = any("different data" in text for text in page.said(""))
   pairs = [text for text in page.said(PAIRED) if "B odd" in text]
-  assert len(pairs) == (
-    0 if has_other_data else 4
-  )  # PGD and clean; other data are not the same images
+  assert len([text for text in pairs if "robust to PGD" in text]) == robust
+  assert len([text for text in pairs if "(0.0 points" in text]) == clean
+  has_warning = any("evaluated on different test images" in text for text in page.said(""))
+  assert has_warning == (clean == 0)
+
+
+@pytest.mark.parametrize(
+  ("name", "keys", "others"),
+  [
+    ("pgd", dict(runs.PGD, steps=2, restarts=1), dict(runs.PGD, steps=100, restarts=10)),
+    ("auto_attack", dict(version="standard"), dict(version="plus")),
+    ("smoothing", dict(sigma=0.1, n=1000), dict(sigma=0.25, n=1000)),
+    ("smoothing", dict(sigma=0.1, n=1000), dict(sigma=0.1, n=10)),
+  ],
+)
+def test_other_attacks_and_certificates_are_never_compared(tmp_path, name, keys, others):
+  """Neither in a sentence nor by a mark; the same ones are."""
+  metric, threat = "accuracy", runs.LINF
+  if name == "smoothing":
+    metric, threat = "certified_accuracy", {"radius": 0.1}
+
+  def put(right, keys):
+    number = numbers_lib.accuracy(first(200, right), np.arange(200), metric, **keys, **threat)
+    return lambda evaluations, about: evaluations.add(name, [number])
+
+  folders = [
+    runs.workdir(tmp_path / key, key, only=(), change=put(right, keys))
+    for key, right, keys in (("weak", 160, keys), ("strong", 100, others), ("same", 130, keys))
+  ]
+  page = make(*folders)
+  said = [text for text in page.said(PAIRED)[1:] if "(0.0 points" not in text]  # clean: the same
+  assert len(said) == 1 and said[0].startswith("A weak is 15.0 points more ")
+  column = {"pgd": 1, "auto_attack": 2, "smoothing": 3}[name]
+  kinds = [row[column] for row in page.table("", cells="classes").values()]
+  assert kinds[1:] == ["best", "other", ""]
 
 
 def test_subsets_of_different_size_are_marked_and_counted(tmp_path):
@@ -328,6 +379,101 @@ def test_a_number_that_failed_a_check_is_marked_where_it_stands(tmp_path):
   assert any(text in said and "check gap" in said for said in page.said(""))
   notes = [said for said in page.said(ATTACKS) if said.startswith("A: !")]
   assert len(notes) == 1 and text in notes[0]
+
+
+def masked(evaluations, about, pgd=150, strong=10):
+  """PGD 70 points above AutoAttack: the check "gap" fails."""
+  with_outcomes("pgd", first(200, pgd))(evaluations, about)
+  with_outcomes("auto_attack", first(200, strong), attack="auto_attack")(evaluations, about)
+
+
+def honest(evaluations, about):
+  masked(evaluations, about, 100, 96)
+
+
+def test_a_number_that_failed_a_check_is_not_the_best(tmp_path):
+  folders = [
+    runs.workdir(tmp_path / key, key, only=(), change=change)
+    for key, change in (("masked", masked), ("honest", honest))
+  ]
+  page = make(*folders)
+  kinds = [row[1:3] for row in page.table("", cells="classes").values()][1:]
+  assert kinds == [["failed", ""], ["best", "best"]]
+  (said,) = [text for text in page.said(PAIRED) if "robust to PGD" in text]
+  assert said.startswith("A masked is 25.0 points more robust to PGD than B honest")
+  assert said.endswith("The number of A failed a check: gap.")
+  latex = (folders[0] / "report" / "report.tex").read_text(encoding="utf-8")
+  assert r"& 75.0 \%$^!$ &" in latex and r"& \textbf{50.0 \%} &" in latex
+
+
+def test_a_group_with_a_failed_check_is_not_the_best_and_says_so(tmp_path):
+  """In all seeds or in one."""
+  folders = [
+    runs.workdir(tmp_path / f"{key}{seed}", key, seed=seed, only=(), change=change)
+    for key, changes in (
+      ("all", (masked, masked)),
+      ("one", (masked, honest)),
+      ("no", (honest,) * 2),
+    )
+    for seed, change in enumerate(changes)
+  ]
+  page = make(*folders)
+  table, kinds = page.table(""), page.table("", cells="classes")
+  assert [row[1] for row in kinds.values()][1:] == ["failed", "failed", "best"]
+  assert [row[1][:8] for row in table.values()][1:3] == ["75.0 ± 0", "62.5 ± 1"]
+  assert [row[-1] for row in table.values()][1:] == [
+    "0 of 10 ! gap",
+    "0 of 10, 1 of 10 ! gap",
+    "1 of 10",
+  ]
+  latex = (folders[0] / "report" / "report.tex").read_text(encoding="utf-8")
+  (row,) = [line for line in latex.splitlines() if line.startswith("A B")]
+  assert row.count("$^!$") == 2 and r"75.0 $\pm$ 0.0 \%$^!$" in row
+
+
+def test_means_over_other_corruptions_do_not_compare(tmp_path):
+  def corrupted(shares):
+    """{corruption: the share of 200 images that is right at each severity}."""
+
+    def change(evaluations, about):
+      keys = {"origin": "computed", "seed": 0}
+      each = [
+        numbers_lib.accuracy(first(200, right), np.arange(200), corruption=name, severity=s, **keys)
+        for name, right in shares.items()
+        for s in range(1, 6)
+      ]
+      mean = float(np.mean([number.value for number in each]))
+      names = ", ".join(sorted(shares))
+      whole = Number("mean_accuracy", mean, {"corruptions": names, **keys}, count=200)
+      evaluations.add("corruptions", [whole, *each])
+
+    return change
+
+  found = {
+    "best": {"fog": 140, "snow": 120},
+    "near": {"fog": 141, "snow": 118},
+    "far": {"fog": 100, "snow": 100},
+    "easy": {"fog": 190},
+  }
+  folders = [
+    runs.workdir(tmp_path / key, key, only=(), change=corrupted(shares))
+    for key, shares in found.items()
+  ]
+  page = make(*folders)
+  kinds = [row[4] for row in page.table("", cells="classes").values()][1:]
+  assert kinds == ["best", "similar", "", "other"]
+  said = [text for text in page.said(PAIRED)[1:] if "(0.0 points" not in text]
+  assert [text.partition(" (")[0] for text in said] == [
+    "No significant difference between A best and B near",
+    "A best is 15.0 points more accurate on corrupted images than C far",
+    "B near is 14.8 points more accurate on corrupted images than C far",
+  ]
+  differences = np.mean([first(200, k) * 1.0 - first(200, 100) for k in (140, 120)], axis=0)
+  low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+  assert f"95 % interval {100 * low:.1f} to {100 * high:.1f}, same 200 images" in said[1]
+  rows = page.table("Corruptions")
+  assert rows["mean over 2 corruptions: fog, snow"][3] == "-"
+  assert rows["mean over 1 corruption: fog"][3] == "95.0 %"
 
 
 def test_many_runs_are_compared_with_the_best(tmp_path):
@@ -379,7 +525,51 @@ def test_runs_that_differ_in_the_seed_only_are_grouped(seeds):
     for other in ("near", "far")
   ]
   assert p_values[0] > 0.05 > p_values[1]
-  assert kinds == ["similar", "best", "", ""]
+  assert kinds == ["similar", "best", "", "untested"]  # one seed: no test is possible
+
+
+@pytest.mark.parametrize(
+  ("ours", "theirs", "kinds"),
+  [
+    ((190, 190, 190), (190,), ["best", "best"]),  # the mean of three differs by rounding
+    ((100, 100, 100), (101, 104, 99), ["similar", "best"]),  # one group is constant
+    ((100, 100, 100), (120, 121, 122), ["", "best"]),
+    ((100, 100), (101, 101), ["untested", "best"]),  # no spread
+    ((100, 104, 99), (90,), ["best", "untested"]),  # one seed
+  ],
+)
+def test_groups_that_are_equal_constant_or_of_one_seed(tmp_path, ours, theirs, kinds):
+  assert statistics.fmean([0.95] * 3) != 0.95
+  folders = [
+    runs.workdir(
+      tmp_path / f"{key}{seed}",
+      key,
+      seed=seed,
+      only=(),
+      change=with_outcomes("pgd", first(200, right)),
+    )
+    for key, counts in (("one", ours), ("two", theirs))
+    for seed, right in enumerate(counts)
+  ]
+  page = make(*folders)
+  assert [row[1] for row in page.table("", cells="classes").values()][1:] == kinds
+  has_legend = any(text.startswith("? No test of the difference") for text in page.said(""))
+  assert has_legend == ("untested" in kinds)
+
+
+def test_each_table_of_the_terminal_has_its_own_legend(tmp_path):
+  """Runs are compared by McNemar's test, groups by Welch's."""
+  folders = [
+    runs.workdir(
+      tmp_path / f"{key}{seed}", key, seed=seed, only=(), change=with_outcomes("pgd", first(200, k))
+    )
+    for key, counts in (("one", (100, 104, 99)), ("two", (101, 102, 97)))
+    for seed, k in enumerate(counts)
+  ]
+  text = " ".join(report.compare(folders).split())
+  single, groups = text.split("clean PGD AutoAttack certified corrupted", 2)[1:]
+  assert "(McNemar's exact test on the same images" in single and "Welch" not in single
+  assert "(Welch's t-test over seeds, 5 % level)" in groups and "McNemar" not in groups
 
 
 def test_each_run_of_a_group_has_its_row_as_well(seeds):
@@ -566,7 +756,9 @@ def test_the_terminal_fits_and_marks_the_best(tmp_path):
   lines = text.splitlines()
   assert max(len(line) for line in lines[:5]) <= 80
   assert [line.split()[-9] for line in lines[2:5]] == ["50.0*", "47.5~", "47.0"]
-  assert "* the best" in lines and "~ not significantly different from the best" in text
+  assert "C" in lines[4] and lines[5].startswith("  ")  # a long name goes on below
+  assert "* The best of its column. A number that failed a check cannot be the best." in lines
+  assert "~ Not significantly different from the best (McNemar's exact test" in text
   assert "PGD: accuracy under PGD, Linf epsilon 0.1, 200 images" in lines
 
 

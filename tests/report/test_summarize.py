@@ -125,8 +125,8 @@ def test_every_evaluation_has_its_numbers(complete):
   _, text = complete
   assert section(text, "AutoAttack, version") == ["accuracy 45.0 % [38.3, 51.9]"]
   assert section(text, "stronger attacks") == [
-    "200 steps, cross-entropy loss 44.0 % [31.2, 57.7]",  # the lowest of 8
-    "20 steps, margin loss 50.0 % [36.6, 63.4]",  # the highest
+    "200 steps, cross-entropy loss 48.0 % [34.8, 61.5]",  # the lowest of 8
+    "100 steps, margin loss 54.0 % [40.4, 67.0]",  # the highest
   ]
   assert section(text, "transformations")[0] == "rotation by 10 degrees 78.5 % [72.3, 83.6]"
   assert section(text, "corruptions")[:2] == ["mean accuracy 75.0 %", "severity 1 85.0 %"]

@@ -290,3 +290,62 @@ def test_accuracy_that_rises_with_effort_is_a_finding_as_well():
   (found,) = derive("effort", evidence(pgd(500), pgd(400, steps=20)))
   assert not found.passed and "is 10.0 points higher than with" in found.text
   np.testing.assert_allclose(found.value, 10)
+
+
+def test_pgd_that_breaks_what_autoattack_leaves_is_a_finding_about_autoattack():
+  """One image is enough, and an accuracy far below is no distance that passes."""
+  strong = left("auto_attack", 550, **STANDARD)
+  for broken, missed in ((np.r_[0:549, LAST[:1]], 1), (700, 150)):
+    (found,) = derive("gap", evidence(left("pgd", broken, **PGD), strong))
+    assert not found.passed and found.value == missed / 10 and found.threshold == 0
+    assert f"PGD breaks {missed} of 1000 images that AutoAttack leaves robust" in found.text
+    assert found.is_about(strong) and not found.is_about(left("pgd", 0, **PGD))
+  far = derive("gap", evidence(left("pgd", np.r_[0:300, LAST[:1]], **PGD), strong))
+  assert [f.passed for f in far] == [False, False] and far[1].is_about(left("pgd", 0, **PGD))
+  assert derive("gap", evidence(left("pgd", 549, **PGD), strong))[0].passed
+
+
+def test_stronger_attacks_of_the_evaluation_of_strength_count():
+  """Those on the images that both attacked, under the same threat model."""
+  reported = left("pgd", 300, **PGD, loss="margin")
+  keys = {**PGD, "loss": "cross_entropy"}
+  near, far = left("strength", 310, **keys), left("strength", 311, **keys | {"steps": 200})
+  (sound,) = derive("effort", evidence(reported, near))
+  (weak,) = derive("effort", evidence(reported, near, far))
+  assert sound.passed and not weak.passed and weak.value == pytest.approx(1.1)
+  assert (
+    "PGD on the cross-entropy loss with 200 steps and 1 restart is 1.1 points lower" in weak.text
+  )
+  assert weak.is_about(reported) and not weak.is_about(near)
+  other = left("strength", 900, **keys | {"epsilon": 0.2})
+  few = of("strength", accuracy(np.zeros(300, bool), np.arange(300), **keys))
+  assert [f.passed for f in derive("effort", evidence(reported, other))] == []
+  assert [f.passed for f in derive("effort", evidence(reported, few))] == [True]
+  easier = left("strength", 100, **keys)
+  assert "20.0 points higher than" in derive("effort", evidence(reported, easier))[0].text
+
+
+def test_the_evaluation_of_noise_counts_for_pgd_and_autoattack():
+  noise = left("noise", LAST, attack="noise", draws=100, **THREAT)
+  at_twice = dict(THREAT, epsilon=0.2)
+  far = left("noise", 0, attack="noise", draws=100, **at_twice)
+  pgd_number, strong = left("pgd", 0, **PGD), left("auto_attack", LAST, **STANDARD)
+  other = left("pgd", 0, **PGD | at_twice)
+  single = left("auto_attack", 0, **STANDARD | {"version": "apgd-ce"})
+  found = derive("black_box", evidence(noise, far, pgd_number, other, strong, single))
+  assert [f.passed for f in found] == [False, True]
+  assert "random noise breaks images that PGD leaves robust, 0.3 % of all 1000" in found[0].text
+  assert found[0].is_about(pgd_number) and not found[0].is_about(other)
+  assert "AutoAttack leaves robust, 0.0 %" in found[1].text and found[1].is_about(strong)
+
+
+def test_square_before_other_white_box_attacks_fails_no_check():
+  """In the version "plus", apgd-t and fab-t come after it."""
+  plus = STANDARD | {"version": "plus"}
+  make = lambda broken, *names: [left("auto_attack", broken, stage=name, **plus) for name in names]
+  white = make(500, "apgd-ce", "apgd-dlr", "fab")
+  assert derive("square", evidence(*white, *make(505, "square", "apgd-t", "fab-t"))) == []
+  (sound,) = derive("square", evidence(*white, *make(502, "square"), *make(600, "apgd-t")))
+  assert sound.passed
+  (alone,) = derive("square", evidence(*white, *make(505, "square")))
+  assert not alone.passed

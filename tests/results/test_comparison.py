@@ -134,3 +134,90 @@ def test_what_cannot_be_compared():
 def test_outcomes_that_do_not_fit(shapes):
   with pytest.raises(ValueError, match="paired: outcomes have shapes"):
     comparison.paired(*(np.zeros(shape, bool) for shape in shapes))
+
+
+# Means of several accuracies.
+
+
+def accuracies(right, indices=None, seed=0, **keys):
+  """Numbers of outcomes [corruptions, images]."""
+  indices = np.arange(right.shape[1]) if indices is None else indices
+  return [
+    numbers.accuracy(row, indices, severity=place, corruption="fog", seed=seed, **keys)
+    for place, row in enumerate(right)
+  ]
+
+
+def test_means_are_compared_by_the_paired_t_test():
+  random = np.random.RandomState(0)
+  ours, theirs = random.rand(5, 60) < 0.7, random.rand(5, 60) < 0.6
+  found = comparison.compare_means(accuracies(ours), accuracies(theirs, seed=1)[::-1])
+  means, others = ours.mean(0), theirs.mean(0)
+  expected = scipy.stats.ttest_rel(means, others)
+  assert found.difference == pytest.approx(ours.mean() - theirs.mean(), abs=1e-12)
+  assert found.p_value == pytest.approx(expected.pvalue)
+  assert found.interval == pytest.approx(tuple(expected.confidence_interval()), abs=1e-12)
+  assert found.test == "paired t-test" and found.first_only is None and found.count == 60
+
+
+def test_means_are_compared_on_shared_images_in_any_order():
+  random = np.random.RandomState(0)
+  right = random.rand(3, 40) < 0.5
+  order, others = random.permutation(40), np.arange(10, 50)
+  shuffled = accuracies(right[:, order], order)
+  found = comparison.compare_means(shuffled, accuracies(right))
+  assert found.difference == 0 and found.p_value == 1 and not found.differs and found.count == 40
+  part = comparison.compare_means(accuracies(right), accuracies(~right, others))
+  expected = right[:, 10:].mean() - (~right)[:, :30].mean()
+  assert part.count == 30 and part.difference == pytest.approx(expected)
+  whole = comparison.compare_means(accuracies(right | True), accuracies(right & False))
+  assert whole.difference == 1 and whole.interval == (1, 1) and whole.differs
+
+
+def test_means_of_other_accuracies_do_not_compare():
+  right = np.ones((3, 20), bool)
+  usual = accuracies(right)
+  assert comparison.compare_means(usual, usual).count == 20
+  assert comparison.compare_means(usual, usual[:2]) is None
+  assert comparison.compare_means(usual, accuracies(right, origin="tfds")) is None
+  assert comparison.compare_means(usual, accuracies(right, np.arange(19, 39))) is None
+  assert comparison.compare_means([], []) is None
+  bare = [numbers.Number("accuracy", n.value, n.keys) for n in usual]
+  assert comparison.compare_means(bare, bare) is None
+
+
+def test_the_interval_of_means_covers_the_difference():
+  """Of 600 samples of 100 images, at least 92 %."""
+  random, hits = np.random.RandomState(0), 0
+  for _ in range(600):
+    hard = random.rand(100)  # an image's difficulty, the same for both models
+    ours, theirs = random.rand(6, 100) < 1 - hard / 2, random.rand(6, 100) < 0.9 - hard / 2
+    found = comparison.compare_means(accuracies(ours), accuracies(theirs))
+    hits += found.interval[0] <= 0.1 <= found.interval[1]
+  assert hits / 600 >= 0.92
+
+
+# What may be compared.
+
+
+def test_an_identity_is_that_of_the_attack_without_its_seed():
+  def of(seed=0, metric="accuracy", **keys):
+    return comparison.identity(numbers.Number(metric, 0.5, {"steps": 5, "seed": seed, **keys}))
+
+  assert of() == of(seed=1) != of(steps=6) and of() != of(restarts=2) and of() != of(metric="x")
+
+
+@pytest.mark.parametrize("block", [2**24, 7])
+def test_the_same_test_images_have_one_digest(monkeypatch, block):
+  """As bytes, as floats of either size, with labels of any type; other images have another."""
+  monkeypatch.setattr(comparison, "BLOCK", block)
+  pixels = np.random.RandomState(0).randint(0, 256, (10, 4, 4, 1)).astype(np.uint8)
+  labels = np.arange(10) % 3
+  digest = comparison.test_set_digest(pixels, labels)
+  for same in (pixels / np.float32(255), pixels / 255.0, np.asfortranarray(pixels)):
+    assert comparison.test_set_digest(same, labels.astype(np.int32)) == digest
+  changed = pixels.copy()
+  changed[9, 3, 3, 0] ^= 1
+  assert comparison.test_set_digest(changed, labels) != digest
+  assert comparison.test_set_digest(pixels, labels[::-1]) != digest
+  assert comparison.test_set_digest(pixels.reshape(10, 2, 8, 1), labels) != digest

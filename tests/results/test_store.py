@@ -1,5 +1,6 @@
 """store: what an evaluation leaves is found again, whole; pieces survive a kill."""
 
+import itertools
 import json
 import math
 
@@ -117,6 +118,65 @@ def test_a_sealed_file_without_its_fields_is_damaged():
   with pytest.raises(files.Damaged, match="malformed records of numbers"):
     whole = Stored(Numbers([Number("a", 1.0, {})])).to_json()
     Stored.from_json(whole | {"numbers": [{"metric": "a"}]})
+
+
+# Of several measurements of an evaluation, one counts.
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Each measurement is finished later than the one before."""
+  now = itertools.count(1000.0)
+  monkeypatch.setattr(store_lib.time, "time", lambda: next(now))
+
+
+def test_the_current_options_count_else_the_newest(tmp_path, clock):
+  store = Store(tmp_path, ["weights"], {})
+  assert store.current("pgd", 1, {"epsilon": 1}) == (None, "")
+  for epsilon in (2, 3, 1):
+    store.fetch("pgd", 1, {"epsilon": epsilon}, lambda memo, e=epsilon: number(float(e)))
+  store.fetch("pgd-mine", 1, {"epsilon": 9}, lambda memo: number(9.0))  # another evaluation
+  chosen = {e: store.current("pgd", 1, e and {"epsilon": e})[0] for e in (1, 2, 3, 4, None)}
+  assert {e: value(one) for e, one in chosen.items()} == {1: 1, 2: 2, 3: 3, 4: 1, None: 1}
+  (note,) = chosen[2].notes
+  assert note.startswith("Also measured with other options: epsilon ") and note.endswith(").")
+  for epsilon in (1, 3):
+    (path,) = [p for p in tmp_path.rglob("pgd-*.json") if f'"epsilon": {epsilon}' in p.read_text()]
+    assert f"epsilon {epsilon} (evaluation/{path.name})" in note
+  assert "epsilon 2" not in note
+
+
+def test_a_note_names_a_few_of_many_measurements(tmp_path, clock):
+  store = Store(tmp_path, ["weights"], {})
+  for seed in range(9):
+    store.fetch("pgd", 1, {"seed": seed}, lambda memo: number(1.0))
+  (note,) = store.current("pgd", 1, {"seed": 0})[0].notes
+  assert note.count("seed") == 3 and note.endswith("; 5 more.")
+
+
+def test_numbers_of_another_version_or_subject_do_not_count(tmp_path, clock):
+  store = Store(tmp_path, ["weights"], {})
+  store.fetch("pgd", 1, {}, lambda memo: number(1.0))
+  found, why = store.current("pgd", 2, {})
+  assert found is None
+  assert why == (
+    "only another version of the evaluation measured it (version 1, now 2): measure it again"
+  )
+  assert Store(tmp_path, ["other"], {}).current("pgd", 2, {}) == (None, "")
+  store.fetch("pgd", 2, {}, lambda memo: number(2.0))
+  found, why = store.current("pgd", 2, {})
+  assert value(found) == 2 and found.notes == () and why == ""  # the old one needs no note
+
+
+def test_a_damaged_measurement_does_not_count(tmp_path, clock):
+  store = Store(tmp_path, ["weights"], {})
+  store.fetch("pgd", 1, {"a": 1}, lambda memo: number(1.25))
+  store.fetch("pgd", 1, {"a": 2}, lambda memo: number(1.5))
+  (path,) = [p for p in tmp_path.rglob("*.json") if '"a": 2' in p.read_text()]
+  damage(path)
+  with pytest.warns(UserWarning, match="its digest does not match"):
+    assert value(store.current("pgd", 1, {"a": 2})[0]) == 1.25
+  assert path.with_name(path.name + ".damaged").exists()
 
 
 # Pieces.

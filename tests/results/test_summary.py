@@ -179,3 +179,29 @@ def test_json_has_no_numbers_that_are_not_finite(tmp_path):
   odd = stored("landscape", Number("highest_loss", None, {}, "nats", 3), details={"loss": [[None]]})
   summary.write(collect(tmp_path, odd))
   json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_single_attack_of_autoattack_has_its_own_name(tmp_path):
+  single = stored("auto_attack", at(0.5, seed=0, **AUTO | {"version": "apgd-ce"}))
+  whole = stored("auto_attack", at(0.5, seed=0, **AUTO | {"version": "plus"}))
+  names = []
+  for one in (single, whole):
+    summary.write(collect(tmp_path, one))
+    names += [entry["name"] for entry in written(tmp_path)["attacks"]]
+  assert names == ["apgd-ce", "autoattack-plus"]
+
+
+@pytest.mark.parametrize(
+  ("error", "said"),
+  [
+    (UserError("give sources"), "give sources"),
+    (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "RuntimeError: RESOURCE_EXHAUSTED: out of"),
+    (MemoryError(), "MemoryError"),
+    (ValueError("x" * 10**6), f"ValueError: {'x' * 1000}"),
+    ("only another version", "only another version"),
+  ],
+)
+def test_any_error_of_an_evaluation_has_a_place(tmp_path, error, said):
+  summary.write(collect(tmp_path, pgd(0.5), failed={"transfer": error}))
+  found = summary.read(tmp_path).failed["transfer"]
+  assert found.startswith(said) and len(found) <= 2000
