@@ -13,6 +13,10 @@ class ProcessLost(UserError):
   """Another process does not answer. End with `os._exit`: JAX's shutdown would wait for it."""
 
 
+class EvaluationFailed(RuntimeError):
+  """Evaluations ended in errors that are no `UserError`. All others were measured."""
+
+
 class TrainingDiverged(RuntimeError):
   """The loss or the gradient is not finite. The message names the step and the kept checkpoint."""
 

@@ -174,7 +174,8 @@ def check_outputs(logits: np.ndarray, labels: np.ndarray, who: str = "auto_attac
       f"{who}: `predict` gives outputs that are not finite on the clean images; expected finite "
       "logits (look for a division by zero or a logarithm of zero in the model)"
     )
-  if (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 0.01:
+  sums = logits.astype(np.float64).sum(-1)  # a sum of 1,000 bfloat16 is off by more
+  if (logits >= 0).all() and np.abs(sums - 1).max() < 0.01:
     raise ValueError(
       f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
       "logits before the softmax, or their gradients vanish and the model looks robust"

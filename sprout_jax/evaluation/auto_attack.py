@@ -3,13 +3,17 @@
 import contextlib
 import functools
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 from typing import Any
 
+import jax
 import numpy as np
 
 from sprout_jax import attacks
+from sprout_jax.attacks import resume
+from sprout_jax.errors import UserError
 from sprout_jax.evaluation.options import PIXELS
 from sprout_jax.evaluation.options import Epsilon
 from sprout_jax.evaluation.options import Norm
@@ -106,19 +110,43 @@ def _measure(
   if hasattr(subject.memo, "folder"):
     state_file = pathlib.Path(subject.memo.folder) / f"epsilon-{epsilon!r}.npz"
     state_file.parent.mkdir(parents=True, exist_ok=True)
-  result = attacks.auto_attack(
-    root_key(seed),
-    subject.predict,
-    np.asarray(to_float(images.images)),
-    images.labels,
-    epsilon=epsilon,
-    norm=norm,
-    version=version,
-    batch_size=subject.batch_size,
-    on_progress=on_progress,
-    state_file=state_file,
-  )
+
+  def attack() -> attacks.AttackResult:
+    with jax.default_matmul_precision("highest"):  # whatever the caller has set
+      return attacks.auto_attack(
+        root_key(seed),
+        subject.predict,
+        np.asarray(to_float(images.images)),
+        images.labels,
+        epsilon=epsilon,
+        norm=norm,
+        version=version,
+        batch_size=subject.batch_size,
+        on_progress=on_progress,
+        state_file=state_file,
+      )
+
+  try:
+    result = attack()
+  except resume.StateError as error:
+    if state_file is None:
+      raise
+    _set_aside(state_file, error)
+    result = attack()
   return {"robust": result.robust, "per_attack": result.per_attack, "spec": result.spec}
+
+
+def _set_aside(path: pathlib.Path, error: resume.StateError) -> None:
+  """Renames a state file that cannot be used, with a warning, so that the attack begins anew."""
+  aside = path.with_name(path.name + ".damaged")
+  reason = str(error).removesuffix(f"; {resume.ADVICE}")
+  if jax.process_index() == 0:
+    path.replace(aside)
+  if jax.process_count() > 1:  # the others may have read it
+    raise UserError(
+      f"{reason}. It is now {aside.name}. Type the same command again: the attack starts again"
+    ) from error
+  warnings.warn(f"{reason}. It is now {aside.name}; the attack starts again.", stacklevel=2)
 
 
 def _numbers(

@@ -178,6 +178,12 @@ def search_fn(
   return search
 
 
+def features_digest(subject: Subject, options: dict[str, Any]) -> str | None:
+  """Returns the digest of given features, on which the numbers depend."""
+  del options
+  return subject.features_sha256
+
+
 def evaluate_binarization(
   subject: Subject,
   *,

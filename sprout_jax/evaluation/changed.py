@@ -1,5 +1,6 @@
 """Accuracy on changed images: transformations over a range of strengths, and common corruptions."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Annotated
@@ -21,6 +22,7 @@ from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Images
 from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
+from sprout_jax.evaluation.subject import data_digest
 from sprout_jax.evaluation.transformations import TRANSFORMATIONS
 from sprout_jax.evaluation.transformations import Transformation
 from sprout_jax.results.numbers import Number
@@ -29,7 +31,7 @@ from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
 
 Change = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Outcomes = list[tuple[np.ndarray, np.ndarray]]  # of the five severities: outcomes, indices
+Outcomes = list[np.ndarray]  # bool [n] of each of the five severities
 
 
 def right_fn(change: Change) -> BatchFunction:
@@ -70,7 +72,21 @@ def evaluate_invariance(
     Option("transformations of the images", choices=tuple(TRANSFORMATIONS), example="rotation"),
   ] = tuple(TRANSFORMATIONS),
 ) -> Measurement:
-  """Measures the accuracy at each strength of each transformation's grid."""
+  """Measures the accuracy at each strength of each transformation's grid.
+
+  Transformations of colour apply to images of 1 or 3 channels only; a note names those left out.
+  """
+  channels = subject.images.shape[-1]
+  skipped = [
+    name
+    for name in transformations
+    if channels not in (TRANSFORMATIONS[name].channels or (channels,))
+  ]
+  text = f"images have {channels} channels; these transformations need 1 or 3 and were not measured"
+  notes = (f"{text}: {', '.join(skipped)}.".capitalize(),) if skipped else ()
+  transformations = tuple(name for name in transformations if name not in skipped)
+  if not transformations:
+    raise UserError(f"invariance: {text}: {', '.join(skipped)}; name others, e.g. rotation")
   images = subject.select(num_examples)
   numbers: list[Number] = []
   details: dict[str, Any] = {}
@@ -90,7 +106,7 @@ def evaluate_invariance(
         numbers.append(accuracy(outcome, images.indices, **keys))
       details[name] = {"unit": row.unit, "identity": row.identity, "named": dict(row.named)}
       bar(number, name)
-  return Measurement(Numbers(numbers), {"transformations": details})
+  return Measurement(Numbers(numbers), {"transformations": details}, notes)
 
 
 def evaluate_corruptions(
@@ -117,16 +133,24 @@ def evaluate_corruptions(
   with subject.progress("corruptions", len(corruptions), "corruptions") as bar:
     for number, name in enumerate(corruptions, 1):
       found = subject.memo(name, functools.partial(measure, subject, name, images, seed))
-      for severity, (outcome, indices) in zip(SEVERITIES, found, strict=True):
+      for severity, outcome in zip(SEVERITIES, found, strict=True):
         at: dict[str, Any] = dict(corruption=name, severity=severity, **keys)
-        numbers.append(accuracy(outcome, indices, **at))
+        one = accuracy(outcome, images.indices, **at)
+        if origin == "tfds":  # positions in the prepared set are none in the test set
+          one = dataclasses.replace(one, indices=None, outcomes=None)
+        numbers.append(one)
       bar(number, name)
   return Measurement(Numbers([*_means(numbers, keys), *numbers]))
 
 
 def _means(numbers: list[Number], keys: dict[str, Any]) -> list[Number]:
-  """Makes the mean over all corruptions and severities, then the mean at each severity."""
+  """Makes the mean over all corruptions and severities, then the mean at each severity.
+
+  The key "corruptions" names the corruptions: means over other corruptions do not compare.
+  """
   mean = lambda some: float(np.mean([number.defined for number in some]))
+  names = sorted({number["corruption"] for number in numbers})
+  keys = {"corruptions": ", ".join(names), **keys}
   count = min(number.count or 0 for number in numbers)
   return [
     Number("mean_accuracy", mean(numbers), keys, count=count),
@@ -146,7 +170,36 @@ def _computed(subject: Subject, name: str, images: Images, seed: int) -> Outcome
   """Measures the outcomes at the five severities of a corruption that is computed here."""
   key = randomness.named_key(randomness.root_key(seed), name)
   fn = right_fn(lambda x, severity, indices: corrupt(name, key, x, severity, indices))
-  return [(right(subject, images, fn, severity), images.indices) for severity in SEVERITIES]
+  return [right(subject, images, fn, severity) for severity in SEVERITIES]
+
+
+def prepared_digests(subject: Subject, options: dict[str, Any]) -> dict[str, str] | None:
+  """Returns the digests of the prepared sets, on which the numbers depend; None for computed ones.
+
+  Raises:
+    UserError: there is no prepared set.
+  """
+  if options["origin"] != "tfds":
+    return None
+
+  def compute(name: str, severity: int) -> str:
+    return data_digest(*_find(subject, name, severity))
+
+  return {
+    f"{name} {severity}": subject.known(
+      f"prepared {name} {severity}", functools.partial(compute, name, severity)
+    )
+    for name in options["corruptions"]
+    for severity in SEVERITIES
+  }
+
+
+def _find(subject: Subject, name: str, severity: int) -> tuple[np.ndarray, np.ndarray]:
+  if subject.find_corrupted is None:
+    raise UserError(
+      "corruptions: origin is 'tfds', but there is no prepared set; use origin 'computed'"
+    )
+  return subject.find_corrupted(name, severity)
 
 
 def _prepared(subject: Subject, name: str, images: Images, seed: int) -> Outcomes:
@@ -156,13 +209,9 @@ def _prepared(subject: Subject, name: str, images: Images, seed: int) -> Outcome
   positions. As many are taken as there are chosen test images.
   """
   del seed
-  if subject.find_corrupted is None:
-    raise UserError(
-      "corruptions: origin is 'tfds', but there is no prepared set; use origin 'computed'"
-    )
   fn, found = right_fn(lambda x, strength, indices: x), []
   for severity in SEVERITIES:
-    corrupted, labels = subject.find_corrupted(name, severity)
+    corrupted, labels = _find(subject, name, severity)
     if corrupted.shape[1:] != subject.images.shape[1:]:
       raise UserError(
         f"the prepared set of {name} has images of shape {corrupted.shape[1:]}, the test set has "
@@ -170,5 +219,5 @@ def _prepared(subject: Subject, name: str, images: Images, seed: int) -> Outcome
       )
     rows = randomness.choose(len(labels), len(images.labels))
     chosen = Images(corrupted[rows], labels[rows], rows, np.ones(len(rows), bool))
-    found.append((right(subject, chosen, fn, 0.0), rows))
+    found.append(right(subject, chosen, fn, 0.0))
   return found

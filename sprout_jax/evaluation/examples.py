@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from sprout_jax import attacks
 from sprout_jax.evaluation import threat
 from sprout_jax.evaluation.options import Epsilon
 from sprout_jax.evaluation.options import Loss
@@ -77,12 +78,12 @@ def evaluate_examples(
     shared=(float(epsilon),),
   )
   threat.refuse(f"{pgd.name} at epsilon {epsilon:g}", excess, epsilon)
+  broken = images.correct & np.asarray(attacks.is_wrong(logits, images.labels))
   shown = []
   for place, row in enumerate(images.indices):
     image, clean = to_float(images.images[place]), subject.logits[row]
     delta = adversarial[place] - image
     scale = 2 * max(epsilon if norm == "linf" else np.abs(delta).max(), 1e-12)
-    broken = images.correct[place] and logits[place].argmax() != images.labels[place]
     shown.append(
       {
         "index": int(row),
@@ -91,7 +92,7 @@ def evaluate_examples(
         "confidence": _confidence(clean),
         "adversarial_predicted": int(logits[place].argmax()),
         "adversarial_confidence": _confidence(logits[place]),
-        "broken": bool(broken),
+        "broken": bool(broken[place]),
         "image": png(image),
         "adversarial": png(adversarial[place]),
         "perturbation": png(0.5 + delta / scale),

@@ -21,6 +21,9 @@ from collections.abc import Mapping
 from typing import Annotated
 from typing import Any
 
+import jax
+import numpy as np
+
 from sprout_jax import attacks
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
@@ -119,8 +122,38 @@ def own(function: Callable[..., Any]) -> dict[str, Any]:
 def choose(
   function: Callable[..., Any], shared: Mapping[str, Any], section: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns an evaluation's keyword arguments, from its own section or else the shared keys."""
-  return {name: section[name] if name in section else shared[name] for name in declared(function)}
+  """Returns an evaluation's keyword arguments, from its own section or else the shared keys.
+
+  They have the declared types: 1 and 1.0 are the same epsilon, see `convert`.
+  """
+  return {
+    name: convert(section[name] if name in section else shared[name], annotation)
+    for name, (annotation, _) in declared(function).items()
+  }
+
+
+def convert(value: Any, annotation: Any) -> Any:
+  """Converts a value of an option to its declared type, where that changes no value.
+
+  Integers become floats where floats are declared. NumPy and JAX scalars become Python numbers
+  (float32 the shortest decimal, which attacks round to the same float32); lists and arrays become
+  tuples. Everything else is returned unchanged, for `check` to refuse.
+  """
+  kind = typing.get_args(annotation)[0]
+  if typing.get_origin(kind) is tuple:
+    is_array = isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 1
+    if not (is_array or isinstance(value, (tuple, list))):
+      return value
+    return tuple(_convert_entry(entry, typing.get_args(kind)[0]) for entry in value)
+  return _convert_entry(value, kind)
+
+
+def _convert_entry(value: Any, kind: type) -> Any:
+  if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0:
+    value = np.asarray(value)[()]
+    value = float(str(value)) if value.dtype == np.float32 else value.item()
+  is_integer = isinstance(value, int) and not isinstance(value, bool)
+  return float(value) if kind is float and is_integer else value
 
 
 def describe(annotation: Any) -> str:
@@ -142,12 +175,13 @@ def check(where: str, value: Any, annotation: Any) -> None:
 
   Args:
     where: the name that the user knows, such as "config.evaluation.seed".
-    value: the value.
+    value: the value, which is converted first.
     annotation: `Annotated[type, Option(...)]`.
 
   Raises:
     UserError: the value has another type or is out of range.
   """
+  value = convert(value, annotation)
   kind, option = typing.get_args(annotation)[:2]
   is_tuple = typing.get_origin(kind) is tuple
   entries = value if is_tuple else (value,)

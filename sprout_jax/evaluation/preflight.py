@@ -11,10 +11,15 @@ from sprout_jax.attacks import inspection
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation.subject import PASSES
 from sprout_jax.evaluation.subject import TOLERANCE
+from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import outputs
+from sprout_jax.evaluation.subject import to_float
 
 FEW = 32  # images of the repeated passes
+ROUNDING = 0.05  # largest difference that can be rounding, in standard deviations of an output
+ENOUGH = 100  # images from which on the accuracy is compared with chance
+SIGNIFICANCE = 0.01  # of the exact binomial test against chance
 
 
 def check_data(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -62,60 +67,185 @@ def check_data(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
   return images, labels.astype(np.int32)
 
 
+def check_trace(what: str, predict: Predict, image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+  """Checks that JAX can trace a model and that it returns one array, a row per image.
+
+  Args:
+    what: the name of the model in messages.
+    predict: from `as_pytree`.
+    image_shape: (height, width, channels).
+
+  Returns:
+    The type of the outputs for two images.
+
+  Raises:
+    UserError: the model fails on images of this shape, changes a state, or returns something else.
+  """
+  image = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
+  try:
+    shape = jax.eval_shape(lambda images: predict(images), image)
+  except Exception as error:  # the code is the user's and can raise anything
+    reason = " ".join((str(error).strip().splitlines() or [""])[0].split())[:300]
+    raise UserError(
+      f"JAX cannot trace {what} on images of shape {image.shape} ({type(error).__name__}: "
+      f"{reason}). {_advice(error, predict, image)}"
+    ) from error
+  if not hasattr(shape, "shape") or shape.ndim != 2 or shape.shape[0] != 2:
+    found = jax.tree.map(lambda leaf: getattr(leaf, "shape", type(leaf).__name__), shape)
+    raise UserError(
+      f"for 2 images {what} returns {found}; expected one array of logits of shape (2, classes)"
+    )
+  return shape
+
+
+def _advice(error: Exception, predict: Predict, image: jax.ShapeDtypeStruct) -> str:
+  """Says what to type after an error in the trace of a model."""
+  if "TraceContext" in type(error).__name__:  # of Flax NNX
+    return (
+      "The model changes its state, as in training mode. Switch it to evaluation mode with "
+      "model.eval(), or train=False"
+    )
+  turned = jax.ShapeDtypeStruct(tuple(image.shape[i] for i in (0, 3, 1, 2)), image.dtype)
+  try:
+    jax.eval_shape(lambda images: predict(images), turned)
+  except Exception:  # then the error has another cause
+    pass
+  else:
+    return (
+      f"It accepts {turned.shape}, channels first: give "
+      "lambda images: model(images.transpose(0, 3, 1, 2))"
+    )
+  is_of_jax = isinstance(error, jax.errors.JAXTypeError)  # their messages name shapes, too
+  if "shape" in f"{type(error).__name__} {error}".lower() and not is_of_jax:
+    return (
+      "Is it a model of images of another size or number of channels? Give images of its size, or "
+      "resize them within the function"
+    )
+  return "Give a function images -> logits of JAX operations that changes no state"
+
+
 def check_subject(subject: Subject, say: Callable[[str], None] = warnings.warn) -> None:
   """Checks a model's outputs on the test images. Attacks on a model that fails are meaningless.
 
   Args:
     subject: the model.
-    say: called with a sentence about an output that is suspicious but possible.
+    say: called with a sentence about something that is suspicious but possible.
 
   Raises:
     UserError: JAX cannot trace the model; its outputs are not finite logits for these labels; they
       are probabilities; they differ between passes over the same images, or with the rest of the
       batch.
   """
-  image = jax.ShapeDtypeStruct((2, *subject.images.shape[1:]), np.float32)
-  try:
-    shape = jax.eval_shape(subject.predict, image)
-  except (jax.errors.JAXTypeError, TypeError, AttributeError, ValueError) as error:
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
-    raise UserError(
-      f"JAX cannot trace the model on images of shape {image.shape} ({type(error).__name__}: "
-      f"{reason}). Give a function images -> logits of JAX operations that changes no state"
-    ) from error
-  if not hasattr(shape, "shape") or shape.ndim != 2 or shape.shape[0] != 2:
-    found = jax.tree.map(lambda leaf: getattr(leaf, "shape", type(leaf).__name__), shape)
-    raise UserError(
-      f"for 2 images the model returns {found}; expected one array of logits of shape (2, classes)"
-    )
+  check_trace("the model", subject.predict, subject.images.shape[1:])
   logits = subject.logits
   try:
     inspection.check_outputs(logits, subject.labels, "the model")
   except ValueError as error:
     raise UserError(str(error)) from error
-  few = min(FEW, len(logits))
-  scale = max(1.0, float(np.abs(logits).max()))
-  again = [subject.map(outputs, subject.images[:few]) for _ in range(PASSES - 1)]
-  differ = max(float(np.abs(found - logits[:few]).max()) for found in again)
-  if differ > TOLERANCE * scale:
+  _check_passes(subject, say)
+  _check_normalised(logits, say)
+  _check_images(subject.images, say)
+  _check_accuracy(subject, say)
+
+
+def _check_normalised(logits: np.ndarray, say: Callable[[str], None]) -> None:
+  """Finds probabilities in per cent, and names outputs of a sigmoid or with a constant sum."""
+  sums = logits.astype(np.float64).sum(-1)
+  is_constant = len(sums) > 1 and (logits >= 0).all() and np.ptp(sums) < 0.01 * sums.mean()
+  if is_constant and abs(sums.mean() - 100) < 1:
     raise UserError(
-      f"the outputs of {PASSES} passes over the same images differ by up to {differ:.2g}: the "
-      "model draws random numbers or is in training mode. Switch it to evaluation mode, or attack "
-      "it with attacks.auto_attack(..., version='rand')"
+      "the outputs of the model are probabilities in per cent (they sum to 100); give the logits "
+      "before the softmax, or their gradients vanish and the model looks robust"
     )
-  rows = np.arange(few)[::-1]
-  others = subject.map(outputs, subject.images[rows])
-  alone = subject.map(outputs, subject.images[:1], batch_size=1)
-  differ = max(float(np.abs(others - logits[rows]).max()), float(np.abs(alone - logits[:1]).max()))
-  if differ > TOLERANCE * scale:
-    raise UserError(
-      f"the output for an image changes by up to {differ:.2g} with the rest of its batch. Is the "
-      "model in training mode (batch norm, dropout)? Switch it to evaluation mode: model.eval(), "
-      "or train=False"
-    )
-  accuracy, chance = float(subject.correct.mean()), 1 / logits.shape[-1]
-  if len(subject.labels) >= 100 and accuracy < 1.5 * chance:
+  if is_constant:
     say(
-      f"the clean accuracy is {accuracy:.1%}, near chance ({chance:.1%}). Does the model expect "
-      "pixels outside [0, 1], channels first, or other labels?"
+      f"the outputs sum to {sums.mean():g} for every image. Are they scaled probabilities? Give "
+      "the logits before the softmax"
     )
+  elif 0 <= logits.min() < logits.max() <= 1:
+    say(
+      f"all outputs are from {logits.min():.3g} to {logits.max():.3g}. Are they probabilities "
+      "after a sigmoid? Give the logits before it: gradients vanish behind it, and the model looks "
+      "robust"
+    )
+
+
+def _check_passes(subject: Subject, say: Callable[[str], None]) -> None:
+  """Compares passes over the same images, then over the same images in other batches."""
+  few = min(FEW, len(subject.labels))
+  expected = subject.logits[:few]
+  size = max(subject.batch_size, FEW)  # batches of one image would hide batch statistics
+  again = [subject.map(outputs, subject.images[:few], batch_size=size) for _ in range(PASSES)]
+  allowed = TOLERANCE * np.maximum(1.0, np.abs(subject.logits).max(0))  # of each class
+  differ = np.max([np.abs(_wide(found) - _wide(again[0])).max(0) for found in again], 0)
+  if (differ > allowed).any():
+    raise UserError(
+      f"the outputs of {PASSES} passes over the same images differ by up to {differ.max():.2g}: "
+      "the model draws random numbers. Switch it to evaluation mode, or attack it with "
+      "attacks.auto_attack(..., version='rand')"
+    )
+  first = to_float(subject.images[:1])
+  mixed = to_float(subject.images[:few])[::-1]
+  if few < FEW:  # so that one image has another beside it
+    mixed = np.concatenate([mixed, 1 - first])
+  others = [
+    _wide(again[0]) - expected,
+    _wide(subject.map(outputs, mixed, batch_size=size))[:few][::-1] - expected,
+    _wide(subject.map(outputs, first, batch_size=1)) - expected[:1],
+  ]
+  differ = np.max([np.abs(found).max(0) for found in others], 0)
+  if not (differ > allowed).any():
+    return
+  if (differ > ROUNDING * expected.std(0))[differ > allowed].any():
+    raise UserError(
+      f"the output for an image changes by up to {differ.max():.2g} with the rest of its batch. Is "
+      "the model in training mode (batch norm, dropout)? Switch it to evaluation mode: "
+      "model.eval(), or train=False. If it is a jitted function of a model that was trained on, "
+      "make the jitted function anew"
+    )
+  say(
+    f"the output for an image changes by up to {differ.max():.2g} with the rest of its batch. With "
+    "low precision (bfloat16) that is rounding; otherwise the model may be in training mode"
+  )
+
+
+def _check_images(images: np.ndarray, say: Callable[[str], None]) -> None:
+  """Names images that seem to be channels first, and bytes that seem to be floats."""
+  _, first, second, last = images.shape
+  if first in (1, 3) and last > 4 and second > 4:
+    say(
+      f"images have shape {images.shape}, as channels first; expected [n, height, width, "
+      "channels]. Give images.transpose(0, 2, 3, 1) and lambda images: "
+      "model(images.transpose(0, 3, 1, 2))"
+    )
+  if images.dtype == np.uint8 and images.max() <= 1:
+    say(
+      f"images are uint8 and the largest value is {images.max()}, but bytes are 0 to 255. If they "
+      "are in [0, 1], give images.astype(np.float32)"
+    )
+
+
+def _check_accuracy(subject: Subject, say: Callable[[str], None]) -> None:
+  """Names an accuracy that chance can explain, and a model with one answer for all images."""
+  import scipy.stats  # slow to import
+
+  count, classes = len(subject.labels), subject.num_classes
+  if count < ENOUGH:
+    return
+  chance = 1 / classes
+  by_chance = scipy.stats.binom.sf(int(subject.correct.sum()) - 1, count, chance)
+  answers = np.unique(subject.logits.argmax(-1))
+  if len(answers) == 1 and len(np.unique(subject.labels)) > 1:
+    say(
+      f"the model answers class {answers[0]} for all {count} images. Does it expect pixels outside "
+      "[0, 1], or channels first?"
+    )
+  elif by_chance > SIGNIFICANCE:
+    say(
+      f"the clean accuracy is {subject.correct.mean():.1%}, near chance ({chance:.1%}). Does the "
+      "model expect pixels outside [0, 1], channels first, or other labels?"
+    )
+
+
+def _wide(logits: np.ndarray) -> np.ndarray:
+  return logits.astype(np.float64)

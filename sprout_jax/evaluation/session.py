@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import pathlib
 import platform
+import traceback
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ import numpy as np
 
 import sprout_jax
 from sprout_jax.attacks import convolutions
+from sprout_jax.errors import EvaluationFailed
+from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import preflight
 from sprout_jax.evaluation import subject as subject_lib
@@ -24,6 +27,7 @@ from sprout_jax.evaluation.subject import Predict
 from sprout_jax.evaluation.subject import Source
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.progress import format_seconds
+from sprout_jax.results import comparison
 from sprout_jax.results import numbers
 from sprout_jax.results import summary
 from sprout_jax.results.numbers import Numbers
@@ -83,8 +87,11 @@ def measure(
   identity: Any,
   about: Mapping[str, Any],
   say: Callable[[str], None],
-) -> tuple[Results, dict[str, str]]:
+) -> tuple[Results, dict[str, str], dict[str, str]]:
   """Measures the evaluations that are not stored yet, and writes results.json after each.
+
+  An evaluation that ends in an error is left out, and the others are measured. Give its errors to
+  `raise_if_failed` at the end.
 
   Args:
     subject: the model.
@@ -96,11 +103,13 @@ def measure(
     say: called with each line for the user.
 
   Returns:
-    The results, and {evaluation: why it could not be measured}.
+    The results; {evaluation: why it could not be measured}, of wrong input; and {evaluation: the
+    error}, of all other errors.
 
   Raises:
-    UserError: the loss does not fit the number of classes; with several processes also where an
-      evaluation cannot be measured.
+    UserError: the loss does not fit the number of classes.
+    ProcessLost: another process does not answer.
+    Exception: with several processes, any error of an evaluation: it may be in this process only.
   """
   if settings["loss"] == "dlr" and subject.num_classes < 3:
     raise UserError(
@@ -111,21 +120,36 @@ def measure(
   store = Store(workdir, identity, versions(), is_first, wait_for_all)
   (clean,) = store.fetch("clean", 1, {}, lambda memo: _clean(subject)).numbers
   refused: dict[str, str] = {}
+  failed: dict[str, str] = {}
 
   def options(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns an evaluation's options, and the same with what else determines its numbers."""
     chosen, depends = table.choose(name, settings), table.EVALUATIONS[name].depends
-    return chosen, chosen if depends is None else chosen | {"depends": depends(subject, chosen)}
+    more = None if depends is None else depends(subject, chosen)
+    return chosen, chosen if more is None else chosen | {"depends": more}
+
+  # Comparisons of runs need to know whether the images are the same, given in whatever form.
+  test_set = {"test_sha256": comparison.test_set_digest(subject.images, subject.labels)}
+  told = {**about, "data": {**(about["data"] or {}), **test_set}}
 
   def collect() -> Results:
-    stored = []
+    """Collects all evaluations of this subject, whatever options they were measured with.
+
+    A measurement with the current options counts, else the newest (`Store.current`). So a call with
+    other options loses no numbers.
+    """
+    found, outdated = [], {}
     for name, row in table.EVALUATIONS.items():
       try:
-        stored.append(store.read(name, row.version, options(name)[1]))
-      except UserError:  # a source is gone, so results that depend on it cannot be identified
-        continue
-    found = [one for one in stored if one is not None]
-    results = summary.collect(workdir, about, clean, found, refused)
+        current = options(name)[1]
+      except UserError:  # a source is gone: the options cannot be known
+        current = None
+      one, why = store.current(name, row.version, current)
+      if one is not None:
+        found.append(one)
+      elif why:
+        outdated[name] = why
+    results = summary.collect(workdir, told, clean, found, {**outdated, **refused, **failed})
     if is_first and summary.write(results):
       say("the earlier results.json is now results_previous.json")
     return results
@@ -140,14 +164,37 @@ def measure(
       say(f"{name} ({number} of {len(names)}): {row.title}")
       found = store.fetch(name, row.version, key, functools.partial(_compute, row, subject, chosen))
     except UserError as error:  # the other evaluations can still be measured
-      if jax.process_count() > 1:  # the error may be in this process only
-        raise
+      if jax.process_count() > 1 or isinstance(error, ProcessLost):
+        raise  # the error may be in this process only
       refused[name] = str(error)
       say(f"{name} was not measured: {error}")
       continue
+    except Exception as error:  # out of memory, or a defect of this evaluation
+      if jax.process_count() > 1:
+        raise
+      traceback.print_exc()  # the error is not kept: its frames hold arrays
+      failed[name] = _reason(error)
+      say(f"{name} was not measured: {failed[name]}")
+      collect()
+      continue
     say(f"{name}: {format_seconds(found.seconds)}")
     collect()  # a kill during the next evaluation then leaves a results.json
-  return collect(), refused
+  return collect(), refused, failed
+
+
+def _reason(error: Exception) -> str:
+  text = (str(error).strip().splitlines() or [""])[0][:300]
+  advice = ". Give a smaller batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
+  return f"{type(error).__name__}: {text}{advice}"
+
+
+def raise_if_failed(failed: Mapping[str, str], workdir: pathlib.Path | str) -> None:
+  """Raises EvaluationFailed if evaluations ended in errors, see `measure`."""
+  if failed:
+    listed = "; ".join(f"{name} was not measured ({reason})" for name, reason in failed.items())
+    raise EvaluationFailed(
+      f"{listed}. The other results are in {workdir}. The same call tries it again"
+    )
 
 
 def _compute(
@@ -224,6 +271,8 @@ def evaluate(
 
   Raises:
     UserError: wrong input; the message says what to change.
+    EvaluationFailed: evaluations ended in errors, such as too little memory. The others were
+      measured, and the report is written.
   """
   from sprout_jax import report
 
@@ -242,16 +291,14 @@ def evaluate(
   settings["transfer"]["sources"] = tuple(sources or ())
   table.check_settings("evaluate", settings)
   workdir = pathlib.Path(workdir).expanduser()
-  others = {key: _source(key, other, images.shape[1:]) for key, other in (sources or {}).items()}
-  model = subject_lib.as_pytree(predict)
+  shape = images.shape[1:]
+  model = subject_lib.as_pytree(predict, shape)
   subject = Subject(
     model,
     images,
     labels,
     tuple(map(str, class_names or ())),
     batch_size=batch_size,
-    features=None if features is None else subject_lib.as_pytree(features),
-    find_source=others.__getitem__ if others else None,
     shows_progress=progress,
   )
   say: Callable[[str], None] = _say if progress else lambda text: None
@@ -262,15 +309,20 @@ def evaluate(
       f"class_names has {len(names)} entries; expected one for each of the {subject.num_classes} "
       "classes"
     )
-  digest = subject_lib.digest(model, images.shape[1:])
+  digest = subject_lib.digest(model, shape)
+  if features is not None:
+    known = _checked("features", features, shape)
+    subject = dataclasses.replace(
+      subject, features=known, features_sha256=subject_lib.digest(known, shape)
+    )
+  if sources:
+    others = {key: _source(key, other, shape) for key, other in sources.items()}
+    subject = dataclasses.replace(subject, find_source=others.__getitem__)
   if fast_convolutions:
     timed = jnp.asarray(subject_lib.to_float(images[:TIMED]))
     faster = convolutions.fastest(subject.predict, timed)
     subject = dataclasses.replace(subject, predict=faster, programs={})
   data = subject_lib.data_digest(images, labels)
-  extra = []
-  if subject.features is not None:
-    extra.append(subject_lib.digest(subject.features, images.shape[1:]))
   about = {
     "parameters_sha256": digest,
     "config": {},
@@ -287,18 +339,19 @@ def evaluate(
     "training": None,
   }
   workdir.mkdir(parents=True, exist_ok=True)
-  results, _ = measure(
+  results, _, failed = measure(
     subject,
     evaluations,
     settings,
     workdir=workdir,
-    identity=[digest, data, *extra],
+    identity=[digest, data],
     about=about,
     say=say,
   )
   if jax.process_index() == 0:
     say(report.summarize(workdir))
     report.compare([workdir])
+  raise_if_failed(failed, workdir)
   return results
 
 
@@ -330,8 +383,15 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(name: str, predict: Predict, image_shape: tuple[int, ...]) -> Source:
-  model = subject_lib.place(subject_lib.as_pytree(predict))
-  return Source(name, subject_lib.digest(model, image_shape), model)
+  model = _checked(f"sources[{name!r}]", predict, image_shape)
+  return Source(name, subject_lib.digest(model, image_shape), subject_lib.place(model))
+
+
+def _checked(name: str, predict: Predict, image_shape: tuple[int, ...]) -> Predict:
+  """Returns a model from `as_pytree` that JAX can trace."""
+  model = subject_lib.as_pytree(predict, image_shape)
+  preflight.check_trace(name, model, image_shape)
+  return model
 
 
 def wait_for_all(name: str) -> None:

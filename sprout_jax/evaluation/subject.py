@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,10 @@ import numpy as np
 
 from sprout_jax import attacks
 from sprout_jax import sharding
+from sprout_jax.attacks import fingerprint
+from sprout_jax.attacks import inspection
+from sprout_jax.errors import UserError
+from sprout_jax.errors import check_range
 from sprout_jax.evaluation import randomness
 from sprout_jax.progress import Progress
 
@@ -98,6 +101,7 @@ class Subject:
     batch_size: images per compiled call, over all devices.
     features: images -> [batch, features], the input of the model's last layer. None where it is
       unknown; the logits are used in its place.
+    features_sha256: the digest of `features`, where the model's digest does not determine them.
     beta: [classes], SPROUT's learned concentration; None for other models.
     find_source: name -> `Source`, for transferred attacks.
     find_corrupted: (corruption, severity) -> (images, labels) of a prepared set.
@@ -113,6 +117,7 @@ class Subject:
   class_names: tuple[str, ...] = ()
   batch_size: int = 256
   features: Predict | None = None
+  features_sha256: str | None = None
   beta: np.ndarray | None = None
   find_source: Callable[[str], Source] | None = None
   find_corrupted: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None = None
@@ -121,7 +126,7 @@ class Subject:
   programs: dict[BatchFunction, Callable[..., Any]] = dataclasses.field(
     default_factory=dict, repr=False
   )
-  _known: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+  _known: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def num_classes(self) -> int:
@@ -130,9 +135,11 @@ class Subject:
 
   @property
   def logits(self) -> np.ndarray:
-    """The model's outputs on the test images, a host array [n, classes]."""
+    """The model's outputs on the test images, a host array [n, classes], at least float32."""
     if "logits" not in self._known:
-      self._known["logits"] = self.map(outputs, self.images)
+      logits = self.map(outputs, self.images)
+      is_short = jnp.issubdtype(logits.dtype, jnp.floating) and logits.dtype.itemsize < 4
+      self._known["logits"] = logits.astype(np.float32) if is_short else logits
     return self._known["logits"]
 
   @property
@@ -149,7 +156,16 @@ class Subject:
     """Returns the test images at the given positions."""
     return Images(self.images[rows], self.labels[rows], rows, self.correct[rows])
 
+  def known(self, name: str, compute: Callable[[], T]) -> T:
+    """Returns what `compute` returned for this name and this subject, and calls it only once."""
+    if name not in self._known:
+      self._known[name] = compute()
+    return self._known[name]
+
   def __post_init__(self) -> None:
+    check_range("batch_size", self.batch_size, 1, np.inf)
+    if not isinstance(self.batch_size, int):
+      raise UserError(f"batch_size is {self.batch_size!r}; it must be an integer")
     object.__setattr__(self, "predict", place(self.predict))
     object.__setattr__(self, "features", None if self.features is None else place(self.features))
 
@@ -259,52 +275,80 @@ def to_float(array: np.ndarray) -> np.ndarray:
   return array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else array
 
 
-def as_pytree(predict: Predict) -> jax.tree_util.Partial:
+def as_pytree(
+  predict: Predict, image_shape: tuple[int, ...] | None = None
+) -> jax.tree_util.Partial:
   """Converts a model to a callable pytree, whose leaves are its weights.
 
   As leaves, the weights are arguments of compiled programs and not constants in them. Matrix
   products are computed in full float32. GPUs and TPUs round the factors by default, and an attack
   that follows such noisy gradients would overestimate the robustness.
 
+  JAX compiles equal functions once. A function whose captured weights were trained on is equal to
+  itself, but computes something else. So two results of this function are equal only if they were
+  traced to the same operations and constants.
+
   Args:
     predict: any function images -> logits. If it is a pytree with arrays (an NNX or Equinox module,
       a `jax.tree_util.Partial`), the arrays become the leaves.
+    image_shape: (height, width, channels), for the trace. Without it nothing is traced: a `Partial`
+      of arrays must then be pure, and any other model is compiled anew.
   """
+  function, args, is_pure = _split(predict)
+  code = None if is_pure else object()
+  if image_shape is not None:
+    code = inspection.code_of(_Precise(function), *args, _one(image_shape))
+  return jax.tree_util.Partial(_Precise(function, code), *args)
+
+
+def _split(predict: Predict) -> tuple[Callable[..., jax.Array], tuple[Any, ...], bool]:
+  """Returns (function, args, whether it is a `Partial`) with function(*args, images) -> logits."""
   leaves, structure = jax.tree.flatten(predict)
   is_array = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
   if isinstance(predict, jax.tree_util.Partial) and all(is_array) and not predict.keywords:
-    return jax.tree_util.Partial(_Precise(predict.func), *predict.args)
+    return predict.func, predict.args, True
   fixed = [None if known else leaf for known, leaf in zip(is_array, leaves, strict=True)]
   weights = [leaf for known, leaf in zip(is_array, leaves, strict=True) if known]
   if not weights:
-    return jax.tree_util.Partial(_Precise(predict))
+    return predict, (), False
 
   def call(weights: list[jax.Array], images: jax.Array) -> jax.Array:
     rest = iter(weights)
     both = [next(rest) if known else leaf for known, leaf in zip(is_array, fixed, strict=True)]
     return jax.tree.unflatten(structure, both)(images)
 
-  return jax.tree_util.Partial(_Precise(call), weights)
+  return call, (weights,), False
 
 
 @dataclasses.dataclass(frozen=True)
 class _Precise:
   """A function with matrix products in full float32.
 
-  Two instances of the same function are equal, so that its compiled program is found again.
+  Two instances of the same function and code are equal, so that compiled programs are found again.
+
+  Attributes:
+    function: the function.
+    code: what it computes, see `inspection.code_of`; None where equal functions always compute the
+      same.
   """
 
   function: Callable[..., jax.Array]
+  code: Any = None
 
   def __call__(self, *args: Any) -> jax.Array:
     with jax.default_matmul_precision("highest"):
       return self.function(*args)
 
 
-def digest(predict: Predict, image_shape: tuple[int, ...]) -> str:
-  """Returns the SHA-256 (hex) of a model: its weights and the operations of its jaxpr.
+def _one(image_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
-  Comments, names and files of the model's code do not enter the digest.
+
+def digest(predict: Predict, image_shape: tuple[int, ...]) -> str:
+  """Returns the SHA-256 (hex) of a model: its weights and what it computes with them.
+
+  Comments, names and files of the model's code do not enter the digest, nor does a `jax.jit` around
+  it. Derivative rules (`jax.custom_vjp`) do.
 
   Args:
     predict: from `as_pytree`.
@@ -312,21 +356,22 @@ def digest(predict: Predict, image_shape: tuple[int, ...]) -> str:
 
   Raises:
     TypeError: the model is not from `as_pytree`.
+    UserError: the model calls Python on the host. Two such models cannot be told apart.
   """
   if not isinstance(predict, jax.tree_util.Partial):
     raise TypeError(f"digest: predict is {type(predict).__name__}; expected as_pytree(predict)")
-  function = predict.func
-  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  traced = jax.make_jaxpr(lambda args, images: function(*args, images))(predict.args, image)
-  text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses of functions
-  found = hashlib.sha256(text.encode())
-  for leaf in [*jax.tree.leaves(predict.args), *traced.consts]:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-      leaf = jax.random.key_data(leaf)
-    leaf = np.ascontiguousarray(leaf)
-    found.update(f"{leaf.dtype} {leaf.shape}\n".encode())
-    found.update(leaf.data)
-  return found.hexdigest()
+  code = getattr(predict.func, "code", None)
+  if not isinstance(code, str):
+    traced = fingerprint.fingerprint(predict.func, *predict.args, _one(image_shape))
+    if traced.calls_host:
+      raise UserError(
+        "the model calls Python on the host (jax.pure_callback). Its results there cannot be seen, "
+        "so other weights or code would be taken for the same model. Write that part in JAX "
+        "operations; or call the attacks yourself (sprout_jax.attacks), which store nothing"
+      )
+    code = traced.sha256
+  leaves = map(fingerprint.digest, jax.tree.leaves(predict.args))
+  return hashlib.sha256("\n".join([code, *leaves]).encode()).hexdigest()
 
 
 def data_digest(images: np.ndarray, labels: np.ndarray) -> str:

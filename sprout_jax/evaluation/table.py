@@ -22,9 +22,11 @@ from sprout_jax.errors import check_choice
 from sprout_jax.evaluation import options as options_lib
 from sprout_jax.evaluation.auto_attack import evaluate_auto_attack
 from sprout_jax.evaluation.binarization import evaluate_binarization
+from sprout_jax.evaluation.binarization import features_digest
 from sprout_jax.evaluation.calibration import evaluate_calibration
 from sprout_jax.evaluation.changed import evaluate_corruptions
 from sprout_jax.evaluation.changed import evaluate_invariance
+from sprout_jax.evaluation.changed import prepared_digests
 from sprout_jax.evaluation.examples import evaluate_examples
 from sprout_jax.evaluation.gradients import evaluate_gradients
 from sprout_jax.evaluation.landscape import evaluate_landscape
@@ -66,21 +68,23 @@ class Evaluation:
 
 EVALUATIONS: dict[str, Evaluation] = {
   "pgd": Evaluation(evaluate_pgd, 1, "accuracy under PGD"),
-  "auto_attack": Evaluation(evaluate_auto_attack, 1, "accuracy under AutoAttack"),
+  "auto_attack": Evaluation(evaluate_auto_attack, 2, "accuracy under AutoAttack"),
   "strength": Evaluation(evaluate_strength, 1, "PGD with more steps, restarts and losses"),
   "noise": Evaluation(evaluate_noise, 1, "accuracy under random noise"),
   "transfer": Evaluation(
     evaluate_transfer, 1, "accuracy under transferred attacks", source_digests
   ),
   "invariance": Evaluation(evaluate_invariance, 1, "accuracy on transformed images"),
-  "corruptions": Evaluation(evaluate_corruptions, 1, "accuracy under common corruptions"),
+  "corruptions": Evaluation(
+    evaluate_corruptions, 2, "accuracy under common corruptions", prepared_digests
+  ),
   "smoothing": Evaluation(evaluate_smoothing, 1, "certified accuracy"),
   "calibration": Evaluation(evaluate_calibration, 1, "calibration"),
   "landscape": Evaluation(evaluate_landscape, 1, "loss landscape"),
   "gradients": Evaluation(evaluate_gradients, 1, "input gradients of SPROUT's modules"),
   "sanity": Evaluation(evaluate_sanity, 1, "attacks for the checks"),
-  "binarization": Evaluation(evaluate_binarization, 1, "binarisation test"),
-  "examples": Evaluation(evaluate_examples, 1, "adversarial images"),
+  "binarization": Evaluation(evaluate_binarization, 1, "binarisation test", features_digest),
+  "examples": Evaluation(evaluate_examples, 2, "adversarial images"),
 }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from sprout_jax.errors import UserError
 
 Strength = float | jax.Array
+GREY_OR_COLOUR = (1, 3)  # the channels of images that have a luma
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green, blue (ITU-R BT.601)
 
 
@@ -38,7 +39,7 @@ def luma(images: jax.Array) -> jax.Array:
   """
   if images.shape[-1] == 1:
     return images
-  if images.shape[-1] != 3:
+  if images.shape[-1] not in GREY_OR_COLOUR:
     raise UserError(f"images have {images.shape[-1]} channels; expected 1 or 3 for colours")
   weights = jnp.asarray(LUMA, images.dtype).reshape((1,) * (images.ndim - 1) + (3,))
   return jnp.sum(images * weights, axis=-1, keepdims=True)
@@ -197,6 +198,7 @@ class Transformation:
     unit: the unit of the strength, as an axis label.
     grid: the strengths that are measured, ascending; `identity` is one of them.
     named: {label: strength} of the strengths that SPROUT's paper reports.
+    channels: the numbers of channels of images to which it applies; None is any.
   """
 
   apply: Callable[[jax.Array, Strength], jax.Array]
@@ -204,6 +206,7 @@ class Transformation:
   unit: str
   grid: tuple[float, ...]
   named: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  channels: tuple[int, ...] | None = None
 
 
 TRANSFORMATIONS = {
@@ -218,12 +221,23 @@ TRANSFORMATIONS = {
     brightness, 1.0, "factor", (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0), {"brightness x1.5": 1.5}
   ),
   "contrast": Transformation(
-    contrast, 1.0, "factor", (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0), {"contrast x2": 2.0}
+    contrast,
+    1.0,
+    "factor",
+    (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    {"contrast x2": 2.0},
+    GREY_OR_COLOUR,
   ),
   "grayscale": Transformation(
-    grayscale, 0.0, "amount", (0.0, 0.25, 0.5, 0.75, 1.0), {"grayscale": 1.0}
+    grayscale, 0.0, "amount", (0.0, 0.25, 0.5, 0.75, 1.0), {"grayscale": 1.0}, GREY_OR_COLOUR
   ),
-  "saturation": Transformation(saturation, 1.0, "factor", (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)),
+  "saturation": Transformation(
+    saturation,
+    1.0,
+    "factor",
+    (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0),
+    channels=GREY_OR_COLOUR,
+  ),
   "blur": Transformation(
     blur, 0.0, "standard deviation in pixels", (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
   ),

@@ -208,7 +208,7 @@ def _evaluate(
   digest = trained.sha256
   model = configuration.flatten(config.model)
   beta = None if trained.beta is None else [float(value) for value in trained.beta]
-  _, refused = session.measure(
+  _, refused, failed = session.measure(
     subject,
     names,
     evaluation.to_dict(),
@@ -219,6 +219,7 @@ def _evaluate(
   )
   if jax.process_index() == 0:
     print(report.summarize(workdir), flush=True)
+  session.raise_if_failed(failed, workdir)
   if refused:
     listed = "; ".join(f"{name} was not measured: {reason}" for name, reason in refused.items())
     raise UserError(listed)

@@ -77,7 +77,7 @@ def sha256(tree: Any) -> str:
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     leaf = np.ascontiguousarray(leaf)
     digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
-    digest.update(leaf.data)
+    digest.update(leaf.tobytes())  # NumPy gives no buffer of bfloat16
   return digest.hexdigest()
 
 

@@ -7,6 +7,8 @@ import json
 import math
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,9 +16,12 @@ import pytest
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import changed
 from sprout_jax.evaluation import session
+from sprout_jax.evaluation import subject as subject_lib
 from sprout_jax.evaluation import table
 from sprout_jax.evaluation.subject import Source
+from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.table import EVALUATIONS
+from sprout_jax.results import summary
 from sprout_jax.results.numbers import KEYS
 from sprout_jax.results.numbers import encode
 from sprout_jax.results.store import Store
@@ -156,6 +161,45 @@ def test_auto_attack_continues_within_an_attack(results, tmp_path, monkeypatch):
   )
   (number,) = run().numbers
   np.testing.assert_array_equal(number.outcomes, first.numbers.first().outcomes)
+
+
+@pytest.mark.parametrize("damage", ["damaged", "another call"])
+def test_auto_attack_begins_anew_where_its_state_cannot_be_used(results, tmp_path, damage):
+  def memo(piece, compute):
+    return compute()
+
+  memo.folder = tmp_path / "auto_attack"
+  run = lambda **changes: subjects.measure(
+    "auto_attack", subjects.make(memo=memo), auto_attack={"epsilons": ()}, **changes
+  )
+  first = run(**({} if damage == "damaged" else {"seed": 1}))
+  path = memo.folder / f"epsilon-{EPSILON!r}.npz"
+  content = path.read_bytes()
+  if damage == "damaged":
+    content = content[: len(content) // 2]
+    path.write_bytes(content)
+  with pytest.warns(UserWarning, match=rf"{path.name}.damaged; the attack starts again"):
+    found = run()
+  assert path.with_name(path.name + ".damaged").read_bytes() == content
+  expected = results["auto_attack"].numbers.first(epsilon=EPSILON).outcomes
+  np.testing.assert_array_equal(found.numbers.first().outcomes, expected)
+  run()  # without a warning: the new state is whole
+  assert len(first.numbers) == 1
+
+
+def test_auto_attack_does_not_depend_on_the_caller_s_precision(tmp_path):
+  """The state of a call in another context continues."""
+
+  def memo(piece, compute):
+    return compute()
+
+  memo.folder = tmp_path / "auto_attack"
+  for precision in ("bfloat16", "highest"):
+    with jax.default_matmul_precision(precision):
+      found = subjects.measure(
+        "auto_attack", subjects.make(memo=memo), auto_attack={"epsilons": ()}
+      )
+    assert found.details["specs"][0]["spec"]["matmul_precision"] == "highest"
 
 
 def test_auto_attack_of_several_attacks_has_a_number_after_each(monkeypatch):
@@ -327,12 +371,58 @@ def test_corrupted_images_that_are_prepared():
   assert [n.value for n in each][:4] == 4 * [0.9]
   assert each.first(severity=5).value == np.mean(whole.labels == 0)  # all logits are equal
   assert all(n["origin"] == "tfds" and n["seed"] is None for n in each)
+  # Positions in the prepared set are none in the test set.
+  assert all(n.indices is None and n.outcomes is None and n.interval for n in each)
   assert {n.count for n in evaluate(find_corrupted, num_examples=10).numbers} == {10}
   wrong = np.zeros((40, 9, 9, 1), np.float32), whole.labels
   with pytest.raises(UserError, match="origin=computed"):
     evaluate(lambda name, severity: wrong)
   with pytest.raises(UserError, match="there is no prepared set"):
     evaluate(None)
+
+
+def test_another_prepared_set_is_another_measurement(tmp_path):
+  """And the same is not: its digest decides. It is loaded once for it."""
+  whole, asked = subjects.make(), []
+
+  def measure(shift):
+    def find_corrupted(name, severity):
+      asked.append(severity)
+      return np.clip(whole.images + np.float32(shift), 0, 1), whole.labels
+
+    results, *_ = session.measure(
+      subjects.make(find_corrupted=find_corrupted),
+      ("corruptions", "calibration"),
+      subjects.settings(corruptions=dict(origin="tfds", corruptions=("fog",))),
+      workdir=tmp_path,
+      identity="same",
+      about=dict.fromkeys(summary.ABOUT),
+      say=lambda text: None,
+    )
+    return results.numbers.first(evaluation="corruptions", metric="mean_accuracy").value
+
+  assert measure(0.0) == 0.9 and len(asked) == 10  # for the digests, and to measure
+  assert measure(0.5) < 0.9
+  asked.clear()
+  assert measure(0.0) == 0.9 and len(asked) == 5
+  assert len(list((tmp_path / "evaluation").glob("corruptions-*.json"))) == 2
+
+
+def test_colours_of_images_without_colours_are_left_out():
+  """A note names them; the rest is measured."""
+  images = np.random.RandomState(0).uniform(size=(8, 8, 8, 4)).astype(np.float32)
+  predict = lambda images: images.reshape(len(images), -1)[:, :3]
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  subject = Subject(subject_lib.as_pytree(predict), images, labels, shows_progress=False)
+  names = ("rotation", "contrast", "grayscale", "saturation", "brightness")
+  found = subjects.measure("invariance", subject, invariance=dict(transformations=names))
+  assert found.numbers.values("transformation") == ["rotation", "brightness"]
+  assert found.details["transformations"].keys() == {"rotation", "brightness"}
+  (note,) = found.notes
+  assert note.startswith("Images have 4 channels") and "contrast, grayscale, saturation." in note
+  with pytest.raises(UserError, match="invariance: images have 4 channels.* name others"):
+    subjects.measure("invariance", subject, invariance=dict(transformations=("contrast",)))
+  assert subjects.measure("invariance", subjects.make()).notes == ()
 
 
 def test_an_image_is_certified_alike_whichever_others_are_chosen(results):
@@ -407,6 +497,28 @@ def test_examples_show_the_perturbation(results):
     if one["broken"]:  # every pixel was moved by epsilon
       assert set(np.unique(change)) == {0, 255}
       np.testing.assert_array_equal(change == 255, adversarial > image)
+
+
+def test_examples_are_broken_where_pgd_says_so():
+  """Outputs that are not numbers are wrong, whatever their largest entry is."""
+  subject = subjects.make(weights={"offset": np.float32(0)})
+  first = np.float32(0.3) * (subject.images[:, :1, :1] > 0.5)  # black or not
+  images = subject.images.copy()
+  images[:, :1, :1] = first
+  known = jnp.asarray(images)
+
+  def predict(images):
+    """Not a number where an image is none of those."""
+    moved = jnp.abs(images[:, None] - known[None]).max((2, 3, 4)).min(1) > 1e-6
+    logits = subjects.linear(subjects.kernel(), images)
+    return jnp.where(moved[:, None], jnp.nan, logits)
+
+  labels = np.asarray(predict(images)).argmax(-1).astype(np.int32)
+  subject = Subject(subject_lib.as_pytree(predict), images, labels, shows_progress=False)
+  options = dict(num_steps=1, num_restarts=1, epsilons=())
+  found = subjects.measure("examples", subject, examples=dict(num_examples=40), **options)
+  assert all(one["broken"] for one in found.details["examples"])
+  assert subjects.measure("pgd", subject, **options).numbers.first(epsilon=EPSILON).value == 0
 
 
 def test_sanity_compares_attacks_at_one_radius(results):

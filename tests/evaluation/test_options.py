@@ -4,6 +4,8 @@ import inspect
 import math
 from typing import Annotated
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sprout_jax.errors import UserError
@@ -145,3 +147,41 @@ def test_a_fault_of_a_function_is_named(annotation, default, message):
     evaluate_something.__kwdefaults__ = {"number": default}
   with pytest.raises(TypeError, match=message):
     options.declared(evaluate_something)
+
+
+@pytest.mark.parametrize(
+  "annotation, value, expected",
+  [
+    (options.Epsilon, 1, 1.0),
+    (options.Epsilon, np.int32(1), 1.0),
+    (options.Epsilon, np.float64(0.1), 0.1),
+    (options.Epsilon, np.float32(0.1), 0.1),  # and not 0.10000000149011612
+    (options.Epsilon, jnp.float32(0.1), 0.1),
+    (options.Epsilon, np.array(0.25), 0.25),
+    (options.Epsilons, [0, np.float32(0.1)], (0.0, 0.1)),
+    (options.Epsilons, np.linspace(0, 1, 3), (0.0, 0.5, 1.0)),
+    (options.Epsilons, jnp.linspace(0, 1, 3), (0.0, 0.5, 1.0)),
+    (options.NumSteps, np.int64(3), 3),
+    (options.NumSteps, jnp.int32(3), 3),
+    (options.Norm, np.str_("l2"), "l2"),
+    # For `check` to refuse.
+    (options.NumSteps, 3.0, 3.0),
+    (options.Epsilon, True, True),
+    (options.Epsilon, "0.1", "0.1"),
+    (options.Epsilons, 0.1, 0.1),
+  ],
+)
+def test_values_get_the_declared_type(annotation, value, expected):
+  found = options.convert(value, annotation)
+  assert found == expected and type(found) is type(expected)
+  if isinstance(expected, tuple):
+    assert all(type(entry) is float for entry in found)
+
+
+def test_numpy_s_numbers_are_checked_like_python_s():
+  options.check("here", np.float32(0.5), options.Epsilon)
+  for value in (np.float32(-1), np.float32(np.nan), np.array([0.1]), np.True_):
+    with pytest.raises(UserError, match="^here is"):
+      options.check("here", value, options.Epsilon)
+  found = table.choose("pgd", table.defaults() | {"epsilon": 1, "num_steps": np.int64(3)})
+  assert type(found["epsilon"]) is float and type(found["num_steps"]) is int

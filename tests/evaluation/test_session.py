@@ -15,6 +15,8 @@ import pytest
 
 import sprout_jax
 from sprout_jax import results as results_lib
+from sprout_jax.errors import EvaluationFailed
+from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation import evaluate
 from sprout_jax.evaluation import session
@@ -36,8 +38,8 @@ from tests.evaluation import subjects
 ABOUT = dict.fromkeys(summary.ABOUT) | {"label": {"name": "linear"}, "parameters_sha256": "abc"}
 
 
-class Killed(Exception):
-  pass
+class Killed(BaseException):
+  """Ends the call at once, as Ctrl-C does."""
 
 
 class Brightness:
@@ -219,9 +221,9 @@ def test_other_weights_or_data_are_another_measurement(brightness, tmp_path, mon
   other[1] = (other[1] + 1) % 3
   assert call(weights | {"bias1": weights["bias1"] + 1}) == 2
   assert call(images=images) == 3 and call(labels=other) == 4
-  # The features are the binarisation test's, but part of the model.
-  assert call(features=jax.tree_util.Partial(subjects.hidden, weights)) == 5
-  assert call() == 5  # the first is still there
+  assert call() == 4  # the first is still there
+  # Features are the binarisation test's alone.
+  assert call(features=jax.tree_util.Partial(subjects.hidden, weights)) == 4
 
 
 SCRIPT = """
@@ -261,6 +263,63 @@ def test_a_comment_in_the_sources_measures_nothing_again(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines() == ["calibration: already measured", "noise: already measured"]
+
+
+def test_features_decide_about_the_binarisation_test_alone(tmp_path, monkeypatch):
+  for name in ("summarize", "compare"):
+    monkeypatch.setattr(f"sprout_jax.report.{name}", lambda *args: "")
+  weights, subject = subjects.linear_network(subjects.kernel()), subjects.make()
+
+  def call(**changes):
+    evaluate(
+      subject.predict,
+      subject.images,
+      subject.labels,
+      workdir=tmp_path,
+      evaluations=("binarization", "calibration"),
+      binarization=dict(num_examples=1, num_inner=3),
+      num_steps=1,
+      progress=False,
+      **changes,
+    )
+    stored = (tmp_path / "evaluation").glob("*-*.json")
+    return sorted(path.name.split("-")[0] for path in stored)
+
+  partial = lambda by: jax.tree_util.Partial(lambda w, x: by * subjects.hidden(w, x), weights)
+  assert call() == ["binarization", "calibration", "clean"]
+  assert call(features=partial(1)) == ["binarization", "binarization", "calibration", "clean"]
+  assert call(features=partial(1)).count("binarization") == 2
+  assert call(features=partial(2)).count("binarization") == 3
+
+
+def test_a_model_that_was_trained_on_is_measured_as_it_is(tmp_path):
+  """The function is equal to itself; what it computes is not."""
+  subject, sign = subjects.make(), [1.0]
+  kernel = subjects.kernel()
+  functions = [
+    lambda images: subjects.linear(sign[0] * kernel, images),
+    jax.tree_util.Partial(lambda w, images: subjects.linear(sign[0] * w, images), kernel),
+  ]
+  for number, predict in enumerate(functions):
+    found = []
+    for sign[0] in (1.0, -1.0, 1.0):
+      results = evaluate(
+        predict,
+        subject.images,
+        subject.labels,
+        workdir=tmp_path / str(number),
+        evaluations=("calibration", "auto_attack"),
+        auto_attack=dict(version="apgd-ce"),
+        epsilon=1e-6,
+        step_size=1e-6,
+        progress=False,
+      )
+      attack = results.numbers.first(evaluation="auto_attack").value
+      calibration = results.numbers.first(evaluation="calibration", metric="accuracy").value
+      assert results.clean.value == calibration == attack
+      found.append((results.about["parameters_sha256"], attack))
+    assert found[0] == found[2] and found[0][0] != found[1][0]
+    assert found[0][1] == 0.9 and found[1][1] < 0.2
 
 
 # Kills and damage.
@@ -341,6 +400,57 @@ def test_a_damaged_piece_is_named_and_measured_again(brightness, tmp_path):
   assert [n.value for n in found.numbers] == [n.value for n in whole.numbers]
 
 
+def crash(error):
+  def crashing(subject, *, seed: Seed) -> Measurement:
+    raise error
+
+  return Evaluation(crashing, 1, "crashes")
+
+
+def test_an_evaluation_that_crashes_leaves_the_others(brightness, tmp_path, monkeypatch, capsys):
+  """Also as the first. The error is named, and raised when all else is done."""
+  out_of_memory = RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore lines")
+  monkeypatch.setitem(EVALUATIONS, "calibration", crash(out_of_memory))
+  subject = subjects.make()
+  with pytest.raises(EvaluationFailed, match=r"calibration was not measured \(RuntimeError: RESOURCE_EX"):
+    evaluate(
+      subject.predict,
+      subject.images,
+      subject.labels,
+      workdir=tmp_path,
+      evaluations=("calibration", "brightness"),
+      progress=False,
+    )
+  found = results_lib.read(tmp_path)
+  assert found.stored.keys() == {"brightness"} and brightness.computed == ["dark", "light"]
+  expected = "RuntimeError: RESOURCE_EXHAUSTED: out of memory. Give a smaller batch_size"
+  assert found.failed == {"calibration": expected}
+  assert (tmp_path / "report" / "report.html").exists()
+  assert "raise error\nRuntimeError: RESOURCE_EXHAUSTED" in capsys.readouterr().err
+  brightness.kill_after = 2
+  monkeypatch.setitem(EVALUATIONS, "calibration", crash(ValueError("a defect")))
+  with pytest.raises(Killed):
+    measure(tmp_path / "killed", ("calibration", "brightness"))
+  assert results_lib.read(tmp_path / "killed").failed == {"calibration": "ValueError: a defect"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ProcessLost("a process is lost")])
+def test_some_errors_end_the_call_at_once(brightness, tmp_path, monkeypatch, error):
+  monkeypatch.setitem(EVALUATIONS, "calibration", crash(error))
+  with pytest.raises(type(error)):
+    measure(tmp_path, ("calibration", "brightness"))
+  assert not brightness.computed
+
+
+def test_of_several_processes_an_error_ends_all(brightness, tmp_path, monkeypatch):
+  """It may be in one of them only, and the others would wait for it."""
+  monkeypatch.setitem(EVALUATIONS, "calibration", crash(RuntimeError("here only")))
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(session, "wait_for_all", lambda name: None)
+  with pytest.raises(RuntimeError, match="here only"):
+    measure(tmp_path, ("calibration", "brightness"))
+
+
 # Findings are derived, not measured.
 
 
@@ -410,6 +520,14 @@ def call(tmp_path, **changes):
   )
 
 
+def on_the_host(images):
+  """A model whose weights are where JAX does not see them."""
+  kernel = np.random.RandomState(0).randn(64, 4).astype(np.float32)
+  shape = jax.ShapeDtypeStruct((len(images), 4), np.float32)
+  host = lambda images: np.asarray(images).reshape(len(images), -1) @ kernel
+  return jax.pure_callback(host, shape, images)
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
@@ -424,12 +542,36 @@ def call(tmp_path, **changes):
     (dict(class_names=("a", "b")), "class_names has 2 entries; expected one for each of the 4"),
     (dict(loss="dlrr"), "evaluate.loss is 'dlrr'; choose one of"),
     (dict(predict=lambda x: jnp.ones((len(x), 4)) / 4), "probabilities"),
+    (dict(batch_size=0), "batch_size is 0; it must be a number of at least 1"),
+    (dict(batch_size=-3), "batch_size is -3"),
+    (dict(batch_size=8.0), "batch_size is 8.0; it must be an integer"),
+    (dict(features=lambda x: x.nothing), "cannot trace features .*AttributeError"),
+    (dict(sources={"a": lambda x: x @ x}), r"cannot trace sources\['a'\]"),
+    (dict(predict=on_the_host), "calls Python on the host"),
   ],
 )
 def test_wrong_calls_are_refused(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
     call(tmp_path, **changes)
   assert not list(tmp_path.iterdir())  # before anything is written
+
+
+@pytest.mark.parametrize(
+  "epsilon", [1, np.float64(1), np.float32(1), jnp.float32(1), np.int64(1), np.array(1.0)]
+)
+def test_numbers_of_any_kind_are_one_identity(brightness, tmp_path, epsilon):
+  options = dict(norm="l2", evaluations=("noise", "brightness"), noise=dict(num_draws=1))
+  for one in (1.0, epsilon):
+    call(
+      tmp_path,
+      epsilon=one,
+      epsilons=[one],
+      num_examples=type(epsilon)(4) if isinstance(epsilon, np.integer) else 4,
+      brightness=dict(threshold=one),
+      **options,
+    )
+  assert len(list((tmp_path / "evaluation").glob("*-*.json"))) == 3
+  assert brightness.computed == ["dark", "light"]
 
 
 def test_what_evaluate_leaves(tmp_path):

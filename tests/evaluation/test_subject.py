@@ -186,13 +186,56 @@ def test_the_digest_is_of_weights_and_operations(tmp_path):
   assert len({digest(), *others}) == 5
 
 
-def test_the_digest_sees_weights_in_a_closure():
+@pytest.mark.parametrize("wrap", [lambda function: function, jax.jit])
+@pytest.mark.parametrize("shape", [None, (3, 3, 1)])
+def test_the_digest_sees_weights_in_a_closure(wrap, shape):
+  """(More kinds of closures: tests/attacks/test_fingerprint.py.)"""
   digests = set()
   for value in (1.0, 2.0):
     kernel = jnp.full((9, 2), value)
-    predict = subject_lib.as_pytree(lambda x, kernel=kernel: subjects.linear(kernel, x))
+    function = wrap(lambda x, kernel=kernel: subjects.linear(kernel, x))
+    predict = subject_lib.as_pytree(function, shape)
     digests.add(subject_lib.digest(predict, (3, 3, 1)))
+    plain = subject_lib.as_pytree(lambda x, kernel=kernel: subjects.linear(kernel, x))
+    digests.add(subject_lib.digest(plain, (3, 3, 1)))  # jit makes no other model
   assert len(digests) == 2
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn])
+def test_weights_of_few_bits(kind):
+  kernel = jnp.asarray(np.random.RandomState(0).randn(9, 2), kind)
+  call = lambda kernel, x: x.reshape(len(x), -1).astype(jnp.bfloat16) @ kernel.astype(jnp.bfloat16)
+  digests = {
+    subject_lib.digest(subject_lib.as_pytree(model), (3, 3, 1))
+    for sign in (1, -1)
+    for model in (
+      jax.tree_util.Partial(call, sign * kernel),
+      lambda x, kernel=sign * kernel: call(kernel, x),
+    )
+  }
+  assert len(digests) == 4
+  subject = Subject(
+    subject_lib.as_pytree(jax.tree_util.Partial(call, kernel)),
+    np.random.RandomState(1).uniform(size=(5, 3, 3, 1)).astype(np.float32),
+    np.zeros(5, np.int32),
+  )
+  assert subject.logits.dtype == np.float32 and np.isfinite(subject.logits).all()
+
+
+def test_equal_functions_share_programs_while_they_compute_the_same():
+  """With a shape; and without one, where the function is that of a `Partial`."""
+  scale, kernel = [1.0], np.ones((9, 2), np.float32)
+  function = lambda x: subjects.linear(scale[0] * kernel, x)
+  pure = lambda kernel, x: subjects.linear(kernel, x)
+  structure = lambda *args: jax.tree.structure(subject_lib.as_pytree(*args))
+  first = structure(function, (3, 3, 1))
+  assert first == structure(function, (3, 3, 1))
+  assert structure(function) != structure(function)
+  scale[0] = 2.0
+  assert first != structure(function, (3, 3, 1))
+  partials = [jax.tree_util.Partial(pure, by * kernel) for by in (1, 2)]
+  assert structure(partials[0]) == structure(partials[1])
+  assert structure(partials[0], (3, 3, 1)) == structure(partials[1], (3, 3, 1))
 
 
 def test_the_digest_of_data():

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -223,6 +224,15 @@ def test_a_piece_is_the_same_fresh_and_read(tmp_path):
     assert (found["number"], found["numpy"], found["tuple"]) == (None, 3, [1, "a"])
   fresh["arrays"][0][:] = False  # it is the caller's own
   assert memo(path)("one", fail)["arrays"][0].any()
+
+
+def test_types_that_numpy_cannot_read_back_become_float32():
+  """Of bfloat16, NumPy's name is that of two bytes without a meaning."""
+  values = np.array([1.5, -2.0, 0.0078125])
+  for kind in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
+    found = store_lib.unpack(json.loads(json.dumps(store_lib.pack({"a": values.astype(kind)}))))
+    assert found["a"].dtype == np.float32
+    np.testing.assert_array_equal(found["a"], values)
 
 
 def test_a_process_that_does_not_write_leaves_nothing(tmp_path):

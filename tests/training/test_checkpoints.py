@@ -354,4 +354,6 @@ def test_digest_sees_every_bit_and_name():
     )
   }
   assert len(digests) == 4
+  short = [{"a": jnp.asarray(array, jnp.bfloat16)} for array in ([1, 2], [1, 3])]
+  assert len({checkpoints_lib.sha256(t) for t in short}) == 2
   assert checkpoints_lib.sha256(tree) == checkpoints_lib.sha256(jax.tree.map(jnp.copy, tree))
