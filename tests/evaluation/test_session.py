@@ -412,7 +412,7 @@ def test_an_evaluation_that_crashes_leaves_the_others(brightness, tmp_path, monk
   out_of_memory = RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore lines")
   monkeypatch.setitem(EVALUATIONS, "calibration", crash(out_of_memory))
   subject = subjects.make()
-  with pytest.raises(EvaluationFailed, match=r"calibration was not measured \(RuntimeError: RESOURCE_EX"):
+  with pytest.raises(EvaluationFailed, match=r"calibration was not measured .Runtime.*RESOURCE"):
     evaluate(
       subject.predict,
       subject.images,
