@@ -92,9 +92,8 @@ def check_trace(what: str, predict: Predict, image_shape: tuple[int, ...]) -> ja
     ) from error
   if not hasattr(shape, "shape") or shape.ndim != 2 or shape.shape[0] != 2:
     found = jax.tree.map(lambda leaf: getattr(leaf, "shape", type(leaf).__name__), shape)
-    raise UserError(
-      f"for 2 images {what} returns {found}; expected one array of logits of shape (2, classes)"
-    )
+    expected = "features of shape (2, n)" if what == "features" else "logits of shape (2, classes)"
+    raise UserError(f"for 2 images {what} returns {found}; expected one array of {expected}")
   return shape
 
 
@@ -174,7 +173,8 @@ def _check_passes(subject: Subject, say: Callable[[str], None]) -> None:
   """Compares passes over the same images, then over the same images in other batches."""
   few = min(FEW, len(subject.labels))
   expected = subject.logits[:few]
-  size = max(subject.batch_size, FEW)  # batches of one image would hide batch statistics
+  # One image per device would hide batch statistics. More may not fit into the memory.
+  size = max(subject.batch_size, 2 * jax.device_count())
   again = [subject.map(outputs, subject.images[:few], batch_size=size) for _ in range(PASSES)]
   allowed = TOLERANCE * np.maximum(1.0, np.abs(subject.logits).max(0))  # of each class
   differ = np.max([np.abs(_wide(found) - _wide(again[0])).max(0) for found in again], 0)

@@ -546,6 +546,7 @@ def on_the_host(images):
     (dict(batch_size=-3), "batch_size is -3"),
     (dict(batch_size=8.0), "batch_size is 8.0; it must be an integer"),
     (dict(features=lambda x: x.nothing), "cannot trace features .*AttributeError"),
+    (dict(features=lambda x: x), r"features returns \(2, 8, 8, 1\); .* array of features"),
     (dict(sources={"a": lambda x: x @ x}), r"cannot trace sources\['a'\]"),
     (dict(predict=on_the_host), "calls Python on the host"),
   ],
