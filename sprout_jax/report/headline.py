@@ -13,9 +13,8 @@ from sprout_jax.report import blocks
 from sprout_jax.report import wording
 from sprout_jax.report.runs import Run
 from sprout_jax.report.runs import images
-from sprout_jax.results import Comparison
 from sprout_jax.results import Number
-from sprout_jax.results.comparison import LEVEL
+from sprout_jax.results import comparison
 from sprout_jax.results.numbers import ENSEMBLES
 
 LAST = ("cost of training", "checks passed")  # columns of the headline
@@ -112,22 +111,9 @@ def measures(runs: list[Run]) -> list[Measure]:
   return made
 
 
-def compare(first: Run, second: Run, numbers: Mapping[int, Number]) -> Comparison | None:
-  """Compares two runs; None if the numbers are of other attacks or data, or have no outcomes."""
-  one, other = numbers[first.place], numbers[second.place]
-  if first.data != second.data or first.measured(one) != second.measured(other):
-    return None
-  if not one["corruptions"]:
-    return results_lib.compare(one, other)
-  each = (
-    run.of(one.evaluation, metric="accuracy", origin=one["origin"]) for run in (first, second)
-  )
-  return results_lib.compare_means(*each)
-
-
 def _verdicts(runs: list[Run], numbers: Mapping[int, Number]) -> dict[int, str]:
   kinds = {
-    run.place: (run.measured(numbers[run.place]), images(run, numbers[run.place]))
+    run.place: (run.results.measured(numbers[run.place]), images(run, numbers[run.place]))
     for run in runs
     if run.place in numbers and numbers[run.place].value is not None
   }
@@ -139,8 +125,9 @@ def _verdicts(runs: list[Run], numbers: Mapping[int, Number]) -> dict[int, str]:
     return found
   best = max(sound, key=lambda run: numbers[run.place].defined)
   for run in sound:
-    compared = compare(best, run, numbers)
-    if math.isclose(numbers[run.place].defined, numbers[best.place].defined):
+    pair = numbers[best.place], numbers[run.place]
+    compared = results_lib.compare_runs(best.results, run.results, *pair)
+    if math.isclose(*(number.defined for number in pair)):
       found[run.place] = blocks.BEST
     elif compared is None:
       found[run.place] = blocks.UNTESTED
@@ -232,16 +219,12 @@ def _over_seeds(groups: Collection[list[Run]], measure: Measure) -> list[blocks.
 
 
 def _against(best: list[float], one: list[float]) -> str:
-  """Returns the verdict of Welch's t-test, which needs two seeds each, and a spread in a group."""
-  import scipy.stats  # slow to import
-
+  """Returns a group's verdict by Welch's t-test over seeds."""
   if math.isclose(statistics.fmean(one), statistics.fmean(best)):
     return blocks.BEST
-  if min(len(one), len(best)) < 2 or not any(map(statistics.stdev, (one, best))):
-    return blocks.UNTESTED
-  parts = [f(v) for v in (best, one) for f in (statistics.fmean, statistics.stdev, len)]
-  p_value = scipy.stats.ttest_ind_from_stats(*parts, equal_var=False).pvalue
-  return blocks.SIMILAR if p_value >= LEVEL else ""
+  p_value = comparison.welch(best, one)
+  similar = blocks.SIMILAR if p_value is not None and p_value >= comparison.LEVEL else ""
+  return blocks.UNTESTED if p_value is None else similar
 
 
 def summary(run: Run) -> str:
@@ -263,7 +246,7 @@ def summary(run: Run) -> str:
 def warnings(runs: list[Run], found: list[Measure]) -> list[str]:
   """Returns the warnings about the headline numbers, a sentence each."""
   said = ["The runs were evaluated on different test images. Do not compare their numbers."]
-  said = said if len({run.data for run in runs}) > 1 else []
+  said = said if len({run.results.test_set for run in runs}) > 1 else []
   for run in runs:
     said += [f"{run.name}: {run.incomplete()}"] if run.incomplete() else []
     for name, reason in run.results.failed.items():

@@ -99,9 +99,9 @@ def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
   first, *others = (max(map(len, column)) for column in zip(*rows))
   first = max(min(first, COLUMNS - sum(others) - 2 * len(others)), 8)
   lines = []
-  for name, *cells in rows:
+  for name, *texts in rows:
     start, *more = textwrap.wrap(name, first) or [""]
-    lines += ["  ".join([start.ljust(first), *map(str.rjust, cells, others)])]
+    lines += ["  ".join([start.ljust(first), *map(str.rjust, texts, others)])]
     lines += [f"  {line}" for text in more for line in textwrap.wrap(text, first - 2)]
   return [lines[0], "-" * len(lines[0]), *lines[1:]]
 

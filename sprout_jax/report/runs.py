@@ -53,11 +53,6 @@ class Run:
     """Returns an entry of results.json: "data", "training", ...; {} where it is null."""
     return self.results.about[entry] or {}
 
-  @property
-  def data(self) -> str:
-    """The digest of the test set. Two runs share images only if their digests are equal."""
-    return str(self.about("data").get("test_sha256") or f"unknown data of {self.results.workdir}")
-
   def of(self, evaluation: str, **wanted: Any) -> Numbers:
     """Returns the numbers of one evaluation that have the wanted keys."""
     return self.results.numbers.where(evaluation=evaluation, **wanted)
@@ -66,11 +61,6 @@ class Run:
     """Returns one of the details of an evaluation; None where there is none."""
     stored = self.results.stored.get(evaluation)
     return None if stored is None else stored.details.get(name)
-
-  def measured(self, number: Number) -> Any:
-    """Returns an identifier of how a number was measured: what it is, the evaluation's version."""
-    stored = self.results.stored.get(number.evaluation)
-    return results_lib.identity(number), None if stored is None else stored.version
 
   def has(self, evaluation: str) -> bool:
     """Returns whether an evaluation was measured."""
@@ -157,7 +147,7 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
       if key.rpartition(".")[2] != "seed" and key not in PLACES
     }
     alone = run.place if seed is None else None
-    data = run.about("data").get("fingerprint"), run.data  # of training and test images
+    data = run.about("data").get("fingerprint"), run.results.test_set  # of training and test images
     shared = str((sorted(label.items()), data, sorted(config.items()), alone))
     found[shared, often[shared, seed]].append(run)  # a group has each seed once
     often[shared, seed] += 1
@@ -170,7 +160,7 @@ def groups(runs: list[Run]) -> dict[str, list[Run]]:
 def images(run: Run, number: Number) -> ImagesOf:
   """Returns an identifier of the images of a number: data, count, positions."""
   indices = None if number.indices is None else number.indices.tobytes()
-  return run.data, number.count, indices
+  return run.results.test_set, number.count, indices
 
 
 def are_same(first: ImagesOf, second: ImagesOf) -> bool:

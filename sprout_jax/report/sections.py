@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from sprout_jax import results as results_lib
 from sprout_jax.report import blocks
 from sprout_jax.report import figures
-from sprout_jax.report import headline
 from sprout_jax.report import tables
 from sprout_jax.report import wording
 from sprout_jax.report.headline import Measure
@@ -108,8 +108,9 @@ def comparisons(runs: list[Run], measures: list[Measure]) -> blocks.Section:
 
 
 def _sentence(first: Run, second: Run, measure: Measure) -> str | None:
-  """Compares two runs in a sentence; None where they do not compare (`headline.compare`)."""
-  found = headline.compare(first, second, measure.numbers)
+  """Compares two runs in a sentence; None where they do not compare (`results.compare_runs`)."""
+  numbers = measure.numbers[first.place], measure.numbers[second.place]
+  found = results_lib.compare_runs(first.results, second.results, *numbers)
   if found is None:
     return None
   points, limits = 100 * found.difference, [100 * limit for limit in found.interval]
@@ -125,7 +126,7 @@ def _sentence(first: Run, second: Run, measure: Measure) -> str | None:
     said = f"No significant difference between {pair} ({points:.1f} points, {basis})."
   for run in (first, second):
     failed = dict.fromkeys(f.check for f in run.results.failed_checks(measure.numbers[run.place]))
-    said += f" The number of {run.key} failed a check: {', '.join(failed)}." if failed else ""
+    said += f" Failed checks of the number of {run.key}: {', '.join(failed)}." if failed else ""
   return said
 
 
@@ -144,8 +145,8 @@ def _examples(runs: list[Run]) -> blocks.Table:
   size = 0
   for run in runs:
     mine = run.detail("examples", "examples") or ()
-    found |= {(run, run.data, one["index"]): one for one in mine}
-    owners |= {(run.data, one["index"]): run for one in mine}
+    found |= {(run, run.results.test_set, one["index"]): one for one in mine}
+    owners |= {(run.results.test_set, one["index"]): run for one in mine}
     if run.has("examples"):
       attack, norm, epsilon = (run.detail("examples", key) for key in ("attack", "norm", "epsilon"))
       count = f"{sum(bool(one['broken']) for one in mine)} of {len(mine)}"

@@ -14,6 +14,7 @@ folder), `files` (files written atomically, with a digest).
 from sprout_jax.results.comparison import Comparison
 from sprout_jax.results.comparison import compare
 from sprout_jax.results.comparison import compare_means
+from sprout_jax.results.comparison import compare_runs
 from sprout_jax.results.comparison import identity
 from sprout_jax.results.comparison import paired
 from sprout_jax.results.numbers import KEYS
@@ -33,6 +34,7 @@ __all__ = [
   "Results",
   "compare",
   "compare_means",
+  "compare_runs",
   "frame",
   "identity",
   "paired",

@@ -1,14 +1,21 @@
 """Paired comparison of two models on the same images."""
 
 import dataclasses
+import functools
 import hashlib
 import math
+import statistics
 from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 
 from sprout_jax.results.numbers import Number
+
+if TYPE_CHECKING:
+  from sprout_jax.results.summary import Results
 
 LEVEL = 0.05  # significance level of the test; the interval covers 1 - LEVEL
 BLOCK = 2**24  # values of images that are converted at once
@@ -77,7 +84,7 @@ def identity(number: Number) -> Identity:
 def compare(first: Number, second: Number) -> Comparison | None:
   """Compares two numbers on the images for which both have outcomes, by `paired`.
 
-  Two models compare only if both numbers have the same `identity` and the same test set.
+  It does not know what the numbers are: `compare_runs` compares those of two runs.
 
   Returns:
     A `Comparison`; None where a number has no outcomes, or the two share no image.
@@ -112,22 +119,26 @@ def compare_means(first: Iterable[Number], second: Iterable[Number]) -> Comparis
   ours, theirs = ({identity(n): n for n in numbers} for numbers in (first, second))
   if not ours or ours.keys() != theirs.keys():
     return None
-  kept: np.ndarray | None = None
-  for number in (*ours.values(), *theirs.values()):
-    if number.outcomes is None or number.indices is None:
-      return None
-    kept = number.indices if kept is None else np.intersect1d(kept, number.indices)
-  if kept is None or len(kept) < 2:
+  pairs = [
+    [(n.indices, n.outcomes) for n in numbers.values() if n.indices is not None]
+    for numbers in (ours, theirs)
+  ]
+  if any(outcomes is None for some in pairs for _, outcomes in some):
+    return None
+  if not all(len(some) == len(ours) for some in pairs):
+    return None
+  kept = functools.reduce(np.intersect1d, (indices for some in pairs for indices, _ in some))
+  if len(kept) < 2:
     return None
 
-  def means(numbers: dict[Identity, Number]) -> np.ndarray:
+  def mean(some: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
     found = np.zeros(len(kept))
-    for number in numbers.values():
-      order = np.argsort(number.indices)
-      found += number.outcomes[order[np.searchsorted(number.indices[order], kept)]]
-    return found / len(numbers)
+    for indices, outcomes in some:
+      _, rows, _ = np.intersect1d(indices, kept, return_indices=True)
+      found += np.asarray(outcomes)[rows]
+    return found / len(some)
 
-  differences = means(ours) - means(theirs)
+  differences = mean(pairs[0]) - mean(pairs[1])
   difference = float(differences.mean())
   if not np.ptp(differences):  # the test needs a spread
     p_value = 0.0 if difference else 1.0
@@ -136,6 +147,31 @@ def compare_means(first: Iterable[Number], second: Iterable[Number]) -> Comparis
   low, high = test.confidence_interval(1 - LEVEL)
   limits = float(low), float(high)
   return Comparison(len(kept), difference, limits, float(test.pvalue), "paired t-test")
+
+
+def compare_runs(
+  first: "Results", second: "Results", number: Number, other: Number
+) -> Comparison | None:
+  """Compares a number of one run with that of another, if both were measured alike.
+
+  Means under corruptions are compared by `compare_means`, other numbers by `compare`.
+
+  Args:
+    first: the results of the first run.
+    second: those of the second run.
+    number: a number of the first run.
+    other: a number of the second run.
+
+  Returns:
+    A `Comparison`; None where the test sets, the attacks or other keys, or the versions of the
+    evaluation differ, or there are no outcomes of the same images.
+  """
+  if first.test_set != second.test_set or first.measured(number) != second.measured(other):
+    return None
+  if not number["corruptions"]:
+    return compare(number, other)
+  wanted = {"evaluation": number.evaluation, "metric": "accuracy", "origin": number["origin"]}
+  return compare_means(*(run.numbers.where(**wanted) for run in (first, second)))
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
@@ -208,3 +244,22 @@ def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
     first_only,
     second_only,
   )
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+  """Tests whether two groups of values have the same mean, by Welch's t-test.
+
+  Args:
+    first: the values of the first group, such as a model's accuracies over seeds.
+    second: those of the second group.
+
+  Returns:
+    The two-sided p-value; None where no test is possible: a group has fewer than two values, or
+    neither has any spread.
+  """
+  import scipy.stats  # slow to import
+
+  if min(len(first), len(second)) < 2 or not any(map(statistics.stdev, (first, second))):
+    return None
+  parts = [f(v) for v in (first, second) for f in (statistics.fmean, statistics.stdev, len)]
+  return float(scipy.stats.ttest_ind_from_stats(*parts, equal_var=False).pvalue)

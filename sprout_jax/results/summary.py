@@ -38,6 +38,8 @@ from sprout_jax.results import files
 from sprout_jax.results import numbers as numbers_lib
 from sprout_jax.results import workdir as workdir_lib
 from sprout_jax.results.checks import Finding
+from sprout_jax.results.comparison import Identity
+from sprout_jax.results.comparison import identity
 from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Stored
@@ -45,7 +47,6 @@ from sprout_jax.results.store import Stored
 FORMAT = 1
 NAME = "results.json"
 PUBLISHED = ("pgd", "auto_attack")  # evaluations whose numbers are also in "attacks"
-LONGEST = 2000  # characters of a reason in "failed"
 ABOUT = (
   "parameters_sha256",
   "config",
@@ -96,6 +97,17 @@ class Results:
       raise ValueError(f"the results of {self.workdir} have no clean accuracy")
     return found
 
+  @property
+  def test_set(self) -> str:
+    """The digest of the test set. Two results share images only if their digests are equal."""
+    digest = (self.about["data"] or {}).get("test_sha256")
+    return str(digest or f"unknown data of {self.workdir}")
+
+  def measured(self, number: Number) -> tuple[Identity, int | None]:
+    """Returns how a number was measured: its identity, and the version of its evaluation."""
+    stored = self.stored.get(number.evaluation)
+    return identity(number), None if stored is None else stored.version
+
   def failed_checks(self, number: Number) -> list[Finding]:
     """Returns the failed findings that concern a number."""
     return [f for f in self.findings if not f.passed and f.is_about(number)]
@@ -106,7 +118,7 @@ def collect(
   about: Mapping[str, Any],
   clean: Number,
   stored: Iterable[Stored],
-  failed: Mapping[str, str | Exception],
+  failed: Mapping[str, str],
 ) -> Results:
   """Collects the results of a model and derives the findings.
 
@@ -115,25 +127,13 @@ def collect(
     about: the entries `ABOUT` of results.json.
     clean: the clean accuracy.
     stored: the finished evaluations.
-    failed: {evaluation: the error, or why there are no current numbers}.
+    failed: {evaluation: why there are no current numbers}.
   """
   by_name = {one.name: one for one in stored}
   clean = dataclasses.replace(clean, evaluation="clean")
   numbers = Numbers([clean, *(n for one in by_name.values() for n in one.numbers)])
   found = tuple(checks.findings(checks.Evidence(numbers, by_name)))
-  reasons = {name: reason(why) for name, why in failed.items()}
-  return Results(str(workdir), dict(about), numbers, by_name, found, reasons)
-
-
-def reason(why: str | Exception) -> str:
-  """Returns why an evaluation has no numbers, in at most `LONGEST` characters.
-
-  A `UserError` is its message. Other errors have their type before it: some have no message.
-  """
-  text = str(why)
-  if isinstance(why, Exception) and not isinstance(why, UserError):
-    text = f"{type(why).__name__}: {text}" if text else type(why).__name__
-  return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+  return Results(str(workdir), dict(about), numbers, by_name, found, dict(failed))
 
 
 def write(results: Results) -> bool:

@@ -401,7 +401,7 @@ def test_a_number_that_failed_a_check_is_not_the_best(tmp_path):
   assert kinds == [["failed", ""], ["best", "best"]]
   (said,) = [text for text in page.said(PAIRED) if "robust to PGD" in text]
   assert said.startswith("A masked is 25.0 points more robust to PGD than B honest")
-  assert said.endswith("The number of A failed a check: gap.")
+  assert said.endswith("Failed checks of the number of A: gap.")
   latex = (folders[0] / "report" / "report.tex").read_text(encoding="utf-8")
   assert r"& 75.0 \%$^!$ &" in latex and r"& \textbf{50.0 \%} &" in latex
 

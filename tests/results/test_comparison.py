@@ -1,5 +1,6 @@
 """Paired comparison: against SciPy, hand counts, and coverage by simulation."""
 
+import dataclasses
 import itertools
 import math
 
@@ -12,6 +13,8 @@ from hypothesis import strategies
 
 from sprout_jax.results import comparison
 from sprout_jax.results import numbers
+from sprout_jax.results import summary
+from sprout_jax.results.store import Stored
 
 Z = scipy.stats.norm.ppf(0.975)
 
@@ -221,3 +224,41 @@ def test_the_same_test_images_have_one_digest(monkeypatch, block):
   assert comparison.test_set_digest(changed, labels) != digest
   assert comparison.test_set_digest(pixels, labels[::-1]) != digest
   assert comparison.test_set_digest(pixels.reshape(10, 2, 8, 1), labels) != digest
+
+
+def test_groups_are_compared_by_welchs_test():
+  """A constant group is no obstacle: only the other one's spread counts."""
+  near, far = [0.50, 0.52, 0.49], [0.40, 0.41, 0.405]
+  expected = scipy.stats.ttest_ind(near, far, equal_var=False).pvalue
+  assert comparison.welch(near, far) == pytest.approx(expected)
+  constant = comparison.welch([0.95] * 3, [0.90, 0.93, 0.91])  # a one-sample test, with n - 1
+  assert constant == pytest.approx(scipy.stats.ttest_1samp([0.90, 0.93, 0.91], 0.95).pvalue)
+  assert comparison.welch([0.5], near) is comparison.welch([0.5] * 3, [0.4] * 3) is None
+
+
+def run(test_sha256="e" * 64, version=1, measured=()):
+  """The results of a run, as far as comparisons need them."""
+  about = dict.fromkeys(summary.ABOUT) | {"data": {"test_sha256": test_sha256}}
+  known = numbers.Numbers(dataclasses.replace(n, evaluation="pgd") for n in measured)
+  stored = [Stored(known, name="pgd", version=version)]
+  right = numbers.accuracy(np.ones(9, bool), np.arange(9))
+  return summary.collect("folder", about, right, stored, {})
+
+
+def test_runs_compare_where_they_were_measured_alike():
+  def some(right, seed, **keys):
+    return [numbers.accuracy(np.arange(9) < right, np.arange(9), seed=seed, **keys)]
+
+  usual, other = run(measured=some(9, 0, steps=5)), run(measured=some(1, 1, steps=5))
+  of = lambda run: next(iter(run.stored["pgd"].numbers))
+  compare = lambda one, two: comparison.compare_runs(one, two, of(one), of(two))
+  assert compare(usual, other).first_only == 8
+  for odd in (
+    run(measured=some(1, 1, steps=6)),
+    run("f" * 64, measured=some(1, 1, steps=5)),
+    run(version=2, measured=some(1, 1, steps=5)),
+  ):
+    assert compare(usual, odd) is None
+  unknown = [run(None, measured=some(right, 0, steps=5)) for right in (9, 1)]
+  unknown[1] = dataclasses.replace(unknown[1], workdir="another folder")
+  assert compare(*unknown) is None  # nothing says that the images are the same

@@ -189,19 +189,3 @@ def test_a_single_attack_of_autoattack_has_its_own_name(tmp_path):
     summary.write(collect(tmp_path, one))
     names += [entry["name"] for entry in written(tmp_path)["attacks"]]
   assert names == ["apgd-ce", "autoattack-plus"]
-
-
-@pytest.mark.parametrize(
-  ("error", "said"),
-  [
-    (UserError("give sources"), "give sources"),
-    (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "RuntimeError: RESOURCE_EXHAUSTED: out of"),
-    (MemoryError(), "MemoryError"),
-    (ValueError("x" * 10**6), f"ValueError: {'x' * 1000}"),
-    ("only another version", "only another version"),
-  ],
-)
-def test_any_error_of_an_evaluation_has_a_place(tmp_path, error, said):
-  summary.write(collect(tmp_path, pgd(0.5), failed={"transfer": error}))
-  found = summary.read(tmp_path).failed["transfer"]
-  assert found.startswith(said) and len(found) <= 2000
