@@ -100,9 +100,8 @@ def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
   first = max(min(first, COLUMNS - sum(others) - 2 * len(others)), 8)
   lines = []
   for name, *texts in rows:
-    start, *more = textwrap.wrap(name, first) or [""]
-    lines += ["  ".join([start.ljust(first), *map(str.rjust, texts, others)])]
-    lines += [f"  {line}" for text in more for line in textwrap.wrap(text, first - 2)]
+    start, *more = textwrap.wrap(name, first, subsequent_indent="  ") or [""]
+    lines += ["  ".join([start.ljust(first), *map(str.rjust, texts, others)]), *more]
   return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 

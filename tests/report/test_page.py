@@ -756,7 +756,9 @@ def test_the_terminal_fits_and_marks_the_best(tmp_path):
   lines = text.splitlines()
   assert max(len(line) for line in lines[:5]) <= 80
   assert [line.split()[-9] for line in lines[2:5]] == ["50.0*", "47.5~", "47.0"]
-  assert "C" in lines[4] and lines[5].startswith("  ")  # a long name goes on below
+  # A long name goes on below, whole, in as few lines as possible.
+  name = [line[: lines[0].index("clean")].strip() for line in lines[4 : lines.index("", 4)]]
+  assert "".join(name) == "C a_method_of_a_long_name_that_goes_on" and len(name) == 4
   assert "* The best of its column. A number that failed a check cannot be the best." in lines
   assert "~ Not significantly different from the best (McNemar's exact test" in text
   assert "PGD: accuracy under PGD, Linf epsilon 0.1, 200 images" in lines
