@@ -5,6 +5,7 @@ sizes are in pixel units (images in [0, 1]), scalars or arrays [batch].
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 from typing import Protocol
@@ -17,7 +18,9 @@ from jax.typing import ArrayLike
 _PIXELS = (1, 2, 3)
 SPARSITY = 0.01  # share of the entries that a step in L1 changes, rounded up
 BISECTIONS = 60  # largest number of steps of the L1 projection; float precision ends it earlier
-MARGIN = 1e-6  # share of epsilon that L1 leaves free, since pixels are rounded after the projection
+# L1 leaves this much of epsilon free, since pixels are rounded after the projection: this share of
+# it, and 6 standard deviations of the sum of the roundings per square root of the number of pixels.
+MARGIN, ROUNDING = 1e-6, 1e-7
 
 # Number of the step, left end, right end, norm at the right end.
 _Bracket: TypeAlias = tuple[Any, jax.Array, jax.Array, jax.Array]
@@ -174,7 +177,10 @@ def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) ->
   which d has an L1 norm of at most epsilon. This norm is piecewise linear in t and falls. Bisection
   brackets t. Newton's step from the left end finds t as soon as both ends lie on one piece.
   """
-  change, epsilon = candidates - images, per_example(epsilon, images) * (1 - MARGIN)
+  change, epsilon = candidates - images, per_example(epsilon, images)
+  epsilon = epsilon - jnp.minimum(
+    epsilon * MARGIN + ROUNDING * math.sqrt(images[0].size), epsilon / 100
+  )
   size = jnp.abs(change)
   low, high = jnp.minimum(images, 0), jnp.maximum(images, 1)
   room = jnp.where(change > 0, high - images, images - low)
@@ -239,6 +245,32 @@ def project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike, norm: 
     An array like `candidates`.
   """
   return NORMS[norm].project(candidates, images, epsilon)
+
+
+def size_of_ones(norm: str, count: int) -> float:
+  """Norm of a vector of `count` entries +-1: 1 in Linf, sqrt(count) in L2, count in L1."""
+  return {"linf": 1.0, "l2": math.sqrt(count), "l1": float(count)}[norm]
+
+
+def ascent_step(gradient: jax.Array, step_size: ArrayLike, norm: str) -> jax.Array:
+  """A step of size `step_size` along `Norm.direction`, which fits into the box.
+
+  In L1 it changes at least so many entries that none changes by more than 1/2, half of the range of
+  a pixel: a larger change would mostly be lost at the faces of the box.
+
+  Args:
+    gradient: float array [batch, height, width, channels].
+    step_size: scalar or [batch], in pixel units.
+    norm: a key of `NORMS`.
+
+  Returns:
+    An array like `gradient`.
+  """
+  size = per_example(step_size, gradient)
+  if norm == "l1":
+    share = jnp.clip(2 * size / gradient[0].size, SPARSITY, 1)
+    return size * sparse_direction(gradient, share.ravel())
+  return size * NORMS[norm].direction(gradient)
 
 
 class DrawPerturbation(Protocol):

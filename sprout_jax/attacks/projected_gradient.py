@@ -363,8 +363,7 @@ class _Ascent:
     if self.momentum:
       size = jnp.sum(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True)
       gradient = velocity = self.momentum * velocity + gradient / jnp.maximum(size, 1e-30)
-    direction = norms.NORMS[self.norm].direction(gradient)
-    step = norms.per_example(self.step_size, self.images) * direction
+    step = norms.ascent_step(gradient, self.step_size, self.norm)
     return norms.project(points + step, self.images, self.epsilon, self.norm), velocity
 
 

@@ -1,6 +1,5 @@
 """The loss landscape: the loss around images, along the gradient's sign and a random direction."""
 
-import math
 from typing import Annotated
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax import losses
+from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.evaluation.options import Epsilon
 from sprout_jax.evaluation.options import Norm
@@ -96,8 +96,7 @@ def evaluate_landscape(
 ) -> Measurement:
   """Measures the mean loss around images, up to perturbations of size epsilon."""
   images = subject.select(num_examples)
-  # Both directions have entries of +-1: their L2 norm is the square root of the number of values.
-  size = math.sqrt(images.images[0].size) if norm == "l2" else 1
+  size = norms.size_of_ones(norm, images.images[0].size)  # both directions have entries of +-1
   grid = np.linspace(-epsilon / size, epsilon / size, num_points).astype(np.float32)
   mean = subject.memo("surface", lambda: surfaces(subject, images, grid, grid, seed).mean(0))
   keys: dict[str, Any] = dict(norm=norm, epsilon=epsilon, seed=seed)

@@ -5,13 +5,13 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
 from sprout_jax import attacks
+from sprout_jax.attacks import norms
 from sprout_jax.evaluation import gradients
 from sprout_jax.evaluation.noise import DRAWS
 from sprout_jax.evaluation.noise import random_noise
@@ -96,7 +96,7 @@ def probes(pgd: Pgd, epsilon: float, num_classes: int, num_values: int) -> list[
   threat: dict[str, Any] = {"norm": pgd.norm, "epsilon": epsilon}
   more_steps = dataclasses.replace(pgd, steps=2 * pgd.steps)
   more_restarts = dataclasses.replace(pgd, restarts=10 if pgd.restarts < 10 else 2 * pgd.restarts)
-  large = LARGE_RADIUS * (math.sqrt(num_values) if pgd.norm == "l2" else 1)
+  large = LARGE_RADIUS * norms.size_of_ones(pgd.norm, num_values)
   to_grey = dataclasses.replace(pgd, steps=LARGE_STEPS, step_size=large / 4, restarts=1)
   # With the cross-entropy alone, APGD misses images that PGD breaks by chance.
   second = "dlr" if num_classes > 2 else "margin"
