@@ -181,6 +181,7 @@ def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) ->
   epsilon = epsilon - jnp.minimum(
     epsilon * MARGIN + ROUNDING * math.sqrt(images[0].size), epsilon / 100
   )
+  aim = epsilon * (1 - 2 * MARGIN)
   size = jnp.abs(change)
   low, high = jnp.minimum(images, 0), jnp.maximum(images, 1)
   room = jnp.where(change > 0, high - images, images - low)
@@ -194,7 +195,8 @@ def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) ->
   def narrow(carry: _Bracket) -> _Bracket:
     number, left, right, reached = carry
     falling = jnp.sum((size > left) & (size - left < room), axis=_PIXELS, keepdims=True)
-    newton = left + (total(left) - epsilon) / jnp.maximum(falling, 1).astype(size.dtype)
+    # It aims a little below epsilon: what rounds to more than epsilon would not end the search.
+    newton = left + (total(left) - aim) / jnp.maximum(falling, 1).astype(size.dtype)
     for point in (newton, (left + right) / 2):
       inside, norm = (point > left) & (point < right), total(point)
       fits = inside & (norm <= epsilon)
@@ -205,7 +207,7 @@ def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) ->
   def goes_on(carry: _Bracket) -> jax.Array:
     number, left, right, reached = carry
     middle = (left + right) / 2
-    is_open = (middle > left) & (middle < right) & (reached < epsilon * (1 - MARGIN))
+    is_open = (middle > left) & (middle < right) & (reached < 2 * aim - epsilon)
     return (number < BISECTIONS) & jnp.any(is_open)
 
   zero = jnp.zeros_like(size[:, :1, :1, :1])
