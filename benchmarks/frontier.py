@@ -17,11 +17,6 @@ Every run is a workdir of launch.py, DIR/NAME_SEED. The same command continues a
 stopped or killed. When a run is complete, its weights are in DIR/weights/NAME_SEED.npz, and what is
 known of it in benchmarks/results/frontier/NAME_SEED.json. `--stage` trains no run that has such a
 file. Nothing is evaluated here but the accuracy on the clean test images.
-
-Not in the plan: Fast with regularised noise, N-FGSM (de Jorge et al., "Make Some Noise: Reliable
-and Efficient Single-Step Adversarial Training", NeurIPS 2022). Method `fast` cannot be it yet. It
-lacks two options: a start of twice the radius, and a step that is not projected on the ball. The
-step size of one radius is an option that it has.
 """
 
 import argparse
@@ -122,7 +117,7 @@ ROWS = {
   "sprout": Row(1, "sprout", start="natural"),
   "gradient_norm": Row(1, "natural", "gradient_norm"),
   "sprout_gradient_norm": Row(1, "sprout", "gradient_norm"),
-  "fast": Row(1, "fast"),
+  "n_fgsm": Row(1, "n_fgsm"),
   "pgd": Row(1, "pgd", options=SEVEN),
   # 2. The rest of the family.
   "gaussian": Row(2, "gaussian", cost="sprout"),
@@ -255,7 +250,6 @@ def plan(costs, sources):
   lines += [f"Cost of {name}: {source}." for name, source in sources.items()]
   if unknown:
     lines.append(f"Not measured, not in the sum: {', '.join(dict.fromkeys(unknown))}.")
-  lines.append("Not in the plan: N-FGSM, which method `fast` cannot be yet (see this file's top).")
   return "\n".join(lines)
 
 

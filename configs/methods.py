@@ -98,6 +98,8 @@ METHOD_OPTIONS: dict[str, Build] = {
     batch_norm="train",
   ),
   "fast": _options(epsilon=EPSILON, step_size=10 / 255, batch_norm="train"),  # Wong et al. 2020
+  # de Jorge et al. 2022: a start of twice the radius, a step of one radius.
+  "n_fgsm": _options(epsilon=EPSILON, step_size=EPSILON, noise=2.0, batch_norm="train"),
   "free": _options(epsilon=EPSILON, replays=8),  # Shafahi et al. 2019
   # Zhang et al. 2019: 1 / lambda = 6. From the authors' code: 0.031, 0.007, evaluation mode.
   "trades": _options(

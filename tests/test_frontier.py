@@ -119,12 +119,12 @@ def test_hours():
 
 def test_the_plan_says_what_is_not_measured():
   text = frontier.plan(
-    {name: 1.0 for name in frontier.ROWS if name != "fast"}, {"pgd": "from its parts"}
+    {name: 1.0 for name in frontier.ROWS if name != "n_fgsm"}, {"pgd": "from its parts"}
   )
-  runs = len(frontier.ROWS) + 2 * 6 - 3  # two more seeds of six rows; not the three of "fast"
+  runs = len(frontier.ROWS) + 2 * 6 - 3  # two more seeds of six rows; not the three of "n_fgsm"
   last = text.split("\n\n")[0].splitlines()[-1]
   assert last.split()[-2:] == ["0.33", f"{runs * 0.325:.1f}"]
-  assert "Not measured, not in the sum: fast.\n" in text
+  assert "Not measured, not in the sum: n_fgsm.\n" in text
   assert "Cost of pgd: from its parts.\n" in text
 
 
@@ -148,10 +148,10 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
   monkeypatch.setattr(frontier, "RESULTS", tmp_path)
   monkeypatch.setattr(frontier, "commit", lambda: "abc")
   monkeypatch.setattr(frontier, "record", lambda name, seed, workdir: recorded.append(name))
-  chosen = [("natural", 0), ("sprout", 0), ("fast", 0), ("pgd", 0), ("mixup", 0)]
+  chosen = [("natural", 0), ("sprout", 0), ("n_fgsm", 0), ("pgd", 0), ("mixup", 0)]
   with frontier.locked(tmp_path / "runs") as lock:
     failed = frontier.train_all(chosen, tmp_path / "runs", tmp_path / "data", lock)
-  assert recorded == ["fast"]  # "pgd" was stopped in the middle: nothing is started after it
+  assert recorded == ["n_fgsm"]  # "pgd" was stopped in the middle: nothing is started after it
   assert "natural_0: launch.py ended with exit status 3" in failed[0]
   assert "first: --row natural --seed 0" in failed[1]
   (call,) = (tmp_path / "runs" / "fast_0" / "calls.jsonl").read_text().splitlines()

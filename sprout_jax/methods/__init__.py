@@ -32,6 +32,7 @@ METHODS: dict[str, Callable[..., Method]] = {
   "sprout": sprout.sprout,
   "pgd": adversarial.pgd,
   "fast": adversarial.fast,
+  "n_fgsm": adversarial.n_fgsm,
   "free": adversarial.free,
   "trades": adversarial.trades,
   "bilateral": adversarial.bilateral,

@@ -11,6 +11,8 @@ import optax
 
 from sprout_jax import attacks
 from sprout_jax import losses
+from sprout_jax.attacks import norms
+from sprout_jax.attacks.attack import example_keys
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
 from sprout_jax.methods.method import BATCH_NORM
@@ -86,6 +88,40 @@ def fast(*, epsilon: float, step_size: float, batch_norm: str) -> Method:
     norm="linf",
     start="uniform",
     batch_norm=batch_norm,
+  )
+
+
+def n_fgsm(*, epsilon: float, step_size: float, noise: float, batch_norm: str) -> Method:
+  """N-FGSM: one sign step from a wide uniform start, without projection on the ball, in Linf.
+
+  x_0 = clip(x + u), u ~ U(-noise * epsilon, noise * epsilon), and x~ = clip(x_0 + step_size
+  sign(grad_{x_0})), where clip is to the box [0, 1]. The perturbation can be as large as noise *
+  epsilon + step_size. It avoids the catastrophic overfitting of `fast`. (de Jorge et al., "Make
+  Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022.)
+
+  Args:
+    epsilon: radius of the ball that the model is to resist.
+    step_size: size of the step; the paper has epsilon.
+    noise: range of the start over epsilon; the paper has 2.
+    batch_norm: batch norm in the attack's pass, a key of `BATCH_NORM`.
+  """
+  _check_attack(epsilon, step_size, 1, batch_norm)
+  check_range("config.method.noise", noise, 0, 10)
+
+  def probe(
+    key: jax.Array, indices: jax.Array, network: Network, x: jax.Array, y: jax.Array
+  ) -> jax.Array:
+    predict = network.predict(batch_norm)
+    keys = example_keys(key, indices)
+    start = norms.NORMS["linf"].start(keys, x, noise * epsilon)
+    start = jnp.clip(x + start, 0, 1)
+    gradient = jax.grad(lambda x: jnp.sum(losses.soft_cross_entropy(predict(x), y)))(start)
+    return jnp.clip(start + step_size * jnp.sign(gradient), 0, 1)
+
+  return Method(
+    natural().vicinity,
+    probe,
+    lambda network, x, y, adversarial: cross_entropy(network, adversarial, y),
   )
 
 

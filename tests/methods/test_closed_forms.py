@@ -113,6 +113,15 @@ def fast(ref):
   return lambda kernel: ref.cross_entropy(x, ref.y, kernel)
 
 
+def n_fgsm(ref):
+  keys = jax.vmap(lambda i: jax.random.fold_in(ref.key_attack, i))(jnp.arange(16))
+  noise = attacks.NORMS["linf"].start(keys, jnp.asarray(ref.images), 0.2)
+  start = np.clip(ref.x + np.asarray(noise).reshape(16, 64), 0, 1)
+  x = np.clip(start + 0.1 * np.sign(ref.input_gradient(start, ref.y)), 0, 1)
+  assert np.abs(x - ref.x).max() > 0.2  # it is not projected on the ball
+  return lambda kernel: ref.cross_entropy(x, ref.y, kernel)
+
+
 def trades(ref):
   clean = ref.logits(ref.x)
 
@@ -204,6 +213,7 @@ ROWS = {
     },
   ),
   fast: ("fast", "none", {"method.epsilon": 0.1, "method.step_size": 0.125}),
+  n_fgsm: ("n_fgsm", "none", {"method.epsilon": 0.1, "method.step_size": 0.1}),
   trades: (
     "trades",
     "none",
@@ -353,7 +363,7 @@ def test_batch_norm_in_attacks(mode):
   network = methods.Network(apply)
   images, labels = minibatch()
   labels = jax.nn.one_hot(labels, 10)
-  for name in ("pgd", "fast", "trades", "bilateral", "stable"):
+  for name in ("pgd", "fast", "n_fgsm", "trades", "bilateral", "stable"):
     settings = options.METHOD_OPTIONS[name]("paper").to_dict() | {"batch_norm": mode}
     del seen[:]
     methods.create(name, settings).probe(jax.random.key(0), jnp.arange(16), network, images, labels)
