@@ -124,7 +124,7 @@ def test_the_plan_says_what_is_not_measured():
   runs = len(frontier.ROWS) + 2 * 6 - 3  # two more seeds of six rows; not the three of "n_fgsm"
   last = text.split("\n\n")[0].splitlines()[-1]
   assert last.split()[-2:] == ["0.33", f"{runs * 0.325:.1f}"]
-  assert "Not measured, not in the sum: n_fgsm.\n" in text
+  assert text.endswith("Not measured, not in the sum: n_fgsm.")
   assert "Cost of pgd: from its parts.\n" in text
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
   assert recorded == ["n_fgsm"]  # "pgd" was stopped in the middle: nothing is started after it
   assert "natural_0: launch.py ended with exit status 3" in failed[0]
   assert "first: --row natural --seed 0" in failed[1]
-  (call,) = (tmp_path / "runs" / "fast_0" / "calls.jsonl").read_text().splitlines()
+  (call,) = (tmp_path / "runs" / "n_fgsm_0" / "calls.jsonl").read_text().splitlines()
   assert json.loads(call)["commit"] == "abc"
 
 
