@@ -1,4 +1,4 @@
-"""Writes the parts of the pages that follow from the code, as Markdown.
+"""Writes the generated parts of the pages, as Markdown, from the code.
 
 `conf.py` calls `write` before each build. A page includes a part with
 
@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def cell(text: Any) -> str:
-  """A text as the content of one cell of a Markdown table."""
+  """Formats a text for one cell of a Markdown table."""
   return " ".join(str(text).split()).replace("|", r"\|")
 
 
@@ -77,7 +77,7 @@ def arguments_help(function: Callable) -> dict[str, str]:
 def comments(source: str, root: str) -> dict[str, str]:
   """{key: its comment} of the assignments `root.KEY = ...` in a source.
 
-  The comment of a key is what stands beside its value, and above it on lines of their own.
+  The comment of a key is beside its value, or above it on separate lines.
   """
   lines = source.splitlines()
   written = {
@@ -160,7 +160,7 @@ def shared_options() -> str:
     (f"`{name}`", code(value), options_lib.describe(annotation), ", ".join(readers(name)))
     for name, (annotation, value) in options_lib.SHARED.items()
   ]
-  return table(("option", "default", "meaning", "read by"), rows)
+  return table(("option", "default", "meaning", "used by"), rows)
 
 
 def readers(option: str) -> list[str]:
@@ -181,7 +181,7 @@ def evaluation_options() -> str:
     shared = [f"`{option}`" for option in declared if option not in own]
     parts.append(f"### `{name}`: {row.title}\n\n{sentence(row.function)}\n")
     if shared:
-      parts.append(f"Shared options that it reads: {', '.join(shared)}.\n")
+      parts.append(f"It uses these shared options:  {', '.join(shared)}.\n")
     rows = [
       (f"`{name}.{option}`", code(value), options_lib.describe(declared[option][0]))
       for option, value in own.items()
@@ -193,27 +193,29 @@ def evaluation_options() -> str:
 
 # When a check fails, with the constants of `results.checks`.
 FAILS = {
-  "gradients": "an input gradient is zero or not finite, for any loss, at the images, at PGD's "
-  "start or halfway",
-  "square": "Square breaks more than {BLACK_BOX_POINTS:g} points of what the attacks with "
-  "gradients left",
-  "black_box": "random noise or a transferred attack breaks more than {BLACK_BOX_POINTS:g} points "
-  "of what they left",
-  "order": "FGSM breaks an image that PGD left, or PGD one that APGD left",
-  "monotone": "accuracy rises with epsilon",
-  "large_radius": "more than {LARGE_RADIUS_POINTS:g} point of accuracy is left at a radius that "
-  "hides any image",
-  "effort": "more steps or more restarts move the accuracy by more than {EFFORT_POINTS:g} point",
-  "converged": "the running best loss still moves by more than {moving:g} % of its range in "
-  "the last tenth of the steps",
-  "gap": "PGD is more than {GAP_POINTS:g} points above AutoAttack",
-  "binarization": "PGD finds fewer than {planted:g} % of the adversarial examples that "
-  "were planted",
+  "gradients": "an input gradient is zero or not finite, for any loss, at the images, at the "
+  "start of PGD, or halfway",
+  "square": "Square lowers the accuracy by more than {BLACK_BOX_POINTS:g} points after the "
+  "attacks with gradients",
+  "black_box": "random noise or a transferred attack breaks more than {BLACK_BOX_POINTS:g} % of "
+  "the images, and the attacks with gradients left these images robust",
+  "order": "FGSM breaks an image that PGD leaves robust, or PGD breaks an image that APGD "
+  "leaves robust",
+  "monotone": "the accuracy rises with epsilon",
+  "large_radius": "the accuracy is above {LARGE_RADIUS_POINTS:g} % at a radius at which every "
+  "image can be made grey",
+  "effort": "more steps, more restarts or another loss change the accuracy by more than "
+  "{EFFORT_POINTS:g} point",
+  "converged": "the running best loss changes by more than {moving:g} % of its range in the "
+  "last tenth of the steps",
+  "gap": "the accuracy under PGD is more than {GAP_POINTS:g} points above that under AutoAttack, "
+  "or PGD breaks an image that AutoAttack leaves robust",
+  "binarization": "PGD finds fewer than {planted:g} % of the planted adversarial examples",
 }
 
 
 def checks_table() -> str:
-  """Every check: what it asks, when it fails, the unit of its value."""
+  """Every check: its question, the condition for a failure, and the unit of its value."""
   values = vars(checks) | {
     "moving": 100 * checks.MOVING_SHARE,
     "planted": 100 * checks.BINARIZATION_SHARE,
@@ -232,18 +234,18 @@ def record_columns() -> str:
   return table(("column", "type", "meaning"), rows)
 
 
-# Of options whose function does not describe them one by one.
+# Meanings of options that the docstrings of the functions do not describe.
 COMMON = {
   "alpha": "weight of the uniform distribution in the label, 0 to 1",
-  "batch_norm": "batch norm in the passes of the attack: `train` takes the statistics of the "
-  "images in the pass, `eval` the running ones",
+  "batch_norm": "batch norm in the passes of the attack: `train` uses the statistics of the "
+  "images in the pass, `eval` the running statistics",
   "epsilon": "perturbation budget in Linf, in pixel units",
   "mixup_alpha": "parameter of mixup's Beta distribution; 0 = no mixup",
   "noise_stddev": "standard deviation of the Gaussian noise, in pixel units",
-  "replays": "steps on each minibatch",
-  "step_size": "size of the step, in pixel units",
-  "beta.momentum": "of beta's optimizer",
-  "beta.weight_decay": "of beta, added to its gradient",
+  "replays": "training steps on each minibatch",
+  "step_size": "size of an attack step, in pixel units",
+  "beta.momentum": "momentum of the optimizer of beta",
+  "beta.weight_decay": "weight decay of beta, added to its gradient",
 }
 
 
@@ -296,7 +298,7 @@ def config_files() -> str:
 
 
 def to_markdown(docstring: str) -> str:
-  """A docstring as Markdown: commands, which stand on lines of their own, become a block."""
+  """Converts a docstring to Markdown. Commands on their own lines become a block."""
   parts = []
   for paragraph in docstring.split("\n\n"):
     text = textwrap.dedent(paragraph).strip()
@@ -308,7 +310,7 @@ def to_markdown(docstring: str) -> str:
 
 
 def models_table() -> str:
-  """Every model, with the sizes that it takes."""
+  """Every model, with the image sizes that it takes."""
   rows = []
   for name, factory in {**models.MODELS, "wrn_DEPTH_WIDTH": models.WideResNet}.items():
     model = factory(10)
@@ -327,7 +329,7 @@ def attack_versions() -> str:
 
 
 def attack_functions() -> str:
-  """The attacks that are functions."""
+  """The attacks, as functions."""
   rows = []
   for name in attacks.__all__:
     found = getattr(attacks, name)
@@ -337,7 +339,7 @@ def attack_functions() -> str:
 
 
 def changelog() -> str:
-  """CHANGELOG.md without its heading; before there is one, the version."""
+  """CHANGELOG.md without its heading. Without this file, the version of the package."""
   path = ROOT / "CHANGELOG.md"
   if not path.exists():
     import sprout_jax
@@ -370,7 +372,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes all parts, NAME.md each."""
+  """Writes each part to NAME.md in a folder."""
   folder.mkdir(exist_ok=True)
   for name, make in PARTS.items():
     (folder / f"{name}.md").write_text(make())
