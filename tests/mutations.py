@@ -204,8 +204,8 @@ FAULTS = (
   Fault("results/store.py", "if piece not in self._pieces:", "if True:", "results/test_store.py"),
   Fault(
     "results/checks.py",
-    'passed = points <= BLACK_BOX_POINTS + ROUNDING\n    text = (\n      f"{_threat(last)}',
-    'passed = True\n    text = (\n      f"{_threat(last)}',
+    "points = 100 * (before - after)\n    passed = points <=",
+    "points = 100 * (before - after)\n    passed = points >=",
     "results/test_checks.py",
   ),
   Fault(
