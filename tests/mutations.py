@@ -303,15 +303,15 @@ FAULTS = (
   Fault("data/array_cache.py", 'if digests != entry["digests"]:', "if False:", "data"),
   Fault(
     "report/headline.py",
-    "compared is not None and not compared.differs",
-    "compared is not None and compared.differs",
+    "elif not compared.differs:",
+    "elif compared.differs:",
     "report",
   ),
   Fault("report/headline.py", "statistics.stdev(one)", "statistics.pstdev(one)", "report"),
   Fault(
     "report/headline.py",
-    "key=lambda number: number.defined)",
-    "key=lambda number: -number.defined)",
+    "best = max(sound, key=statistics.fmean, default=[])",
+    "best = min(sound, key=statistics.fmean, default=[])",
     "report",
   ),
 )
