@@ -1,9 +1,9 @@
-"""Attack steps (forward pass and gradient for the input, batch norm in evaluation), beside
-PyTorch's.
+"""Times attack steps, beside PyTorch's.
 
     python benchmarks/attack_step.py --models vgg16 --batch_sizes 64 --output FILE.json
 
-See `beside_torch` for how it is timed.
+An attack step is a forward pass and the gradient for the input, with batch norm in evaluation mode.
+`beside_torch` describes the timing.
 """
 
 import beside_torch

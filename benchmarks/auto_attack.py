@@ -1,15 +1,16 @@
-"""AutoAttack on the reference's networks: parity with its outcomes, and speed.
+"""Compares AutoAttack with the reference implementation, and measures its speed.
 
     python benchmarks/auto_attack.py parity --golden DIR --output FILE.json
     python benchmarks/auto_attack.py speed --golden DIR/natural_1.npz --output FILE.json
 
-DIR has one .npz per network: images, labels, epsilon, the weights of a small CNN in PyTorch's
-layout, and per image whether it was robust after each attack of the reference implementation.
+DIR has one .npz for each network: images, labels, epsilon, the weights of a small CNN in PyTorch's
+layout, and for each image whether it was robust after each attack of the reference implementation.
 
-`parity` runs "standard", and each attack alone, on every network; what is done is not repeated.
-`speed` times "standard" as it is against the naive way: every attack, all its steps and targets, on
-one batch of all images that are classified correctly, nothing dropped. The naive programs are
-compiled before, those of the batch sizes of "standard" nearly all.
+`parity` runs "standard" and each single attack on every network. It does not repeat rows that the
+file has. `speed` compares the time of "standard" with that of the naive way: every attack, with all
+steps and targets, runs on one batch of all images that are classified correctly, and no image is
+dropped. The naive programs are compiled before the timing. So are nearly all batch sizes of
+"standard".
 """
 
 import argparse
@@ -196,8 +197,10 @@ def main():
   parser.add_argument("--output", required=True)
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--norm", choices=attacks.NORMS, default="linf", help="of parity")
-  parser.add_argument("--pairs", type=int, default=1, help="of timings")
+  parser.add_argument(
+    "--norm", choices=attacks.NORMS, default="linf", help="norm of the attack, for parity"
+  )
+  parser.add_argument("--pairs", type=int, default=1, help="number of pairs of timings")
   parser.add_argument("--versions", default=",".join(("standard", *ALONE)))
   args = parser.parse_args()
   (parity if args.what == "parity" else speed)(args)

@@ -1,11 +1,12 @@
-"""Steps of two versions of the code, in turn: what a change of the code gained.
+"""Times the steps of two versions of the code in turn, to show the gain of a change.
 
-    git worktree add DIR COMMIT python benchmarks/before_after.py --before DIR --models vgg16
-    --batch_sizes 64 --output FILE.json
+    git worktree add DIR COMMIT
+    python benchmarks/before_after.py --before DIR --models vgg16 --output FILE.json
 
-Each version has a process of its own, which compiles this folder's `steps` with that version's
-package and configs; the two take turns, told through pipes. A ratio is the time of the version
-before over ours, within a round. Rows that the output file has already are not measured again.
+Each version runs in its own process. The process compiles this folder's `steps` with the package
+and the configs of that version. The two processes take turns, controlled through pipes. A ratio is
+the time of the earlier version over ours, within a round. Rows that the output file has are not
+measured again.
 """
 
 import argparse
@@ -93,7 +94,9 @@ def main():
     return serve(*sys.argv[2:])
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--before", required=True, help="folder of the earlier version")
-  parser.add_argument("--kinds", default=",".join(KINDS), help="of training, attacking")
+  parser.add_argument(
+    "--kinds", default=",".join(KINDS), help="kinds of steps: training, attacking"
+  )
   parser.add_argument("--models", default="vgg16,preact_resnet18,wrn_16_4,small_cnn")
   parser.add_argument("--batch_sizes", default="64")
   parser.add_argument("--num_steps", type=int, default=8, help="steps per timing")

@@ -1,8 +1,8 @@
-"""A table of our steps beside the same steps in PyTorch, timed in turn.
+"""Times our steps and the same steps in PyTorch in turn, and prints a table.
 
-Each round times ours, PyTorch in channels-last and PyTorch in its default layout, one after
-another; a ratio is PyTorch's time over ours within a round. Without PyTorch, its columns are left
-out. Rows that the output file has already are not measured again.
+Each round times our step, PyTorch in channels-last layout, and PyTorch in its default layout. A
+ratio is PyTorch's time over ours, within a round. Without PyTorch, its columns are left out. Rows
+that the output file has are not measured again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(description, kind):
     parser.add_argument(
       "--methods",
       default="natural",
-      help=f"of {', '.join(LOSSES)}; sprout is compared with natural steps of PyTorch",
+      help=f"methods, of {', '.join(LOSSES)}; sprout is compared with natural steps of PyTorch",
     )
   parser.add_argument(
     "--dtype", default="float32", help="bfloat16: PyTorch runs in mixed precision"
@@ -38,8 +38,8 @@ def main(description, kind):
   parser.add_argument(
     "--peak_tflops",
     type=float,
-    help="of the device in that type: prints the share "
-    "of it that the model's own operations reach (natural steps and attacks)",
+    help="peak of the device in that type; prints the share of it that the model's operations "
+    "reach (natural steps and attacks)",
   )
   parser.add_argument("--num_steps", type=int, default=4, help="steps per timing")
   parser.add_argument("--rounds", type=int, default=5)

@@ -1,14 +1,14 @@
 """Trains and attacks every method under one protocol, and prints a table.
 
-    python benchmarks/compare_methods.py digits --workdir runs/methods        # 3 seeds python
-    benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout python
-    benchmarks/compare_methods.py digits --workdir runs/methods --table_only --costs FILE.json
+    python benchmarks/compare_methods.py digits --workdir runs/methods  # 3 seeds
+    python benchmarks/compare_methods.py cifar10 --workdir runs/methods --rows natural,sprout
+    python benchmarks/compare_methods.py digits --workdir runs/methods --table_only --costs FILE
 
-Each run is a workdir of launch.py, which does not repeat what is complete, continues what was
-stopped, and refuses a workdir that was trained otherwise. `--results DIR` copies their results.json
-there, and reads them from there for the table. `--costs` adds a column: the time of a step in
-natural steps, from a file of method_cost.py, which times pairs (training times of runs that shared
-a machine say little).
+Each run is a workdir of launch.py. A complete run is not repeated, and a stopped run continues. A
+workdir with another config is an error. `--results DIR` copies each results.json to DIR, and the
+table reads them from there. `--costs` adds a column with the time of a step, in natural steps. It
+reads the file of method_cost.py, which times the steps in pairs. (The training times themselves are
+not comparable if the runs shared a machine.)
 """
 
 import argparse
@@ -165,7 +165,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("protocol", choices=PROTOCOLS)
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the workdirs")
-  parser.add_argument("--rows", help="comma-separated; default: all of the protocol")
+  parser.add_argument("--rows", help="comma-separated; default: all rows of the protocol")
   parser.add_argument("--results", type=pathlib.Path, help="folder for copies of results.json")
   parser.add_argument("--costs", type=pathlib.Path, help="JSON file of method_cost.py")
   parser.add_argument("--table_only", action="store_true", help="train nothing")

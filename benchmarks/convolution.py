@@ -1,10 +1,11 @@
-"""Forms of convolution on a CPU, per layer: forward and both gradients, inside a compiled loop.
+"""Times forms of convolution on a CPU, for each layer, in a compiled loop.
 
     python benchmarks/convolution.py --batch_size 64 --output FILE.json
 
-What the choices in sprout_jax/models/convolution.py rest on: GFLOP/s of XLA's convolution, of one
-matmul over whole windows, of patches of one row for the whole batch, and what the models do. (XLA's
-own gradients may take minutes: --forms leaves forms out.)
+The choices in sprout_jax/models/convolution.py are based on these numbers. The table has the
+GFLOP/s of the forward pass and of both gradients, for XLA's convolution, for one matmul over whole
+windows, for patches of one row for the whole batch, and for the form that the models use. XLA's own
+gradients may take minutes: `--forms` selects the forms.
 """
 
 import argparse

@@ -1,22 +1,22 @@
-"""The rows of the CIFAR-10 results: what is trained, in which order, what it costs, how far it is.
+"""Plans, trains and lists the runs of the CIFAR-10 results.
 
     python benchmarks/frontier.py plan                                 # the rows, with their hours
-    python benchmarks/frontier.py measure                              # what a step of each costs
+    python benchmarks/frontier.py measure                              # the cost of a step per row
     python benchmarks/frontier.py train --stage 1 --workdir DIR --data DIR
     python benchmarks/frontier.py train --row sprout --seed 1 --workdir DIR --data DIR
     python benchmarks/frontier.py status --workdir DIR
 
-One protocol for all rows: Wide ResNet 16-1 with GELU, all 50,000 training images, random crops and
-flips, 20 epochs in batches of 128, SGD with momentum 0.9, weight decay 5e-4 and a rate that rises
-to 0.1 in one epoch and falls to 0 along a cosine. These are usual values; they were not tuned. The
-last checkpoint counts: nothing is selected. All rows have GELU, because the gradient-norm penalty
-wants a smooth activation and rows are compared on one network. Rows of stage 2 repeat the main ones
-with ReLU.
+All rows have the same protocol: Wide ResNet 16-1 with GELU, all 50,000 training images, random
+crops and flips, 20 epochs in batches of 128, SGD with momentum 0.9, weight decay 5e-4 and a rate
+that rises to 0.1 in one epoch and falls to 0 along a cosine. These are common values, and they were
+not tuned. The last checkpoint is evaluated, and nothing is selected. The gradient-norm penalty
+needs a smooth activation, so all rows have GELU, and all rows have the same network. Rows of stage
+2 repeat the main rows with ReLU.
 
 Every run is a workdir of launch.py, DIR/NAME_SEED. The same command continues a run that was
-stopped or killed. When a run is complete, its weights are in DIR/weights/NAME_SEED.npz, and what is
-known of it in benchmarks/results/frontier/NAME_SEED.json. `--stage` trains no run that has such a
-file. Nothing is evaluated here but the accuracy on the clean test images.
+stopped or killed. A complete run has its weights in DIR/weights/NAME_SEED.npz and its record in
+benchmarks/results/frontier/NAME_SEED.json. `--stage` skips runs that have a record. This program
+measures only the clean accuracy on the test images.
 """
 
 import argparse
@@ -560,11 +560,15 @@ def main():
   what = training.add_mutually_exclusive_group(required=True)
   what.add_argument("--row", choices=ROWS)
   what.add_argument("--stage", type=int, choices=STAGES)
-  training.add_argument("--seed", type=int, default=0, help="of --row")
-  training.add_argument("--data", type=pathlib.Path, required=True, help="of the TFDS data sets")
+  training.add_argument("--seed", type=int, default=0, help="seed of --row")
+  training.add_argument(
+    "--data", type=pathlib.Path, required=True, help="folder of the TFDS data sets"
+  )
   showing = commands.add_parser("status", help="print how far each run is")
   for command in (training, showing):
-    command.add_argument("--workdir", type=pathlib.Path, required=True, help="of the workdirs")
+    command.add_argument(
+      "--workdir", type=pathlib.Path, required=True, help="folder of the workdirs"
+    )
   args = parser.parse_args()
   if args.command == "plan":
     print(plan(*read_costs()))

@@ -1,12 +1,12 @@
-"""Trains some methods, runs the whole evaluation on each, and writes the report about them.
+"""Trains some methods, runs all evaluations of each, and writes the report about them.
 
-    python benchmarks/full_evaluation.py digits --workdir runs/evidence --results
-    benchmarks/results/evidence python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence
-    --results benchmarks/results/evidence
+    R=benchmarks/results/evidence
+    python benchmarks/full_evaluation.py digits --workdir runs/evidence --results $R
+    python benchmarks/full_evaluation.py cifar10 --workdir runs/evidence --results $R
 
-Each run is a workdir of launch.py: what is trained or evaluated is not repeated, and what was
-stopped continues. `--results DIR` gets each run's results.json and, in PROTOCOL_seconds.json, what
-this call took. At the end, the table of docs/results.md.
+Each run is a workdir of launch.py. Complete parts are not repeated, and stopped parts continue.
+`--results DIR` copies the results.json of each run to DIR, and writes the time of this call to
+PROTOCOL_seconds.json. At the end, the program prints the table of docs/results.md.
 """
 
 import argparse
@@ -64,8 +64,7 @@ def launch(*flags):
 def table(results):
   """Markdown: one row per run; accuracies in percent, at the epsilon of the run's config."""
   lines = [
-    "| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | checks that "
-    "failed |",
+    "| run | clean | PGD | AutoAttack | noise | corruptions | certified | ECE | failed checks |",
     "|---" * 9 + "|",
   ]
   for row, run in results.items():

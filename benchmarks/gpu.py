@@ -1,4 +1,4 @@
-"""The GPU campaign: speed, memory, AutoAttack and the long runs, in pieces that can be interrupted.
+"""Measures speed, memory and AutoAttack on a GPU, and trains the long runs, in resumable pieces.
 
     python benchmarks/gpu.py --list                                  # the pieces, and what is done
     python benchmarks/gpu.py --minutes 9 --data cifar10.tar.xz   # as many as fit, in order
@@ -7,25 +7,26 @@
     python benchmarks/gpu.py --dry                                   # everything, tiny, on a CPU
 
 Every piece writes one JSON file into the output folder, row by row, as its numbers are found. A
-piece without a file is not measured. What is done is not repeated. A piece works for at most 4
-minutes at a time; what it has not finished continues, in the same call or in the next one. A
-training run continues from its last checkpoint, with the same bits, and is evaluated where it was
-trained. Its weights are kept in 8 bits each (one scale per output channel), and it is these
-weights that are evaluated: whoever has the file can measure the numbers again.
+piece without a file is not measured. Rows that the file has are not repeated. A piece works for at
+most 4 minutes at a time. An unfinished piece continues in the same call or in the next one. A
+training run continues from its last checkpoint, with the same result bit for bit, and is evaluated
+on the same machine. Its weights are stored in 8 bits each (one scale per output channel). The
+evaluation uses these stored weights, so the numbers can be measured again from the file.
 
-Where a machine is lent for minutes and returns few and small files, `--bundle DIR` keeps a copy
-of what this call finds in at most 8 files: all records in one file, weights, and a checkpoint of a
-run that is not finished (16 bits a weight, 8 bits a momentum). `--merge DIR` puts such a bundle
-into the output folder; the next call continues from there, on any machine.
+Some GPU machines are available only for minutes, and return only a few small files. For these,
+`--bundle DIR` copies the results of this call to at most 8 files: one file with all records, the
+weights, and the checkpoint of an unfinished run (16 bits for each weight, 8 bits for each
+momentum). `--merge DIR` copies such a bundle into the output folder. The next call continues from
+there, on any machine.
 
     GPU machine:  python benchmarks/gpu.py --minutes 9 --data FILE --bundle OUT --commit ID
     at home:      python benchmarks/gpu.py --merge OUT
 
 Images: `--data` is an archive of JPEG files SPLIT/CLASS/NAME.jpg (train, test). It is decoded once.
-Without it, the images are random, and the records say so: speed is then still speed, accuracy means
-nothing. Speed is always measured on random images that lie on the device.
+Without it, the images are random, and the records say so: the speeds are valid, the accuracies are
+not. Speed is always measured on random images on the device.
 
-This needs JAX, Flax, Optax, SciPy and (for --data) Pillow; PyTorch where there is a comparison.
+The program needs JAX, Flax, Optax, SciPy, and Pillow for --data. Comparisons need PyTorch.
 """
 
 import argparse
@@ -1833,17 +1834,19 @@ def parse(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--output", type=pathlib.Path, help="folder of the records")
   parser.add_argument("--data", type=pathlib.Path, help="archive of JPEG files; else random images")
-  parser.add_argument("--cache", type=pathlib.Path, help="folder of images, checkpoints, programs")
   parser.add_argument(
-    "--minutes", type=float, help="of this call; no piece starts that does not fit"
+    "--cache", type=pathlib.Path, help="folder of images, checkpoints, compiled programs"
+  )
+  parser.add_argument(
+    "--minutes", type=float, help="time for this call; a piece starts only if it fits"
   )
   parser.add_argument("--only", help=f"comma-separated: {', '.join(NAMES)}")
   parser.add_argument("--dry", action="store_true", help="tiny sizes, on a CPU")
-  parser.add_argument("--commit", help="where there is no git: the commit of the code")
-  parser.add_argument("--bundle", type=pathlib.Path, help="folder of a few files that travel")
+  parser.add_argument("--commit", help="commit of the code, if there is no git")
+  parser.add_argument("--bundle", type=pathlib.Path, help="folder for a copy in a few files")
   parser.add_argument("--merge", type=pathlib.Path, help="bundle to put into the output folder")
   parser.add_argument("--list", action="store_true", help="print the pieces")
-  parser.add_argument("--table", action="store_true", help="print what was found")
+  parser.add_argument("--table", action="store_true", help="print the measured tables")
   args = parser.parse_args(arguments)
   names = args.only.split(",") if args.only else NAMES
   if unknown := sorted(set(names) - set(NAMES)):

@@ -1,10 +1,11 @@
-"""What the data cost: the host's share of training, and crops, flips and noise inside the step.
+"""Measures the cost of the data: the host's share, and crops, flips and noise in the step.
 
     python benchmarks/input_pipeline.py --model vgg16 --batch_size 64 --output FILE.json
 
-The host's share: the training loop as a user runs it (order of the examples, records, progress)
-on a set of CIFAR-10's size, against the same compiled calls alone, pair by pair. Inside the step:
-images/s of each ingredient in a compiled loop of its own, beside those of the whole step.
+The host's share compares two times in pairs: the training loop of a user (order of the examples,
+records, progress) on a data set of CIFAR-10's size, and the same compiled calls alone. For the
+step, each part runs in its own compiled loop. The table has its images/s beside those of the whole
+step.
 """
 
 import argparse

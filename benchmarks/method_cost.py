@@ -1,11 +1,11 @@
-"""What a training step of each method costs, in steps of natural training.
+"""Measures the cost of a training step of each method, in steps of natural training.
 
     python benchmarks/method_cost.py --model vgg16 --batch_size 64 --output FILE.json
 
-Every row is a method with its default options, on random images. The two of a pair, natural
-training and the row, are timed next to each other; the table has the median and the range of the
-pairs' ratios, never a ratio of times that were taken minutes apart. Rows that FILE has already are
-not measured again.
+Every row is a method with its default options, on random images. Natural training and the row are
+timed as a pair, one right after the other. The table has the median and the range of the ratios of
+the pairs. No ratio uses times that were taken minutes apart. Rows that FILE has are not measured
+again.
 """
 
 import argparse

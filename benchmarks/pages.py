@@ -1,11 +1,11 @@
-"""Puts the measured tables into README.md and docs/, from the files in benchmarks/results.
+"""Writes the measured tables of README.md and docs/ from the files in benchmarks/results.
 
     python benchmarks/pages.py           # writes them
-    python benchmarks/pages.py --check   # writes nothing; fails where a page is not up to date
+    python benchmarks/pages.py --check   # writes nothing; fails if a page is not up to date
 
 A table stands between the lines `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of
-`TABLES`. Nothing between these lines is written by hand. The tables of docs/speed.md are those of
-show.py.
+`TABLES`. Nothing between these lines is written by hand. show.py writes the tables of
+docs/speed.md.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def evidence(name):
 
 
 def headline():
-  """The README's table: what the digits runs keep under PGD and AutoAttack."""
+  """The README's table: the accuracies of the digits runs under PGD and AutoAttack."""
   rows = []
   for row, title in HEADLINE.items():
     run = results_lib.read(RESULTS / "evidence" / f"digits_{row}_0")
@@ -74,11 +74,11 @@ def headline():
     failed = sorted({finding.check for finding in run.findings if not finding.passed})
     rows.append([title, *(f"{100 * n.value:.1f}" for n in numbers), ", ".join(failed) or "none"])
   pgd = run.numbers.first(evaluation="pgd", epsilon=epsilon)
-  attack = f"PGD-{pgd['steps']}, {pgd['restarts']} starts"
+  attack = f"PGD-{pgd['steps']}, {pgd['restarts']} restarts"
   caption = (
     f"Digits, Linf, epsilon {epsilon:g}, {pgd.count} test images, accuracy in percent (seed 0):"
   )
-  table = markdown(["training", "clean", attack, "AutoAttack", "checks that failed"], rows)
+  table = markdown(["training", "clean", attack, "AutoAttack", "failed checks"], rows)
   return f"{caption}\n\n{table}"
 
 

@@ -1,11 +1,12 @@
-"""Input gradients of models with plain convolutions on a CPU: as they are, exchanged, in PyTorch.
+"""Times input gradients of models with plain convolutions on a CPU, beside PyTorch's.
 
     python benchmarks/plain_convolutions.py --output FILE.json
 
-Networks with random weights, as users bring them: plain `lax` in both layouts, Flax linen, Flax
-NNX, Equinox (channels first, vmapped over images). Each round times one after another; a ratio is
-that of two times within a round. Wall time is what a user waits for; CPU time, of all threads,
-depends less on what else the machine does. Without PyTorch, its column is left out.
+The networks have random weights and are written as users write them: plain `lax` in both layouts,
+Flax linen, Flax NNX, and Equinox (channels first, vmapped over images). Each network is timed with
+its own convolutions and with the replaced ones. Each round times all of them in turn. A ratio is
+that of two times within a round. The wall time is the waiting time of a user. The CPU time of all
+threads depends less on other programs on the machine. Without PyTorch, its column is left out.
 """
 
 import argparse

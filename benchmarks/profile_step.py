@@ -1,11 +1,12 @@
-"""Where the time of a training step goes, by kind of operation, and the matmuls' speed.
+"""Measures the time of a training step by kind of operation, and the speed of its matmuls.
 
     python benchmarks/profile_step.py --model vgg16 --batch_size 64 --output FILE.json
 
-From JAX's profiler, on a CPU: operations that do not need each other run side by side, so that
-their durations add up to more than the step. Beside it, two bounds: the multiplications of the
-network's convolutions and dense layer, forward and for both gradients, at the speed of one large
-float32 matmul; and those that the convolutions' forms leave to be done.
+The times come from JAX's profiler on a CPU. Independent operations run side by side, so their
+durations add up to more than the step. The table also has two bounds at the speed of one large
+float32 matmul. The first is for the multiplications of the network's convolutions and dense layer,
+forward and for both gradients. The second is for the multiplications that remain with the forms of
+convolution that the models use.
 """
 
 import argparse

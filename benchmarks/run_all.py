@@ -1,11 +1,11 @@
-"""All benchmarks of a CPU or of a GPU, in pieces of minutes; a second call continues.
+"""Runs all benchmarks of a CPU or of a GPU, in resumable pieces of minutes.
 
     python benchmarks/run_all.py cpu --output benchmarks/results/cpu
     python benchmarks/run_all.py gpu --output benchmarks/results/gpu --minutes 9
 
-Every piece is a command that writes a JSON file of rows. Files that are complete are not made
-again, of the others only the rows that are missing. After --minutes no further piece is begun,
-and a piece that is running then is stopped.
+Every piece is a command that writes a JSON file of rows. Complete files are skipped. For the other
+files, only the missing rows are measured. After --minutes, no further piece starts, and the running
+piece is stopped.
 """
 
 import argparse

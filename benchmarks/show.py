@@ -1,9 +1,9 @@
-"""The tables of docs/speed.md, from the files of run_all.py and before_after.py.
+"""Makes the tables of docs/speed.md from the files of run_all.py and before_after.py.
 
     python benchmarks/show.py benchmarks/results/cpu                       # prints them
-    python benchmarks/show.py benchmarks/results/cpu --page docs/speed.md    # and puts them there
+    python benchmarks/show.py benchmarks/results/cpu --page docs/speed.md  # and writes them there
 
-They stand there between two lines of MARKS, and nothing there is written by hand.
+The tables stand between the two lines of MARKS. Nothing between these lines is written by hand.
 """
 
 import argparse

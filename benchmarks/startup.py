@@ -1,10 +1,11 @@
-"""What a user waits for before anything happens: imports, and the first training step.
+"""Measures the start-up time: imports, and the first training step.
 
     python benchmarks/startup.py --model vgg16 --output FILE.json
 
-Each in a process of its own. The first step is measured twice, with an empty compilation cache and
-with the one that the first time has left: from the process's start to the end of a compiled call of
-one step, with the launcher's own cache settings.
+Each measurement has its own process. The time of the first step is that from the start of the
+process to the end of a compiled call of one step, with the launcher's cache settings. It is
+measured twice: with an empty compilation cache, and with the cache that the first measurement has
+left.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Timing side by side: what two programs cost, one right after the other, several times."""
+"""Times two or more programs in turn, one right after the other, several times."""
 
 import importlib.metadata
 import json

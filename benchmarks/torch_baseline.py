@@ -1,7 +1,8 @@
-"""The same networks and steps in PyTorch: what a JAX step is compared with.
+"""The same networks and steps in PyTorch, for comparison with the JAX steps.
 
-Written from the papers, in PyTorch's usual way: `nn.Conv2d`, `nn.BatchNorm2d`, `torch.optim.SGD`.
-Minibatches lie in memory as floats; crops and flips are left out, which favours PyTorch.
+They are written from the papers, in PyTorch's usual way: `nn.Conv2d`, `nn.BatchNorm2d`,
+`torch.optim.SGD`. Minibatches are in memory as floats. Crops and flips are left out, which favours
+PyTorch.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""Training steps per model, batch size and method, beside the same steps in PyTorch.
+"""Times training steps for each model, batch size and method, beside PyTorch's.
 
     python benchmarks/train_step.py --models vgg16 --batch_sizes 64 --output FILE.json
 
-Ours train as the launcher does: crops and flips of data on the device, several steps in one
-compiled call. See `beside_torch` for how it is timed.
+Our steps train as the launcher does: crops and flips of data on the device, and several steps in
+one compiled call. `beside_torch` describes the timing.
 """
 
 import beside_torch

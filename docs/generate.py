@@ -181,7 +181,7 @@ def evaluation_options() -> str:
     shared = [f"`{option}`" for option in declared if option not in own]
     parts.append(f"### `{name}`: {row.title}\n\n{sentence(row.function)}\n")
     if shared:
-      parts.append(f"It uses these shared options:  {', '.join(shared)}.\n")
+      parts.append(f"It uses these shared options: {', '.join(shared)}.\n")
     rows = [
       (f"`{name}.{option}`", code(value), options_lib.describe(declared[option][0]))
       for option, value in own.items()
