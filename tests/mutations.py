@@ -103,7 +103,7 @@ FAULTS = (
     "training/step.py",
     "return w + size * g if w.ndim > 1 else w",
     "return w - size * g if w.ndim > 1 else w",
-    "training/test_step.py",
+    "methods/test_closed_forms.py",
   ),
   Fault(
     "training/step.py",
