@@ -1,23 +1,24 @@
-"""The paper's CIFAR-10 runs.
+"""The CIFAR-10 runs of the SPROUT paper.
 
     python launch.py --config configs/cifar10.py:model=vgg16,method=sprout --workdir DIR
 
-Measured so far, on JPEG re-encoded images that are not pixel-exact, with one seed: the small CNN
-after 10 epochs with AdamW, every method (`benchmarks/compare_methods.py cifar10`,
-benchmarks/results/methods/cifar10_*, table in README.md); VGG-16 with SPROUT for one epoch, which
-shows that it runs (benchmarks/results/cifar10_vgg16_sprout). The 200-epoch runs of the paper: not
-measured.
+Two things were measured, with one seed, on images that were re-encoded as JPEG and are not
+pixel-exact. The first is every method with the small CNN after 10 epochs with AdamW
+(`benchmarks/compare_methods.py cifar10`, benchmarks/results/methods/cifar10_*, table in
+docs/results.md). The second is VGG-16 with SPROUT for one epoch, which shows that it runs
+(benchmarks/results/cifar10_vgg16_sprout). The 200-epoch runs of the paper were not measured.
 
-Arguments: model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method and penalty (rows of
-configs/methods.py), variant of SPROUT (paper | algorithm1 | released), epochs (the schedule keeps
-its proportions). Method "free" replays each minibatch 8 times, and its authors use an eighth of the
-epochs. Method "fast" can fail in long trainings, and its authors use 15 epochs.
+The arguments are model (a key of sprout_jax.models.MODELS or wrn_DEPTH_WIDTH), method and penalty
+(rows of configs/methods.py), variant (of SPROUT: paper | algorithm1 | released), and epochs (the
+schedule keeps its proportions). Method "free" replays each minibatch 8 times, and its authors use
+an eighth of the epochs. Method "fast" can fail in long training runs, and its authors use 15
+epochs.
 
 The values are those of SPROUT's released code: SGD with learning rate 0.01, momentum 0.9 and weight
-decay 5e-4, batches of 128, 80 + 60 + 40 + 20 epochs with the rate divided by 10 between them,
-random crop (padding 4) and flip, no normalisation. There are two differences: the momentum is not
-reset at the boundaries, and the checkpoint is selected on a held-out part of the training set, not
-on the test set.
+decay 5e-4, batches of 128, random crops (padding 4) and flips, and no normalisation. Training takes
+80 + 60 + 40 + 20 epochs, and the learning rate is divided by 10 between them. There are two
+differences to the released code. The momentum is not reset at the boundaries. The checkpoint is
+selected on the held-out split, not on the test set.
 """
 
 import ml_collections
@@ -28,7 +29,7 @@ from sprout_jax.launcher.configuration import positive_integer
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
-  """Returns the config of CIFAR-10; the arguments are in the text above."""
+  """Returns the config of CIFAR-10; the text at the top of this file lists the arguments."""
   given = parse_arguments(
     arguments, model="vgg16", method="sprout", variant="paper", penalty="none", epochs="200"
   )

@@ -23,37 +23,37 @@ def get_config(
   """Returns the default config.
 
   Args:
-    method: the method, a key of METHOD_OPTIONS, whose options are config.method.
+    method: the method, a key of METHOD_OPTIONS. Its options become config.method.
     variant: the variant of SPROUT; "paper" for other methods.
-    penalty: the penalty, a key of PENALTY_OPTIONS, whose options are config.penalty.
+    penalty: the penalty, a key of PENALTY_OPTIONS. Its options become config.penalty.
   """
   config = ml_collections.ConfigDict()
 
-  # Seed of the initial weights, of the order of the examples, and of every random draw.
+  # Seed of the initial weights, of the order of the examples, and of all random draws.
   config.seed = 0
   # Passes over the training set. The last, incomplete minibatch of a pass is dropped.
   config.num_epochs = 10
   config.batch_size = 64  # Examples of a minibatch, over all devices.
-  # "jit": one program over all devices, batch norm averages over the minibatch. "pmap": one program
-  # per device, batch norm averages per device.
+  # "jit": one program for all devices; batch norm averages over the minibatch. "pmap": one program
+  # per device; batch norm averages on each device.
   config.parallelism = "jit"
   config.log_every = 50  # Steps between two records in metrics.jsonl.
   # Decay per update of the moving average of weights and batch statistics; 0 = no average. With an
   # average, the best checkpoint is the one whose average is best on the validation split.
   config.ema_decay = 0.0
   # Size of the adversarial weight perturbation, relative to the norm of the weights; 0 = none. It
-  # costs one more gradient per step. Wu et al. 2020 use 0.005 for TRADES (after 10 epochs without);
-  # reproductions with PGD use 0.01.
+  # costs one more gradient per step. Wu et al. 2020 use 0.005 for TRADES, after 10 epochs without
+  # it. Reproductions with PGD use 0.01.
   config.awp_gamma = 0.0
-  # Workdir of the run whose weights this run starts from, selected by that run's own
-  # evaluation.checkpoint and evaluation.use_ema; "" = random weights.
+  # Workdir of a trained run. This run starts from its weights. The evaluation.checkpoint and
+  # evaluation.use_ema of the trained run select them. "" = random weights.
   config.init_from = ""
 
   # The training, validation and test images.
   config.dataset = ml_collections.ConfigDict()
   # "digits" (embedded), or the name of a TFDS image-classification set, such as "cifar10".
   config.dataset.name = "digits"
-  # Folder of the TFDS sets; "" = $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+  # Folder of the TFDS data sets; "" = $TFDS_DATA_DIR, or ~/tensorflow_datasets.
   config.dataset.data_dir = ""
   # Folder for decoded images; "" = sprout_jax in $XDG_CACHE_HOME or ~/.cache.
   config.dataset.cache_dir = ""
@@ -64,7 +64,7 @@ def get_config(
   # Share of the training set that is held out to select the best checkpoint; 0 = none.
   config.dataset.validation_fraction = 0.1
   config.dataset.crop_padding = 0  # Zero padding of the random crop, in pixels; 0 = no crop.
-  config.dataset.flip = False  # Whether images are mirrored at random, left to right.
+  config.dataset.flip = False  # Whether images are flipped at random, left to right.
 
   # The network.
   config.model = ml_collections.ConfigDict()
@@ -78,7 +78,7 @@ def get_config(
   config.model.mean = (0.0,)
   # Standard deviation of the normalisation, in pixel units: one value, or one per channel.
   config.model.std = (1.0,)
-  # Whether the gradient recomputes the activations inside each block: less memory, more time.
+  # Whether gradients recompute the activations of each block; needs less memory, more time.
   config.model.remat = False
 
   # The optimizer of the model's weights.
@@ -87,7 +87,7 @@ def get_config(
   config.optimizer.learning_rate = 0.1  # Peak learning rate, above 0.
   # Momentum of "sgd"; decay of the first moment of "adamw".
   config.optimizer.momentum = 0.9
-  config.optimizer.nesterov = False  # Whether the momentum has Nesterov's form.
+  config.optimizer.nesterov = False  # Whether to use Nesterov momentum.
   # Weight decay of all weights. "sgd" adds it to the gradient, "adamw" decouples it.
   config.optimizer.weight_decay = 5e-4
   config.optimizer.gradient_clip = 0.0  # Largest global L2 norm of the gradient; 0 = no clipping.
@@ -105,7 +105,7 @@ def get_config(
   config.checkpoint.every_epochs = 1  # Epochs between two validations, each with a checkpoint.
   # Steps between two checkpoints without validation, within an epoch; 0 = none.
   config.checkpoint.every_steps = 0
-  config.checkpoint.keep = 3  # Number of last checkpoints that are kept, besides the best.
+  config.checkpoint.keep = 3  # Number of last checkpoints to keep, besides the best one.
 
   # The attack on the validation split that selects the best checkpoint: PGD with one random start.
   config.validation = ml_collections.ConfigDict()

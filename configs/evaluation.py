@@ -2,8 +2,8 @@
 
 The functions in `sprout_jax.evaluation.EVALUATIONS` declare their options, with meaning, ranges and
 defaults. Options that several evaluations share are keys of `config.evaluation`. The others are
-keys of the evaluation's own section. Results are stored with their options, so another value
-measures again only the evaluations that it concerns.
+keys of the evaluation's own section. Results are stored with their options. A changed value
+therefore repeats only the evaluations that use it.
 """
 
 import ml_collections
@@ -14,8 +14,8 @@ from sprout_jax.evaluation import table
 def get_config() -> ml_collections.ConfigDict:
   """Returns the section `config.evaluation`."""
   config = ml_collections.ConfigDict()
-  # The evaluated checkpoint: "best" on the validation split (the last without such a split), or
-  # "last".
+  # Checkpoint to evaluate: "best" on the validation split, or "last". Without a validation split,
+  # "best" is the last.
   config.checkpoint = "best"
   # Whether the moving average of the weights is evaluated; needs config.ema_decay above 0.
   config.use_ema = False

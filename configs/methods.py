@@ -1,8 +1,8 @@
 """The options of every method and penalty, with the defaults of their papers.
 
-METHOD_OPTIONS and PENALTY_OPTIONS have a row for each row of the tables in `sprout_jax.methods`: a
-function variant -> ConfigDict, whose keys are the keyword arguments of the method or penalty. Only
-SPROUT has variants other than "paper".
+METHOD_OPTIONS and PENALTY_OPTIONS have a row for each row of the tables in `sprout_jax.methods`. A
+row is a function variant -> ConfigDict. Its keys are the keyword arguments of the method or
+penalty. Only SPROUT has variants other than "paper".
 """
 
 from collections.abc import Callable
@@ -40,12 +40,12 @@ def _sprout(variant: str) -> ml_collections.ConfigDict:
   method.mixup_alpha = 0.2  # Parameter of mixup's Beta distribution; 0 = no mixup.
   # Form of the Dirichlet concentration: "paper", "algorithm1" or "released".
   method.concentration = "paper"
-  # Weight of beta in the concentration of "paper", of the label in that of "algorithm1"; None =
-  # 0.01. "released" has no weight: None.
+  # Weight in the concentration: of beta for "paper", of the label for "algorithm1". None = 0.01.
+  # "released" has no weight and needs None.
   method.alpha = config_dict.placeholder(float)
   # Labels: "sample" draws them from the Dirichlet distribution, "mean" takes its mean.
   method.draw = "sample"
-  # 1: one draw for the mixed label. 2: one draw for each of the two partners, which are then mixed.
+  # Draws of the label. 1: one for the mixed label. 2: one for each mixup partner, mixed afterwards.
   method.label_draws = 1
   method.steps_per_batch = 1  # Updates of the model per minibatch, at least 1.
   # Batch of beta's gradient: "same" (the model's batch) or "clean" (without noise and mixup).
@@ -53,10 +53,10 @@ def _sprout(variant: str) -> ml_collections.ConfigDict:
   # The optimizer of beta, SGD, and its start.
   method.beta = ml_collections.ConfigDict()
   method.beta.init = "uniform"  # Initial beta: "uniform" on (0, 1), or "ones".
-  method.beta.minimum = 1e-3  # Smallest beta: it is projected on [minimum, inf) after each update.
-  method.beta.learning_rate = 0.01  # Peak learning rate; it follows the model's schedule.
-  method.beta.momentum = 0.9  # Momentum.
-  method.beta.weight_decay = 0.0  # Weight decay.
+  method.beta.minimum = 1e-3  # Smallest beta; each update is projected on [minimum, inf).
+  method.beta.learning_rate = 0.01  # Peak learning rate of beta, with the model's schedule.
+  method.beta.momentum = 0.9  # Momentum of beta's optimizer.
+  method.beta.weight_decay = 0.0  # Weight decay of beta, added to its gradient.
   check_choice("variant", variant, SPROUT_VARIANTS)
   method.update(SPROUT_VARIANTS[variant])
   return method
@@ -115,10 +115,10 @@ PENALTY_OPTIONS: dict[str, Build] = {
   "none": _options(),
   # It works best with a smooth config.model.activation.
   "gradient_norm": _options(epsilon=EPSILON, norm="linf", batch_norm="train"),
-  # Moosavi-Dezfooli et al. 2019: h = 1.5, which in pixel units is about the L2 size of the Linf
+  # Moosavi-Dezfooli et al. 2019: h = 1.5. In pixel units, this is about the L2 size of the Linf
   # ball. The authors' code weights the norm by 4, in evaluation mode, on images divided by about
-  # 0.2: 0.8 in pixel units. Converted in the same way, h would be 0.3, but on the digits that was
-  # 10 points less robust.
+  # 0.2. This is 0.8 in pixel units. The same conversion would give h = 0.3, but on the digits the
+  # robust accuracy was then 10 points lower.
   "cure": _options(weight=0.8, h=1.5, squared=False, batch_norm="eval"),
 }
 

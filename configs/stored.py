@@ -1,4 +1,4 @@
-"""The config of a stored run, to start another run from it.
+"""The config of a stored run, as the start of another run.
 
 python launch.py --config configs/stored.py:runs/a --workdir runs/b --config.seed=1
 """

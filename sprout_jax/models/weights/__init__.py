@@ -1,4 +1,4 @@
-"""Weights that others trained, for our models: PyTorch state dicts and DeepMind's NumPy files.
+"""Loads published weights into our models: PyTorch state dicts and DeepMind's NumPy files.
 
     weights = models.load_weights(
       "cifar_linf_8.pt", model="wrn_28_10", mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)
@@ -6,7 +6,7 @@
     logits = weights(images)
     evaluation.evaluate(weights.predict, images, labels, workdir="runs/published")
 
-`files` reads files, `names` knows the names of published networks, this file brings them together.
+`files` reads the files. `names` has the names of the arrays in published networks.
 """
 
 import dataclasses
@@ -14,6 +14,9 @@ import fnmatch
 import hashlib
 import pathlib
 from collections.abc import Collection
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +27,7 @@ from sprout_jax.errors import UserError
 from sprout_jax.models.layers import Classifier
 from sprout_jax.models.weights import files
 from sprout_jax.models.weights import names as names_lib
+from sprout_jax.models.weights.names import Form
 from sprout_jax.models.weights.names import Place
 
 LISTED = 40  # names in one list of a message
@@ -40,12 +44,13 @@ class Weights:
   Attributes:
     variables: {"params", "batch_stats"}, float32, for `model.apply`.
     model: the Flax module, which normalises by `mean` and `std`.
-    mean, std: per channel, in [0, 1] pixels.
+    mean, std: one value per channel, for images in [0, 1].
     normalisation: where mean and std come from: "given", or the names in the file.
-    path: of the file. file_sha256: SHA-256 (hex) of it.
+    path: path of the file.
+    file_sha256: SHA-256 of the file, hexadecimal.
     form: the family of codes whose names the file has.
-    mapping: {name in the file: place in the variables, as "params/conv/kernel"}.
-    unused: {name in the file: why it is not used}.
+    mapping: {name in the file: place in the variables, such as "params/conv/kernel"}.
+    unused: {name in the file: reason why it is not used}.
   """
 
   variables: Any = dataclasses.field(repr=False, compare=False)
@@ -77,7 +82,7 @@ jax.tree_util.register_pytree_node(
 
 @dataclasses.dataclass(frozen=True)
 class _Apply:
-  """A model in evaluation mode. Those of equal models are equal, so that programs are reused."""
+  """A model in evaluation mode. Equal models give equal objects, to reuse compiled programs."""
 
   model: Classifier
 
@@ -95,20 +100,22 @@ def load_weights(
   entry: str | None = None,
   ignore: Collection[str] = (),
 ) -> Weights:
-  """Loads weights that others trained into one of our models.
+  """Loads published weights into one of our models.
 
-  Files: PyTorch state dicts as .safetensors, or as .pt, .pth or .ckpt, which need PyTorch and are
-  read with `weights_only=True`; the same arrays as .npz; DeepMind's Haiku networks as .npy, or as
-  .npz with names joined by "/". Nothing in a file is executed.
+  These files can be read: PyTorch state dicts as .safetensors, or as .pt, .pth or .ckpt; the same
+  arrays as .npz; DeepMind's Haiku networks as .npy, or as .npz with names joined by "/". Files that
+  end in .pt, .pth or .ckpt need PyTorch and are read with `weights_only=True`. No code in a file is
+  executed.
 
-  Networks: torchvision's ResNet-18, -50, -101, -152 and VGG-BN; CIFAR-10 ResNets and VGG;
-  PreActResNet-18; Wide ResNets as TRADES, RobustBench and DeepMind name them. A prefix that all
-  names have, as "module.", is left out.
+  These networks are known: torchvision's ResNet-18, -50, -101, -152 and VGG-BN; ResNets and VGG for
+  CIFAR-10; PreActResNet-18; Wide ResNets with the names of TRADES, RobustBench or DeepMind. If all
+  names have a prefix, such as "module.", it is removed.
 
-  Every array of the file is used, or listed in `unused`, or named in an error. Not used are
-  PyTorch's counts `num_batches_tracked`, Haiku's `hidden` and `counter` of moving averages, TRADES'
-  `sub_block1`, and what `ignore` names. Normalisation comes from the file where it has an array
-  pair `mu` and `sigma`, `mean` and `std` or `new_mean` and `new_std`; otherwise it must be given.
+  Every array of the file is used, listed in `unused`, or named in an error. These arrays are not
+  used: PyTorch's counts `num_batches_tracked`, Haiku's `hidden` and `counter` of moving averages,
+  TRADES' `sub_block1`, and the arrays that `ignore` names. The normalisation is read from the file
+  if it has the arrays `mu` and `sigma`, `mean` and `std`, or `new_mean` and `new_std`. Otherwise it
+  must be given.
 
   Example:
     >>> weights = load_weights("resnet50.pth", model="resnet50", mean=(0.485, 0.456, 0.406),
@@ -116,32 +123,38 @@ def load_weights(
 
   Args:
     path: the file.
-    model: a name for `models.create`, or a model that it made. The number of classes and channels
-      of a named model are those of the file.
-    mean, std: by which images in [0, 1] were normalised in training; one number per channel or one
-      for all. No normalisation is mean=(0,), std=(1,). Not needed where the file has them.
-    activation: of a named model; default "relu", except for DeepMind's networks, which need it.
-    entry: which state dict, where a checkpoint holds several, as "last" or "state_dict".
-    ignore: patterns of names to leave out, as "*.scores"; each must match a name.
+    model: a name for `models.create`, or a model that it made. A named model gets the numbers of
+      classes and channels from the file.
+    mean, std: mean and standard deviation of the normalisation in training, for images in [0, 1];
+      one number per channel, or one for all channels. mean=(0,), std=(1,) means no normalisation.
+      Not needed if the file has them.
+    activation: activation of a named model. The default is "relu". DeepMind's networks have no
+      default.
+    entry: the state dict to read if a checkpoint has several, such as "last" or "state_dict".
+    ignore: patterns of names of arrays to ignore, such as "*.scores"; each must match a name.
 
   Raises:
-    UserError: the file is missing, damaged, too large or holds more than arrays; arrays are
-      missing, left over, of another shape or not finite; the normalisation or the activation is
+    UserError: the file is missing, damaged or too large, or has other content than arrays; arrays
+      are missing, left over, of another shape or not finite; the normalisation or the activation is
       not known.
   """
   path = pathlib.Path(path).expanduser()
   if not isinstance(model, str | Classifier):
-    raise UserError(f"model is a {type(model).__name__}; give a name, or what models.create makes")
+    raise UserError(
+      f"model is a {type(model).__name__}; expected a name, or a model from models.create"
+    )
   arrays, others = files.read(path, entry)
-  # Names do not depend on the number of classes, which the file tells.
+  # The names do not depend on the number of classes. The file has this number.
   template = _create(model, num_classes=2) if isinstance(model, str) else model
   places = names_lib.places(template, 3)
   form, prefix = _find_form(path, template, list(places), arrays)
   if not isinstance(model, str) and activation is not None:
-    raise UserError("activation is of a named model; for a model that is made, leave it out")
+    raise UserError(
+      "activation is given, but model is not a name; leave it out, the model has its own"
+    )
   if isinstance(model, str) and activation is None and not form.one_activation:
     raise UserError(
-      f"{path} has the names of {form.title}, and a file does not say the activation: state it. "
+      f"{path} has the names of {form.title}. The activation is not in the file; give it. "
       "DeepMind's published networks have activation='silu'"
     )
   classes, channels = _sizes(places, form, prefix, arrays)
@@ -170,25 +183,27 @@ def load_weights(
   )
 
 
-def _create(name, channels=3, **options):
-  """A named model. Its variables do not depend on the size of images, and all models take 224."""
+def _create(name: str, channels: int = 3, **options: Any) -> Classifier:
+  """Makes a named model. Its variables do not depend on the image size; all models take 224."""
   from sprout_jax import models  # which imports this file
 
   return models.create(name, image_shape=(224, 224, channels), **options)
 
 
-def _sha256(path):
+def _sha256(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _find_form(path, model, places, arrays):
-  """The form whose names fit best, and the prefix that the names have in this file."""
+def _find_form(
+  path: pathlib.Path, model: Classifier, places: Collection[Place], arrays: Mapping[str, np.ndarray]
+) -> tuple[Form, str]:
+  """Finds the form whose names fit best, and the prefix of the names in this file."""
   forms = names_lib.forms(model)
   if not forms:
     raise UserError(
-      f"{type(model).__name__} has no published weights that are known here; models with some are "
-      "ResNet, VGG, PreActResNet-18 and Wide ResNet, see docs/weights.md"
+      f"{type(model).__name__} has no published weights in a known form; expected a ResNet, VGG, "
+      "PreActResNet-18 or Wide ResNet, see docs/weights.md"
     )
   others = names_lib.other_forms(model)
   ranked = []
@@ -204,8 +219,8 @@ def _find_form(path, model, places, arrays):
   return form, prefix
 
 
-def _find_prefix(expected, arrays):
-  """The prefix under which most expected names are in the file, and how many are."""
+def _find_prefix(expected: Collection[str], arrays: Mapping[str, np.ndarray]) -> tuple[str, int]:
+  """Finds the prefix with which most expected names are in the file, and their number."""
   anchors = [name for name in expected if name.count(".") + name.count("/") == 1] or list(expected)
   prefixes = {
     name[: -len(anchor)]
@@ -214,19 +229,21 @@ def _find_prefix(expected, arrays):
     if name.endswith(anchor) and name[: -len(anchor)][-1:] in ("", ".", "/")
   }
   counted = {prefix: sum(prefix + name in arrays for name in expected) for prefix in prefixes}
-  # Of equally good ones the shortest: what is then left over is listed.
+  # Among equally good prefixes, the shortest. An error lists the names that are left over.
   return max(counted.items(), key=lambda entry: (entry[1], -len(entry[0])), default=("", 0))
 
 
-def _sizes(places, form, prefix, arrays):
-  """Numbers of classes and channels in the file; 2 and 3 where it does not tell."""
+def _sizes(
+  places: Mapping[Place, tuple[int, ...]], form: Form, prefix: str, arrays: Mapping[str, np.ndarray]
+) -> tuple[int, int]:
+  """Reads the numbers of classes and channels from the file; 2 and 3 if they are not in it."""
   first = next(p for p in places if p[-1] == "kernel" and p[1] in ("conv", "conv1_1"))
   last = ("params", "dense", "kernel")
   classes, channels = 2, 3
   stored = arrays.get(prefix + form.name(last), np.empty(0)).shape
   if len(stored) == 2:
     inputs = places[last][0]
-    # The axis that is not the features'; in a transposed array it is the other one.
+    # The classes are the axis that is not the features. In a transposed array, the axes change.
     axis = 1 if form.haiku else 0
     classes = stored[axis] if stored[1 - axis] == inputs else stored[1 - axis]
   stored = arrays.get(prefix + form.name(first), np.empty(0)).shape
@@ -242,8 +259,16 @@ class _Found:
   normalisation: dict[str, str]
 
 
-def _sort(path, form, prefix, places, arrays, others, ignore):
-  """What each array of the file is for.
+def _sort(
+  path: pathlib.Path,
+  form: Form,
+  prefix: str,
+  places: Mapping[Place, tuple[int, ...]],
+  arrays: Mapping[str, np.ndarray],
+  others: Mapping[str, str],
+  ignore: Collection[str],
+) -> _Found:
+  """Assigns each array of the file to its use.
 
   Raises:
     UserError: arrays are missing, left over or of another shape; all are listed.
@@ -269,7 +294,7 @@ def _sort(path, form, prefix, places, arrays, others, ignore):
     matching = [name for name in rest if fnmatch.fnmatchcase(name, pattern)]
     if not matching:
       raise UserError(
-        f"ignore has {pattern!r}, which no unused name of {path} matches; unused are: "
+        f"ignore has {pattern!r}, which matches no unused name of {path}; unused are: "
         f"{_list([f'{name} {kind}' for name, kind in rest.items()]) or 'none'}"
       )
     unused |= dict.fromkeys(matching, f"ignored as {pattern!r}")
@@ -285,32 +310,39 @@ def _sort(path, form, prefix, places, arrays, others, ignore):
     listed = "; ".join(f"{what}: {_list(entries)}" for what, entries in parts.items() if entries)
     raise UserError(
       f"{path} does not fit the model. With the names of {form.title}: {listed}. Choose another "
-      "model" + ("; or leave arrays out by ignore=(...,)" * bool(surplus))
+      "model" + (", or ignore arrays with ignore=(...,)" * bool(surplus))
     )
   return _Found(names, unused, normalisation)
 
 
-def _list(entries):
+def _list(entries: Sequence[str]) -> str:
   rest = f", and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
   return ", ".join(entries[:LISTED]) + rest
 
 
-def _partner(name):
-  """The name of the standard deviation that belongs to a mean; None for other names."""
+def _partner(name: str) -> str | None:
+  """Returns the name of the standard deviation that belongs to a mean; None for other names."""
   stem, _, last = name.rpartition(".")
   partner = NORMALISATION.get(last)
   return None if partner is None else f"{stem}.{partner}" if stem else partner
 
 
-def _normalisation(path, pairs, mean, std, arrays, channels):
-  """(mean, std, where they come from): the file's, or the given ones.
+def _normalisation(
+  path: pathlib.Path,
+  pairs: Mapping[str, str],
+  mean: Collection[float] | None,
+  std: Collection[float] | None,
+  arrays: Mapping[str, np.ndarray],
+  channels: int,
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+  """Returns (mean, std, their origin), from the file or from the arguments.
 
   Raises:
-    UserError: they are not known, or two statements differ.
+    UserError: they are not known, or the file and the arguments differ.
   """
   stated = {}
   if (mean is None) != (std is None):
-    raise UserError("one of mean and std is given; give both, or none where the file has them")
+    raise UserError("only one of mean and std is given; give both, or neither if the file has them")
   if mean is not None:
     stated["given"] = tuple(
       _channels(what, values, channels) for what, values in (("mean", mean), ("std", std))
@@ -322,58 +354,62 @@ def _normalisation(path, pairs, mean, std, arrays, channels):
     )
   if not stated:
     raise UserError(
-      f"{path} does not hold the mean and standard deviation that its images were normalised by, "
-      "and they are not guessed: give mean=(...), std=(...) in [0, 1] pixels. docs/weights.md "
-      "lists those of published models; no normalisation is mean=(0,), std=(1,)"
+      f"{path} does not have the mean and standard deviation of the normalisation, and they are "
+      "not guessed: give mean=(...), std=(...) for images in [0, 1]. docs/weights.md lists those "
+      "of published models; mean=(0,), std=(1,) means no normalisation"
     )
-  source, values = list(stated.items())[-1]  # a file's is exact; a given one may be rounded
+  source, values = list(stated.items())[
+    -1
+  ]  # the values of a file are exact; given values may be rounded
   for other, different in stated.items():
     if max(np.max(np.abs(a - b)) for a, b in zip(values, different, strict=True)) > CLOSE:
       raise UserError(
         f"{path}: mean and std are {_pair(values)} ({source}) and {_pair(different)} ({other}); "
-        "leave the wrong ones out, those of a file by ignore=(...,)"
+        "leave out the wrong ones; to leave out those of the file, type ignore=(...,)"
       )
-  mean, std = (tuple(float(value) for value in part) for part in values)
-  return mean, std, source
+  means, stds = (tuple(float(value) for value in part) for part in values)
+  return means, stds, source
 
 
-def _pair(values):
+def _pair(values: Iterable[Iterable[float]]) -> str:
   return " and ".join(str(tuple(round(float(v), 6) for v in part)) for part in values)
 
 
-def _channels(what, values, channels):
-  """A mean or standard deviation as an array of one number per channel."""
+def _channels(what: str, values: Any, channels: int) -> np.ndarray:
+  """Returns a mean or standard deviation as an array with one number per channel."""
   try:
     array = np.asarray(values, np.float32)
   except (TypeError, ValueError):
     array = np.empty(0, np.float32)
   if array.size not in (1, channels) or max(array.shape, default=1) != array.size:
     raise UserError(
-      f"{what} is {values!r}; expected 1 number or {channels}, one per channel, as (0.5,)"
+      f"{what} is {values!r}; expected 1 number or {channels}, one per channel, such as (0.5,)"
     )
   array = np.broadcast_to(array.reshape(-1), (channels,))
   is_std = what.endswith(("std", "sigma"))
   if not np.isfinite(array).all() or array.max() > 1 or array.min() < (1e-6 if is_std else 0):
     raise UserError(
       f"{what} is {tuple(map(float, array))}; expected numbers "
-      f"{'above 0 and up to' if is_std else 'from 0 to'} 1, for images in [0, 1]: divide those for "
-      "pixels of 0 to 255 by 255"
+      f"{'above 0 and up to' if is_std else 'from 0 to'} 1, for images in [0, 1]: divide numbers "
+      "for pixels from 0 to 255 by 255"
     )
   return array
 
 
-def _to_float32(path, name, array):
-  if not jnp.issubdtype(array.dtype, jnp.floating):  # NumPy's does not know bfloat16
+def _to_float32(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
+  if not jnp.issubdtype(array.dtype, jnp.floating):  # NumPy's issubdtype does not know bfloat16
     raise UserError(f"{path}: {name} is {array.dtype}; expected floating-point numbers")
-  with np.errstate(over="ignore"):  # infinities are refused with the others
+  with np.errstate(over="ignore"):  # `_check_values` refuses infinities
     return array.astype(np.float32)
 
 
-def _check_values(path, names, arrays):
-  """Raises UserError where numbers are not finite or a variance is negative."""
+def _check_values(
+  path: pathlib.Path, names: Mapping[Place, str], arrays: Mapping[Place, np.ndarray]
+) -> None:
+  """Raises UserError if numbers are not finite or a variance is negative."""
   bad = [names[place] for place, array in arrays.items() if not np.isfinite(array).all()]
   if bad:
-    raise UserError(f"{path} holds numbers that are not finite, in: {_list(bad)}")
+    raise UserError(f"{path} has numbers that are not finite, in: {_list(bad)}")
   bad = [names[place] for place, a in arrays.items() if place[-1] == "var" and (a < 0).any()]
   if bad:
-    raise UserError(f"{path} holds negative variances, in: {_list(bad)}")
+    raise UserError(f"{path} has negative variances, in: {_list(bad)}")

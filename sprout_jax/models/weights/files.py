@@ -1,8 +1,8 @@
-"""Files of weights as NumPy arrays by name. Nothing in a file is executed.
+"""Reads files of weights as NumPy arrays by name. No code in a file is executed.
 
-.safetensors holds plain arrays. .pt, .pth and .ckpt are read by torch with `weights_only=True`. Of
-.npz only plain arrays are read. DeepMind's .npy is a pickle: `_Unpickler` builds dictionaries and
-arrays from it and refuses everything else.
+.safetensors has only plain arrays. torch reads .pt, .pth and .ckpt with `weights_only=True`. From
+.npz, only plain arrays are read. DeepMind's .npy is a pickle: `_Unpickler` builds dictionaries and
+arrays from it, and refuses everything else.
 """
 
 import math
@@ -10,7 +10,9 @@ import pathlib
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from collections.abc import Mapping
+from typing import IO
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from sprout_jax.errors import UserError
 LARGEST = 8 * 2**30  # bytes, of a file and of the arrays in it; WRN-70-16 with optimizer has 3.2e9
 DEEPEST = 8  # levels of nested dictionaries
 MOST = 100_000  # arrays; ResNet-152 with optimizer has about 2,000
-OLDEST_TORCH = (2, 6)  # before, weights_only=True could be circumvented (CVE-2025-32434)
+OLDEST_TORCH = (2, 6)  # earlier versions run code in spite of weights_only=True (CVE-2025-32434)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".npy", ".npz")
 
 
@@ -29,20 +31,20 @@ def read(path: pathlib.Path, entry: str | None) -> tuple[dict[str, np.ndarray], 
 
   Args:
     path: a file with one of SUFFIXES.
-    entry: which state dict to take where a PyTorch checkpoint holds several, as "state_dict" or
-      "models.0"; None takes the only one.
+    entry: the state dict to read if a PyTorch checkpoint has several, such as "state_dict" or
+      "models.0"; None reads the only one.
 
   Returns:
-    {name: array}, and {name: type} of what lies between them and is no array.
+    {name: array} of the arrays, and {name: type} of the other entries.
 
   Raises:
-    UserError: there is no such file, it is too large, it is damaged, or it holds something else.
+    UserError: the file is missing, too large or damaged, or has other content than arrays.
   """
   suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
   if not path.exists():
     raise UserError(
       f"there is no file {path}; give the path of a file of weights ({', '.join(SUFFIXES)}). "
-      "docs/weights.md says where published weights are"
+      "docs/weights.md lists published weights"
     )
   if not path.is_file():
     raise UserError(f"{path} is not a regular file; give the path of a file of weights")
@@ -61,12 +63,12 @@ def read(path: pathlib.Path, entry: str | None) -> tuple[dict[str, np.ndarray], 
   return _torch(path, entry)
 
 
-def _damaged(path, error, advice="download it again"):
+def _damaged(path: pathlib.Path, error: Exception, advice: str = "download it again") -> UserError:
   text = " ".join(str(error).split())[:300]
   return UserError(f"{path} cannot be read ({type(error).__name__}: {text}); {advice}")
 
 
-def _safetensors(path):
+def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     from safetensors import SafetensorError
     from safetensors import numpy as safetensors_numpy
@@ -79,10 +81,12 @@ def _safetensors(path):
   except (SafetensorError, OSError, ValueError) as error:
     raise _damaged(path, error) from error
   except (TypeError, AttributeError) as error:
-    raise _damaged(path, error, "NumPy lacks a number type: convert it to float32") from error
+    raise _damaged(
+      path, error, "NumPy does not have its number type: convert it to float32"
+    ) from error
 
 
-def _npz(path):
+def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with zipfile.ZipFile(path) as archive:
       _check_members(path, archive)
@@ -103,7 +107,7 @@ def _npz(path):
   return arrays
 
 
-def _check_members(path, archive):
+def _check_members(path: pathlib.Path, archive: zipfile.ZipFile) -> None:
   """Refuses archives that unpack to more than LARGEST bytes."""
   members = archive.infolist()
   total = sum(member.file_size for member in members)
@@ -114,19 +118,19 @@ def _check_members(path, archive):
     )
 
 
-def _header(file):
-  """(dtype, shape) of an array in NumPy's format; the file then stands at its data."""
+def _header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
+  """Reads (dtype, shape) of an array in NumPy's format, and leaves the file at its data."""
   version = np.lib.format.read_magic(file)
   if version == (1, 0):
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
   elif version == (2, 0):
     shape, _, dtype = np.lib.format.read_array_header_2_0(file)
   else:
-    raise ValueError(f"version {version} of NumPy's format")
+    raise ValueError(f"version {version} of NumPy's format is unknown; expected (1, 0) or (2, 0)")
   return dtype, shape
 
 
-def _npy(path):
+def _npy(path: pathlib.Path) -> dict[str, np.ndarray]:
   with path.open("rb") as file:
     try:
       dtype, _ = _header(file)
@@ -141,19 +145,21 @@ def _npy(path):
     except _Refused as error:
       raise UserError(
         f"{path} is a pickle that names {error}, which could run code; expected NumPy arrays in "
-        "dictionaries. If you trust its source, load it where it was made and save its arrays "
-        "with numpy.savez"
+        "dictionaries. If you trust its source, load it with the program that wrote it, and save "
+        "its arrays with numpy.savez"
       ) from error
-    # A pickle can hold anything: every exception is one of its content.
+    # Any exception is possible here, because a pickle can have any content.
     except Exception as error:
       raise _damaged(path, error, "expected a NumPy file of dictionaries of arrays") from error
   if not arrays:
-    raise UserError(f"{path} holds no arrays")
+    raise UserError(f"{path} has no arrays; expected dictionaries of NumPy arrays")
   return arrays
 
 
-def _leaves(value, path, count=None, depth=0):
-  """(name, array) of all arrays in dictionaries and sequences, names joined by "/"."""
+def _leaves(
+  value: Any, path: tuple[str, ...], count: list[int] | None = None, depth: int = 0
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (name, array) of all arrays in dictionaries and sequences. "/" joins the names."""
   count = [0, 0] if count is None else count
   count[0] += 1
   if count[0] > MOST or depth > DEEPEST:
@@ -178,18 +184,18 @@ def _leaves(value, path, count=None, depth=0):
 
 
 class _Refused(Exception):
-  """A pickle names something else than arrays and dictionaries."""
+  """A pickle has an object that is not an array or a dictionary."""
 
 
-def _empty_array(*_):
-  """What NumPy's pickles begin an array with; its content follows."""
+def _empty_array(*_: Any) -> np.ndarray:
+  """Makes the empty array that a NumPy pickle then fills with its content."""
   return np.ndarray((0,), np.int8)
 
 
 ALLOWED = {
   ("numpy.core.multiarray", "_reconstruct"): _empty_array,
   ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-  ("numpy", "ndarray"): None,  # only named, as an argument of the former
+  ("numpy", "ndarray"): None,  # only an argument of _reconstruct
   ("numpy", "dtype"): np.dtype,
   ("collections", "OrderedDict"): dict,
   ("haiku._src.data_structures", "FlatMapping"): dict,
@@ -199,9 +205,9 @@ ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds arrays and dictionaries; everything else is refused by name.
+  """Builds arrays and dictionaries. Every other object is an error that names it.
 
-  Haiku's own dictionaries, in which networks of 2020 were saved, become plain ones.
+  Haiku's dictionaries, which networks of 2020 use, become plain dictionaries.
   """
 
   def find_class(self, module: str, name: str) -> Any:
@@ -213,13 +219,13 @@ class _Unpickler(pickle.Unpickler):
     raise _Refused(f"the persistent object {pid!r}")
 
 
-def _torch(path, entry):
+def _torch(path: pathlib.Path, entry: str | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   try:
     import torch
   except ImportError as error:
     raise UserError(
-      f"{path} needs PyTorch, to be read only; type: pip install torch. Or save its state dict "
-      "as .safetensors where PyTorch is"
+      f"{path} can only be read with PyTorch; type: pip install torch. Or save its state dict as "
+      ".safetensors on a machine with PyTorch"
     ) from error
   version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
   if version < OLDEST_TORCH:
@@ -237,11 +243,11 @@ def _torch(path, entry):
   except pickle.UnpicklingError as error:
     found = re.search(r"GLOBAL (\S+)", str(error))
     raise UserError(
-      f"{path} holds {found[1] if found else 'Python objects'}, which could run code, beside or in "
-      "place of tensors. If you trust its source, load it with PyTorch and save its state dict as "
+      f"{path} has {found[1] if found else 'Python objects'}, which could run code; expected "
+      "only tensors. If you trust its source, load it with PyTorch and save its state dict as "
       ".safetensors"
     ) from error
-  # What a damaged file raises depends on where it is damaged.
+  # The type of the exception depends on the damage.
   except Exception as error:
     raise _damaged(path, error) from error
   state = _state_dict(path, content, entry, torch.Tensor)
@@ -253,7 +259,7 @@ def _torch(path, entry):
       )
   # A view can claim more elements than the file has.
   if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:
-    raise UserError(f"{path} holds tensors of more than {LARGEST} bytes")
+    raise UserError(f"{path} has tensors of more than {LARGEST} bytes in total; expected fewer")
   return (
     {
       name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
@@ -263,21 +269,27 @@ def _torch(path, entry):
   )
 
 
-def _state_dict(path, content, entry, tensor_type):
-  """The state dict of a checkpoint: the content itself, or the named or only one in it."""
+def _state_dict(
+  path: pathlib.Path, content: Any, entry: str | None, tensor_type: type
+) -> dict[str, Any]:
+  """Returns the state dict of a checkpoint: the one named by `entry`, or the only one."""
   found = dict(_state_dicts(content, (), tensor_type))
   if not found:
-    raise UserError(f"{path} holds no state dict: no dictionary of tensors with a weight in it")
+    raise UserError(
+      f"{path} has no state dict; expected a dictionary of tensors with names ending in 'weight'"
+    )
   names = ", ".join(name or "the whole file" for name in found)
   if entry is None and len(found) > 1:
-    raise UserError(f"{path} holds several state dicts; choose by entry=...: {names}")
+    raise UserError(f"{path} has several state dicts; choose by entry=...: {names}")
   if entry is not None and entry not in found:
     raise UserError(f"{path} has no state dict {entry!r}; choose one of: {names}")
   return found[entry] if entry is not None else next(iter(found.values()))
 
 
-def _state_dicts(value, path, tensor_type):
-  """(place, dictionary) of the dictionaries that hold tensors under names ending in "weight"."""
+def _state_dicts(
+  value: Any, path: tuple[str, ...], tensor_type: type
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, dictionary) of dictionaries of tensors with names ending in "weight"."""
   if not isinstance(value, Mapping) or len(path) > DEEPEST:
     return
   if any(

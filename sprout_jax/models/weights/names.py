@@ -1,7 +1,7 @@
-"""The names and shapes that the arrays of our models have in published files.
+"""The names and shapes of arrays in published files.
 
-A `Form` translates a place in our variables, as ("params", "block1_1", "conv1", "kernel"), to the
-name in files of one family of codes, as "layer1.0.conv1.weight".
+A `Form` translates a place in our variables, such as ("params", "block1_1", "conv1", "kernel"), to
+the name in files of one family of codes, such as "layer1.0.conv1.weight".
 """
 
 import dataclasses
@@ -30,15 +30,16 @@ SUB_BLOCK = "TRADES' copy of block1, which its forward pass does not use"
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How a family of codes names and shapes the arrays of a model.
+  """The names and shapes that a family of codes gives to the arrays of a model.
 
   Attributes:
-    title: of the family, for messages.
-    layer: (stage, block, layer) -> the layer's name in the file; stage and block are 0 outside of
-      blocks, and count from 1.
-    haiku: whether arrays are named and shaped as by Haiku; by PyTorch otherwise.
-    sub_block: whether a copy of the first group under "sub_block1" may lie in the file.
-    activation: whether the family has one activation, ReLU; otherwise it must be stated.
+    title: name of the family, for messages.
+    layer: (stage, block, layer) -> name of the layer in the file. Stages and blocks count from 1.
+      Outside of blocks, both are 0.
+    haiku: True for the names and shapes of Haiku, False for those of PyTorch.
+    sub_block: whether the file may have a copy of the first group under "sub_block1".
+    one_activation: whether all networks of the family have ReLU. Otherwise the activation must be
+      given.
   """
 
   title: str
@@ -48,7 +49,7 @@ class Form:
   one_activation: bool = True
 
   def name(self, place: Place) -> str:
-    """The name of an array in the file, without prefix."""
+    """Returns the name of an array in the file, without prefix."""
     layer, leaf = self._layer(place), place[-1]
     if not self.haiku:
       torch = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -61,7 +62,7 @@ class Form:
       leaf = {"kernel": "w", "bias": "b"}[leaf]
     return f"{layer}/{leaf}"
 
-  def _layer(self, place):
+  def _layer(self, place: Place) -> str:
     block = re.fullmatch(r"block(\d+)_(\d+)", place[1])
     stage, number = (int(block[1]), int(block[2])) if block else (0, 0)
     if not block and (numbered := re.fullmatch(r"(conv|norm)(\d+)_(\d+)", place[1])):  # VGG
@@ -69,7 +70,7 @@ class Form:
     return self.layer(stage, number, place[-2])
 
   def unused(self, places: list[Place]) -> dict[str, str]:
-    """{name: why} of the arrays that such files have and evaluation does not need."""
+    """Returns {name: reason} of the arrays in such files that evaluation does not need."""
     norms = {self._layer(place) for place in places if place[-1] == "mean"}
     if self.haiku:
       return {
@@ -85,7 +86,7 @@ class Form:
     return names
 
   def shape(self, place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the file of an array that has `shape` here."""
+    """Returns the shape in the file of an array that has `shape` in our variables."""
     if self.haiku:
       return (1, 1, 1, *shape) if _is_norm(place) else shape
     if len(shape) == 4:
@@ -93,9 +94,9 @@ class Form:
     return shape[::-1]
 
   def convert(self, place: Place, array: np.ndarray) -> np.ndarray:
-    """An array of the file as we have it: kernels [rows, columns, in, out], dense [in, out].
+    """Converts an array to our layout: kernels [rows, columns, in, out], dense [in, out].
 
-    PyTorch flattens maps as (channel, row, column), our models as (row, column, channel).
+    PyTorch flattens maps as (channel, row, column). Our models flatten (row, column, channel).
     """
     if self.haiku:
       return array.reshape(-1) if _is_norm(place) else array
@@ -108,12 +109,12 @@ class Form:
     return array.T
 
 
-def _is_norm(place):
+def _is_norm(place: Place) -> bool:
   return "norm" in place[-2]
 
 
 def places(model: Classifier, channels: int) -> dict[Place, tuple[int, ...]]:
-  """{place: shape} of all variables of a model; nothing is computed."""
+  """Returns {place: shape} of all variables of a model, without computing them."""
   size = -(-model.smallest // model.multiple) * model.multiple
   images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
   shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
@@ -123,7 +124,7 @@ def places(model: Classifier, channels: int) -> dict[Place, tuple[int, ...]]:
 
 
 def variables(arrays: Mapping[Place, np.ndarray]) -> dict[str, Any]:
-  """The nested dictionaries that Flax takes."""
+  """Returns the nested dictionaries of variables for Flax."""
   tree: dict[str, Any] = {}
   for place, array in arrays.items():
     branch = tree
@@ -134,7 +135,7 @@ def variables(arrays: Mapping[Place, np.ndarray]) -> dict[str, Any]:
 
 
 def forms(model: Classifier) -> tuple[Form, ...]:
-  """The forms in which weights of a model are published; () where none is known."""
+  """Returns the forms in which weights of a model are published; () if none is known."""
   if isinstance(model, WideResNet):
     return (DEEPMIND, DEEPMIND_HAIKU) if model.same_padding else (WIDE_RESNET,)
   if isinstance(model, PreActResNet18):
@@ -147,7 +148,7 @@ def forms(model: Classifier) -> tuple[Form, ...]:
 
 
 def other_forms(model: Classifier) -> dict[Form, str]:
-  """{form: model that takes it} for files that are easily taken for those of this model."""
+  """Returns {form: model that takes it} of files that are easily confused with this model's."""
   if not isinstance(model, WideResNet):
     return {}
   name = f"wrn_{model.depth}_{model.width}"
@@ -156,18 +157,18 @@ def other_forms(model: Classifier) -> dict[Form, str]:
   return {DEEPMIND: f"{name}_same", DEEPMIND_HAIKU: f"{name}_same"}
 
 
-def _wide_resnet(stage, block, layer):
+def _wide_resnet(stage: int, block: int, layer: str) -> str:
   inside = {"norm1": "bn1", "norm2": "bn2", "shortcut": "convShortcut"}
   outside = {"conv": "conv1", "norm": "bn1", "dense": "fc"}
   return f"block{stage}.layer.{block - 1}.{inside.get(layer, layer)}" if stage else outside[layer]
 
 
-def _deepmind(stage, block, layer):
+def _deepmind(stage: int, block: int, layer: str) -> str:
   outside = {"conv": "init_conv", "norm": "batchnorm", "dense": "logits"}
   return f"layer.{stage - 1}.block.{block - 1}.{_DEEPMIND[layer]}" if stage else outside[layer]
 
 
-def _deepmind_haiku(stage, block, layer):
+def _deepmind_haiku(stage: int, block: int, layer: str) -> str:
   outside = {"conv": "init_conv", "norm": "batchnorm", "dense": "logits"}
   if not stage:
     return outside[layer]
@@ -183,10 +184,10 @@ _DEEPMIND = {
 }
 
 
-def _resnet(shortcut, shortcut_norm, last):
-  """Names in the four residual networks that PyTorch codes share."""
+def _resnet(shortcut: str, shortcut_norm: str, last: str) -> Callable[[int, int, str], str]:
+  """Returns the names of layers in residual networks of PyTorch codes."""
 
-  def layer_name(stage, block, layer):
+  def layer_name(stage: int, block: int, layer: str) -> str:
     outside = {"conv": "conv1", "norm": "bn1" if shortcut_norm else "bn", "dense": last}
     if not stage:
       return outside[layer]
@@ -196,8 +197,8 @@ def _resnet(shortcut, shortcut_norm, last):
   return layer_name
 
 
-def _vgg(depth, has_hidden):
-  places = {}  # of convolution and norm in PyTorch's Sequential, which counts activations too
+def _vgg(depth: int, has_hidden: bool) -> Form:
+  places = {}  # index of the convolution in PyTorch's Sequential, which also counts activations
   index = 0
   for stage, count in enumerate(CONVOLUTIONS[depth], start=1):
     for number in range(1, count + 1):
@@ -206,7 +207,7 @@ def _vgg(depth, has_hidden):
     index += 1  # pooling
   dense = {"dense1": "classifier.0", "dense2": "classifier.3", "dense": "classifier.6"}
 
-  def layer_name(stage, block, layer):
+  def layer_name(stage: int, block: int, layer: str) -> str:
     if stage:
       return f"features.{places[stage, block] + (layer == 'norm')}"
     return dense[layer] if has_hidden else "classifier"
