@@ -1,9 +1,9 @@
 """Measures speed, memory and AutoAttack on a GPU, and trains the long runs, in resumable pieces.
 
-    python benchmarks/gpu.py --list                                  # the pieces, and what is done
+    python benchmarks/gpu.py --list                                  # the pieces, and their state
     python benchmarks/gpu.py --minutes 9 --data cifar10.tar.xz   # as many as fit, in order
     python benchmarks/gpu.py --only speed_vgg16_bfloat16             # one piece
-    python benchmarks/gpu.py --table                                 # what was found, in Markdown
+    python benchmarks/gpu.py --table                                 # the results, in Markdown
     python benchmarks/gpu.py --dry                                   # everything, tiny, on a CPU
 
 Every piece writes one JSON file into the output folder, row by row, as its numbers are found. A

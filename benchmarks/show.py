@@ -37,9 +37,8 @@ def machine(found):
   load = [h["load"] for h in hardware]
   return (
     f"{values('cpu')}, {values('cores')} cores, JAX {values('jax')}, PyTorch {values('torch')}, "
-    "Python "
-    f"{values('python')}; load averages {min(load):.1f} to {max(load):.1f}, from other programs "
-    "too."
+    f"Python {values('python')}. The load averages were {min(load):.1f} to {max(load):.1f}, other "
+    "programs included."
   )
 
 
@@ -117,7 +116,7 @@ def profiles(found):
       *(row["seconds"].get(kind, 0) for kind in kinds),
     ]
     lines.append([f"`{row['model']}`", *(f"{1e3 * value:.0f}" for value in seconds)])
-  return table(["model", "step", "bound", "bound of what is done", *kinds], lines)
+  return table(["model", "step", "bound", "bound with Winograd", *kinds], lines)
 
 
 def pipeline(row):
@@ -127,16 +126,15 @@ def pipeline(row):
     for name, milliseconds in row["milliseconds"].items()
   )
   return (
-    f"`{row['model']}`, batch {row['batch_size']}: to compiled calls of {row['num_steps']} steps "
-    "the host adds "
-    f"{100 * row['median_host_share']:.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f}). "
-    f"Of a step's time: {parts}."
+    f"With `{row['model']}` and batch {row['batch_size']}, the host adds "
+    f"{100 * row['median_host_share']:.2f} % ({100 * min(share):.2f} to {100 * max(share):.2f}) to "
+    f"the time of compiled calls of {row['num_steps']} steps. Parts of a step's time: {parts}."
   )
 
 
 def startup(found):
   return table(
-    ["a process that does", "seconds (range)"],
+    ["work of the process", "seconds (range)"],
     [
       [row["what"], f"{row['median']:.2f} ({min(row['seconds']):.2f}-{max(row['seconds']):.2f})"]
       for row in found
@@ -148,8 +146,12 @@ SECTIONS = (  # title, files, function of their rows
   ("Training steps before and after, in turn", "before_after.json", before_after),
   ("Training steps", "train_*.json", beside_torch),
   ("Attack steps (forward pass and gradient for the input)", "attack_*.json", beside_torch),
-  ("Where a training step's time goes, batch 64, milliseconds", "profile_*.json", profiles),
-  ("What a method costs, `vgg16`, batch 64", "method_cost.json", costs),
+  (
+    "Time of a training step by kind of operation, batch 64, milliseconds",
+    "profile_*.json",
+    profiles,
+  ),
+  ("Cost of a method, `vgg16`, batch 64", "method_cost.json", costs),
   ("Host and data", "input_pipeline.json", lambda found: pipeline(found[0])),
   ("Start-up", "startup.json", startup),
 )
