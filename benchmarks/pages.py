@@ -136,6 +136,15 @@ TABLES = {
 }
 
 
+def picture():
+  """Draws the accuracies of the digits runs against epsilon."""
+  from sprout_jax.report import figures  # slow to import
+  from sprout_jax.report import runs
+
+  folders = [RESULTS / "evidence" / f"digits_{row}_0" for row in HEADLINE]
+  (ROOT / "docs" / "images" / "digits.png").write_bytes(figures.robustness(runs.read(folders)).png)
+
+
 def renew(text):
   """The text of a page with its tables as the files have them."""
 
@@ -150,7 +159,10 @@ def renew(text):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
+  parser.add_argument("--picture", action="store_true", help="draw the README's picture as well")
   args = parser.parse_args()
+  if args.picture:
+    picture()
   old = []
   for page in PAGES:
     path = ROOT / page
