@@ -61,6 +61,16 @@ def evidence(name):
   )
 
 
+def failures(name):
+  """The findings of the checks that failed in the whole evaluation of a protocol."""
+  lines = []
+  for row in full_evaluation.PROTOCOLS[name]["rows"]:
+    run = results_lib.read(RESULTS / "evidence" / f"{name}_{row}_0")
+    failed = [finding for finding in run.findings if not finding.passed]
+    lines += [f"- `{row}`, {finding.check}: {finding.text}" for finding in failed]
+  return "\n".join(lines) or "No check failed."
+
+
 def strong(run):
   """The accuracy of a run under AutoAttack at the epsilon of its config."""
   epsilon = run.about["config"]["evaluation"]["epsilon"]
@@ -132,6 +142,7 @@ TABLES = {
   "methods_cifar10": lambda: methods("cifar10"),
   "evidence_digits": lambda: evidence("digits"),
   "evidence_cifar10": lambda: evidence("cifar10"),
+  "failures_digits": lambda: failures("digits"),
   "parity": parity,
 }
 
