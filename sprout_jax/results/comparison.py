@@ -88,7 +88,16 @@ def compare(first: Number, second: Number) -> Comparison | None:
 
   Returns:
     A `Comparison`; None where a number has no outcomes, or the two share no image.
+
+  Raises:
+    TypeError: an argument is not a `Number`.
   """
+  for number in (first, second):
+    if not isinstance(number, Number):
+      raise TypeError(
+        f"compare: expected two numbers, found {number!r:.80}; a query such as numbers.first(...) "
+        "returns None where no number matches"
+      )
   if first.outcomes is None or second.outcomes is None:
     return None
   if first.indices is None or second.indices is None:

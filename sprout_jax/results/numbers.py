@@ -5,6 +5,7 @@ Tables, plots, pages, checks and data frames are queries on the keys. No reader 
 
 import base64
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -52,9 +53,11 @@ KEYS: dict[str, tuple[type, str]] = {
 ENSEMBLES = ("standard", "plus", "rand")  # AutoAttack's versions; others are single attacks
 FIELDS = ("evaluation", "metric", "value", "unit", "count", "interval", "images", "outcomes")
 MOST_IMAGES = 10**7  # larger counts in a file are refused
+QUERIED = ("evaluation", "metric", *KEYS)  # queries can name these
+MOST_LINES = 40  # numbers that `repr` lists
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Number:
   """One number of an evaluation.
 
@@ -96,6 +99,21 @@ class Number:
       typed[key] = kind(value)
     object.__setattr__(self, "keys", typed)
 
+  def __repr__(self) -> str:
+    """Returns one line: the evaluation, the metric, the keys, the value, the interval, the count.
+
+    Example:
+      >>> results.read("runs/digits").numbers.first(evaluation="pgd")
+      <Number pgd accuracy, norm='linf', epsilon=0.1: 0.783 [0.733, 0.826], n=300>
+    """
+    keys = "".join(f", {key}={self.keys[key]!r}" for key in KEYS if key in self.keys)
+    value = "not defined" if self.value is None else f"{self.value:.4g}"
+    unit = "" if self.unit == "share" else f" {self.unit}".rstrip()
+    limits = "" if self.interval is None else " [{:.4g}, {:.4g}]".format(*self.interval)
+    count = "" if self.count is None else f", n={self.count}"
+    name = f"{self.evaluation} {self.metric}".strip()
+    return f"<Number {name}{keys}: {value}{unit}{limits}{count}>"
+
   def __getitem__(self, key: str) -> Any:
     """Returns a key's value; None where the number has no such key."""
     return self.keys.get(key)
@@ -112,11 +130,25 @@ class Number:
     return self.value
 
   def matches(self, **wanted: Any) -> bool:
-    """Returns whether the number has all wanted keys and fields; None means "no such key"."""
+    """Returns whether the number has all wanted keys and fields; None means "no such key".
+
+    Raises:
+      ValueError: a name is not a key, "evaluation" or "metric".
+    """
+    _check_names(wanted)
     return all(
       (getattr(self, name) if name in ("evaluation", "metric") else self.keys.get(name)) == value
       for name, value in wanted.items()
     )
+
+
+def _check_names(names: Iterable[str]) -> None:
+  """Raises a ValueError if a query names something that no number can have."""
+  for name in names:
+    if name not in QUERIED:
+      near = difflib.get_close_matches(name, QUERIED, 1)
+      meant = f" (did you mean {near[0]!r}?)" if near else ""
+      raise ValueError(f"numbers have no key {name!r}{meant}; the keys are: {', '.join(QUERIED)}")
 
 
 def accuracy(
@@ -156,16 +188,36 @@ class Numbers:
   def __len__(self) -> int:
     return len(self._numbers)
 
+  def __repr__(self) -> str:
+    """Returns one line per number, of at most `MOST_LINES` numbers."""
+    more = len(self) - MOST_LINES
+    lines = [f"<{len(self)} numbers>", *map(repr, self._numbers[:MOST_LINES])]
+    return "\n  ".join([*lines, *([f"... and {more} more"] if more > 0 else [])])
+
   def where(self, **wanted: Any) -> "Numbers":
-    """Returns the numbers with all wanted keys and fields; None means "no such key"."""
+    """Returns the numbers with all wanted keys and fields; None means "no such key".
+
+    Raises:
+      ValueError: a name is not a key, "evaluation" or "metric".
+    """
+    _check_names(wanted)  # also where there are no numbers
     return Numbers(number for number in self if number.matches(**wanted))
 
   def first(self, **wanted: Any) -> Number | None:
-    """Returns the first number with all wanted keys and fields; None where there is none."""
+    """Returns the first number with all wanted keys and fields; None where there is none.
+
+    Raises:
+      ValueError: a name is not a key, "evaluation" or "metric".
+    """
     return next(iter(self.where(**wanted)), None)
 
   def values(self, key: str) -> list[Any]:
-    """Returns the distinct values of a key, of "evaluation" or of "metric", in their order."""
+    """Returns the distinct values of a key, of "evaluation" or of "metric", in their order.
+
+    Raises:
+      ValueError: the name is not a key, "evaluation" or "metric".
+    """
+    _check_names([key])
     found = (getattr(n, key) if key in ("evaluation", "metric") else n[key] for n in self)
     return [value for value in dict.fromkeys(found) if value is not None]
 

@@ -45,7 +45,7 @@ class Measurement:
   """
 
   numbers: Numbers
-  details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  details: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
   notes: tuple[str, ...] = ()
 
 

@@ -58,7 +58,7 @@ ABOUT = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Results:
   """The results of one model: the content of results.json, and the metrics of its training.
 
@@ -79,6 +79,22 @@ class Results:
   findings: tuple[Finding, ...]
   failed: Mapping[str, str]
   metrics: tuple[Mapping[str, Any], ...] = ()
+
+  def __repr__(self) -> str:
+    """Returns a summary: the numbers of each evaluation, the failed checks, what was not measured.
+
+    Example:
+      >>> results.read("runs/digits")
+      <Results of runs/digits: clean 96.3 %; numbers: clean 1, pgd 4; 10 findings, failed: none>
+    """
+    names = self.numbers.values("evaluation")
+    listed = ", ".join(f"{name} {len(self.numbers.where(evaluation=name))}" for name in names)
+    failed = ", ".join(dict.fromkeys(f.check for f in self.findings if not f.passed)) or "none"
+    lacking = f"; not measured: {', '.join(self.failed)}" if self.failed else ""
+    return (
+      f"<Results of {self.workdir}: clean {100 * self.clean.defined:.1f} %; numbers: {listed}; "
+      f"{len(self.findings)} findings, failed: {failed}{lacking}>"
+    )
 
   @property
   def seconds(self) -> float:

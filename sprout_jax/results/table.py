@@ -19,7 +19,8 @@ def frame(workdirs: Iterable[pathlib.Path | str]) -> "pandas.DataFrame":
   Columns, in this order:
 
   - `workdir`: the folder of the run.
-  - `run_name`, `run_method`, `run_model`, `run_data`, `run_seed`: the evaluated model.
+  - `run_name`, `run_method`, `run_model`, `run_data`, `run_seed`: the evaluated model. The name
+    of a trained run is that of its folder.
   - `evaluation`, `metric`: the evaluation, and what it measured.
   - the keys of `sprout_jax.results.KEYS` (`attack`, `norm`, `epsilon`, ...): the conditions of the
     measurement. A key that a number does not have is missing (`pandas.NA`).
@@ -46,7 +47,8 @@ def frame(workdirs: Iterable[pathlib.Path | str]) -> "pandas.DataFrame":
   rows = []
   for workdir in workdirs:
     run = summary.read(workdir)
-    label = {f"run_{part}": (run.about["label"] or {}).get(part) for part in LABELS}
+    named = {"name": pathlib.Path(workdir).resolve().name, **(run.about["label"] or {})}
+    label = {f"run_{part}": named.get(part) for part in LABELS}
     label = {part: None if found is None else str(found) for part, found in label.items()}
     for number in run.numbers:
       about = [finding.passed for finding in run.findings if finding.is_about(number)]

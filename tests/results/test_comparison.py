@@ -262,3 +262,12 @@ def test_runs_compare_where_they_were_measured_alike():
   unknown = [run(None, measured=some(right, 0, steps=5)) for right in (9, 1)]
   unknown[1] = dataclasses.replace(unknown[1], workdir="another folder")
   assert compare(*unknown) is None  # nothing says that the images are the same
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_query_without_a_match_is_not_compared(place):
+  pair = [numbers.accuracy(np.ones(3, bool), np.arange(3))] * 2
+  assert comparison.compare(*pair).difference == 0
+  pair[place] = None
+  with pytest.raises(TypeError, match="expected two numbers, found None; .* where no number match"):
+    comparison.compare(*pair)

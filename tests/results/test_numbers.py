@@ -125,6 +125,26 @@ def test_queries():
   assert found.values("evaluation") == ["clean", "pgd", "auto_attack"]
 
 
+@pytest.mark.parametrize("found", [Numbers(), Numbers([Number("accuracy", 0.5, PGD)])])
+@pytest.mark.parametrize("query", [Numbers.where, Numbers.first])
+def test_a_query_with_a_misspelt_key_is_an_error(found, query):
+  said = r"no key 'evalution' \(did you mean 'evaluation'\?\); the keys are: evaluation, metric"
+  with pytest.raises(ValueError, match=said):
+    query(found, evalution="pgd")
+  with pytest.raises(ValueError, match="no key 'x'; the keys are: .*attack, version"):
+    found.values("x")
+
+
+def test_a_number_is_printed_in_one_line():
+  one = numbers.accuracy(np.arange(300) < 150, np.arange(300), norm="linf", epsilon=0.1)
+  assert repr(one) == "<Number accuracy, norm='linf', epsilon=0.1: 0.5 [0.4438, 0.5562], n=300>"
+  loss = Number("highest_loss", None, {"seed": 3}, "nats", evaluation="landscape")
+  assert repr(loss) == "<Number landscape highest_loss, seed=3: not defined nats>"
+  assert repr(Numbers([one, loss])) == f"<2 numbers>\n  {one}\n  {loss}"
+  many = repr(Numbers([one] * 50)).splitlines()
+  assert len(many) == 42 and many[-1] == "  ... and 10 more"
+
+
 def encoded():
   """The JSON of two numbers."""
   made = numbers.accuracy(np.arange(20) % 2 == 0, np.arange(20), **PGD)

@@ -94,6 +94,14 @@ def test_it_comes_back(tmp_path):
   assert back.metrics == ({"step": 1, "loss": 2.0},) and back.findings == results.findings
 
 
+def test_results_are_printed_in_one_line(tmp_path):
+  found = collect(tmp_path, pgd(0.75, 0.25, 0.5), failed={"transfer": "no source"})
+  assert repr(found) == (
+    f"<Results of {tmp_path}: clean 75.0 %; numbers: clean 1, pgd 3; 1 findings, failed: monotone; "
+    "not measured: transfer>"
+  )
+
+
 def test_findings_are_derived_from_the_numbers(tmp_path):
   """And a number knows which failed checks concern it."""
   results = collect(tmp_path, pgd(0.75, 0.25, 0.5))

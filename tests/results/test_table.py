@@ -59,7 +59,7 @@ def test_one_row_for_each_number(frame):
   low, high = frame["low"].iloc[1], frame["high"].iloc[1]
   assert low < 0.75 < high and frame["count"].tolist()[:4] == [20, 20, 20, 7]
   assert frame["run_method"].tolist()[:4] == 4 * ["sprout"] and frame["run_seed"].iloc[0] == "1"
-  assert frame["run_name"].tolist()[4:] == 4 * ["mine"]
+  assert frame["run_name"].tolist() == 4 * ["a"] + 4 * ["mine"]  # the folder's name by default
 
 
 def test_what_is_missing_is_na(frame):
