@@ -91,17 +91,17 @@ def headline():
   epsilon = digits["sprout"].about["config"]["evaluation"]["epsilon"]
   count = strong(cifar["sprout"]).count
   pro = (
-    f"**For SPROUT.** On the digits, {robust['sprout']} of the test images stay right under "
-    f"AutoAttack at epsilon {epsilon:g}. With natural training it is {robust['natural']}. SPROUT "
-    f"needs no attack. On this very small network its step takes {cost['sprout']:.1f} times as "
-    f"long as a natural one, or {cost['sprout_mean']:.1f} times with the mean of the label "
-    "distribution in place of a sample."
+    f"**For SPROUT.** On the digits, the accuracy of SPROUT under AutoAttack is {robust['sprout']} "
+    f"at epsilon {epsilon:g}. That of natural training is {robust['natural']}. SPROUT needs no "
+    f"attack. On this very small network, a step takes {cost['sprout']:.1f} times as long as a "
+    f"natural step. It takes {cost['sprout_mean']:.1f} times as long with the mean label "
+    "instead of a drawn label."
   )
   contra = (
-    f"**Against SPROUT.** PGD adversarial training keeps {robust['pgd']} there. On CIFAR-10 (JPEG "
-    f"copy, small network, 10 epochs, one seed), SPROUT keeps {on_cifar['sprout']} of {count} "
-    "images under AutoAttack at 8/255. A penalty on the input gradient, which needs no attack "
-    f"either, keeps {on_cifar['gradient_norm']}."
+    f"**Against SPROUT.** PGD adversarial training reaches {robust['pgd']} on the digits. On "
+    "CIFAR-10 (JPEG copy, small network, 10 epochs, one seed), the accuracy of SPROUT under "
+    f"AutoAttack at 8/255 is {on_cifar['sprout']} on {count} images. A penalty on the input "
+    f"gradient needs no attack either, and reaches {on_cifar['gradient_norm']}."
   )
   answer = "\n\n".join(textwrap.fill(text, 120) for text in (pro, contra))
   rows = []

@@ -325,7 +325,7 @@ def attack_versions() -> str:
     (f"`{name}`", ", ".join(f"`{attack}`" for attack in found), attacks.RESTARTS.get(name, 1))
     for name, found in attacks.VERSIONS.items()
   ]
-  return table(("version", "attacks, in their order", "starts of untargeted attacks"), rows)
+  return table(("version", "attacks, in their order", "restarts of untargeted attacks"), rows)
 
 
 def attack_functions() -> str:

@@ -33,11 +33,11 @@ def pgd(
   (Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.)
 
   Args:
-    epsilon: radius of the ball.
-    step_size: size of a step.
+    epsilon: perturbation budget, in pixel units.
+    step_size: size of a step, in pixel units.
     num_steps: number of gradient steps, at least 1.
-    norm: a key of `attacks.NORMS`.
-    start: a key of `attacks.STARTS`.
+    norm: norm of the perturbation, a key of `attacks.NORMS`.
+    start: start of the attack, a key of `attacks.STARTS`.
     batch_norm: batch norm in the attack's passes, a key of `BATCH_NORM`.
   """
   _check_attack(epsilon, step_size, num_steps, batch_norm, norm)
@@ -77,7 +77,7 @@ def fast(*, epsilon: float, step_size: float, batch_norm: str) -> Method:
   step only.
 
   Args:
-    epsilon: radius of the ball.
+    epsilon: perturbation budget, in pixel units.
     step_size: size of the step.
     batch_norm: batch norm in the attack's pass, a key of `BATCH_NORM`.
   """
@@ -100,9 +100,9 @@ def n_fgsm(*, epsilon: float, step_size: float, noise: float, batch_norm: str) -
   Some Noise: Reliable and Efficient Single-Step Adversarial Training", NeurIPS 2022.)
 
   Args:
-    epsilon: radius of the ball that the model is to resist.
-    step_size: size of the step; the paper has epsilon.
-    noise: range of the start over epsilon; the paper has 2.
+    epsilon: perturbation budget of the attacks that the model must resist, in pixel units.
+    step_size: size of the step, in pixel units; the paper uses epsilon.
+    noise: range of the random start, divided by epsilon; the paper uses 2.
     batch_norm: batch norm in the attack's pass, a key of `BATCH_NORM`.
   """
   _check_attack(epsilon, step_size, 1, batch_norm)
@@ -133,7 +133,7 @@ def free(*, epsilon: float, replays: int) -> Method:
   et al., "Adversarial Training for Free!", NeurIPS 2019, who divide the epochs by `replays`.)
 
   Args:
-    epsilon: radius of the ball.
+    epsilon: perturbation budget, in pixel units.
     replays: number of model updates per minibatch.
   """
   _check_ball(epsilon, "linf")
@@ -170,12 +170,12 @@ def trades(
   the divergence; the running statistics follow the clean and the attacked pass in equal parts.
 
   Args:
-    epsilon: radius of the ball.
-    step_size: size of a step.
+    epsilon: perturbation budget, in pixel units.
+    step_size: size of a step, in pixel units.
     num_steps: number of gradient steps, at least 1.
     beta: weight of the divergence, at least 0.
-    start: a key of `attacks.STARTS` other than "clean": at the clean image the divergence has no
-      gradient.
+    start: start of the attack, a key of `attacks.STARTS` other than "clean". At the clean image,
+      the divergence has no gradient.
     batch_norm: batch norm in the attack's passes, a key of `BATCH_NORM`.
   """
   _check_attack(epsilon, step_size, num_steps, batch_norm)
@@ -224,9 +224,9 @@ def bilateral(
   Attacks", ICCV 2019, and the authors' code.)
 
   Args:
-    epsilon: radius of the ball.
-    step_size: size of a step.
-    num_steps: number of gradient steps; the paper has one or two.
+    epsilon: perturbation budget, in pixel units.
+    step_size: size of a step, in pixel units.
+    num_steps: number of gradient steps; the paper uses one or two.
     ratio: the paper's beta, greater than 0. A large ratio leaves the label nearly unchanged.
     batch_norm: batch norm in the attack's passes, a key of `BATCH_NORM`.
   """

@@ -28,10 +28,10 @@ def gradient_norm(*, epsilon: float, norm: str, batch_norm: str) -> Penalty:
   "First-Order Adversarial Vulnerability of Neural Networks and Input Dimension", ICML 2019.)
 
   Args:
-    epsilon: radius of the ball in pixel units, at least 0.
-    norm: norm of the ball; "linf" penalises the gradient's L1 norm, "l2" its L2 norm.
-    batch_norm: batch norm in the pass whose gradient it is, a key of `BATCH_NORM`. "train" shares
-      the pass of a loss on x itself.
+    epsilon: perturbation budget, in pixel units, at least 0.
+    norm: norm of the perturbation. "linf" penalises the L1 norm of the gradient, "l2" its L2 norm.
+    batch_norm: batch norm in the pass of the gradient, a key of `BATCH_NORM`. With "train", a loss
+      on x itself shares this pass.
 
   Raises:
     UserError: a value out of range or unknown, naming the option.
@@ -63,12 +63,11 @@ def cure(*, weight: float, h: float, squared: bool, batch_norm: str) -> Penalty:
   `config.init_from`. They let h grow over the first epochs; here it is constant.
 
   Args:
-    weight: the paper's gamma, at least 0.
+    weight: weight of the penalty, the paper's gamma, at least 0.
     h: length of the finite difference, an L2 norm in pixel units, greater than 0. The authors' code
-      works on images divided by a standard deviation of about 0.2, so that its gradients are a
-      fifth of those here.
-    squared: True is the paper's formula. False is the norm itself, as in the authors' code.
-    batch_norm: batch norm in its passes, a key of `BATCH_NORM`.
+      divides images by a standard deviation of about 0.2, so its gradients are a fifth of ours.
+    squared: whether to square the norm. The paper's formula does, the authors' code does not.
+    batch_norm: batch norm in the passes of the penalty, a key of `BATCH_NORM`.
 
   Raises:
     UserError: a value out of range or unknown, naming the option.

@@ -97,7 +97,7 @@ def stable(*, noise_stddev: float, alpha: float, batch_norm: str) -> Method:
   Args:
     noise_stddev: standard deviation in pixel units, at least 0.
     alpha: weight of the prediction, in [0, 1].
-    batch_norm: batch norm in the pass that predicts, a key of `BATCH_NORM`.
+    batch_norm: batch norm in the pass of the prediction, a key of `BATCH_NORM`.
   """
   check_range("config.method.noise_stddev", noise_stddev, 0, 10, unit="(pixels are in [0, 1])")
   check_range("config.method.alpha", alpha, 0, 1)
