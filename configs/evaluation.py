@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
     "smoothing",
     "auto_attack",
   )
+  # The shared keys norm, epsilon, epsilons, num_steps, step_size, ... and the sections. step_size 0
+  # means epsilon / 4, for every norm and budget. If a flag changes norm or epsilon, and no flag
+  # gives epsilons, they become 0, 1/2, 1, 3/2 and 2 times epsilon.
   for name, default in table.defaults().items():
     config[name] = ml_collections.ConfigDict(default) if isinstance(default, dict) else default
   return config

@@ -251,6 +251,8 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
       natural,
       "--mode=evaluate",
       "--config.evaluation.norm=l2",
+      "--config.evaluation.epsilon=0.3",
+      "--config.evaluation.step_size=0.2",
       "--config.evaluation.use_ema=True",
       config=None,
     )
@@ -285,6 +287,8 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
       "--mode=evaluate",
       transfer,
       "--config.evaluation.norm=l2",
+      "--config.evaluation.epsilon=0.3",
+      "--config.evaluation.step_size=0.2",
       "--config.evaluation.use_ema=True",
       f"--config.evaluation.transfer.sources={sprout}",
       config=None,

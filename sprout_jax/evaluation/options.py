@@ -67,7 +67,7 @@ Epsilons = Annotated[
   ),
 ]
 NumSteps = Annotated[int, Option("gradient steps of PGD", 0, 2**31)]
-StepSize = Annotated[float, Option(f"step size of PGD, {PIXELS}", 1e-6, math.inf)]
+StepSize = Annotated[float, Option(f"step size of PGD, {PIXELS}; 0 = epsilon / 4", 0, math.inf)]
 NumRestarts = Annotated[int, Option("random restarts of PGD; the worst counts", 1, 2**31)]
 Loss = Annotated[str, Option("loss that PGD maximises", choices=tuple(attacks.LOSSES))]
 Seed = Annotated[int, Option("seed of all random draws of the evaluation", 0, 2**32 - 1)]
@@ -79,7 +79,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
   "epsilon": (Epsilon, 8 / 255),
   "epsilons": (Epsilons, tuple(round(0.005 * k, 3) for k in range(15))),  # the paper's grid
   "num_steps": (NumSteps, 20),
-  "step_size": (StepSize, 0.007),
+  "step_size": (StepSize, 0.0),
   "num_restarts": (NumRestarts, 1),
   "loss": (Loss, "cross_entropy"),
   "seed": (Seed, 0),
@@ -124,12 +124,16 @@ def choose(
 ) -> dict[str, Any]:
   """Returns an evaluation's keyword arguments, from its own section or else the shared keys.
 
-  They have the declared types: 1 and 1.0 are the same epsilon, see `convert`.
+  They have the declared types: 1 and 1.0 are the same epsilon, see `convert`. The step size 0
+  becomes epsilon / 4, so that it fits the norm and the budget.
   """
-  return {
+  chosen = {
     name: convert(section[name] if name in section else shared[name], annotation)
     for name, (annotation, _) in declared(function).items()
   }
+  if chosen.get("step_size") == 0:
+    chosen["step_size"] = chosen["epsilon"] / 4
+  return chosen
 
 
 def convert(value: Any, annotation: Any) -> Any:
@@ -208,6 +212,15 @@ def check(where: str, value: Any, annotation: Any) -> None:
 def with_epsilon(epsilons: Collection[float], epsilon: float) -> tuple[float, ...]:
   """Returns the perturbation budgets of a curve with epsilon among them, ascending."""
   return tuple(sorted({*epsilons, epsilon}))
+
+
+def around(epsilon: float, norm: str) -> tuple[float, ...]:
+  """Returns 0, 1/2, 1, 3/2 and 2 times epsilon, the default curve of a budget.
+
+  Linf budgets end at 1, the whole range of pixels.
+  """
+  limit = max(1.0, epsilon) if norm == "linf" else math.inf  # an epsilon above 1 is refused later
+  return tuple(sorted({min(k * epsilon / 2, limit) for k in range(5)}))
 
 
 def check_budgets(where: str, norm: str, epsilons: Collection[float]) -> None:

@@ -20,6 +20,7 @@ from sprout_jax.attacks import convolutions
 from sprout_jax.errors import EvaluationFailed
 from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import UserError
+from sprout_jax.evaluation import options as options_lib
 from sprout_jax.evaluation import preflight
 from sprout_jax.evaluation import subject as subject_lib
 from sprout_jax.evaluation import table
@@ -286,7 +287,7 @@ def evaluate(
     "num_steps": num_steps,
     "num_restarts": num_restarts,
     "step_size": epsilon / 4 if step_size is None else step_size,
-    "epsilons": tuple(k * epsilon / 2 for k in range(5)) if epsilons is None else tuple(epsilons),
+    "epsilons": options_lib.around(epsilon, norm) if epsilons is None else tuple(epsilons),
   }
   settings["transfer"]["sources"] = tuple(sources or ())
   table.check_settings("evaluate", settings)

@@ -21,9 +21,11 @@ from typing import Any
 
 import ml_collections
 
+from sprout_jax import attacks
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
+from sprout_jax.evaluation import options as options_lib
 from sprout_jax.evaluation import table
 from sprout_jax.training import optimizers
 from sprout_jax.training import parallel
@@ -166,8 +168,11 @@ def override(config: ml_collections.ConfigDict, changes: Iterable[tuple[str, str
     changes: (key, text) of each change.
 
   Raises:
-    UserError: the config has no such key, or the text has another type.
+    UserError: the config has no such key, the text has another type, or a change of the
+      evaluation's norm or budget leaves other keys that do not fit it (`_fit_attack`).
   """
+  before = config.to_dict()
+  changes = list(changes)
   for key, text in changes:
     section = _section(config, key)
     last = key.rpartition(".")[2]
@@ -189,6 +194,61 @@ def override(config: ml_collections.ConfigDict, changes: Iterable[tuple[str, str
       raise UserError(
         f"--config.{key} is {text!r}; expected {KINDS.get(kind, kind.__name__)}"
       ) from error
+  prefix = "evaluation."
+  given = {key.removeprefix(prefix) for key, _ in changes if key.startswith(prefix)}
+  if given & {"norm", "epsilon", "epsilons"}:
+    _fit_attack(config.evaluation, before["evaluation"], given)
+
+
+def _fit_attack(
+  evaluation: ml_collections.ConfigDict, before: Mapping[str, Any], given: Collection[str]
+) -> None:
+  """Fits the attack of the evaluation to a norm and budget from the command line.
+
+  PGD with steps for another norm or budget stays near the image, and the model looks robust.
+
+  - Another norm needs its own epsilon.
+  - With another norm or epsilon, `epsilons` become 0, 1/2, 1, 3/2 and 2 times epsilon, as in
+    `evaluate`, unless they are given.
+  - The steps must be able to reach the budgets, unless the step size is given.
+
+  Args:
+    evaluation: `config.evaluation` with the changes; it is changed.
+    before: `config.evaluation` without the changes.
+    given: the keys of the changes.
+
+  Raises:
+    UserError: epsilon or the step size does not fit; the message says what to type.
+  """
+  norm, epsilon = evaluation.norm, evaluation.epsilon
+  if norm not in attacks.NORMS:
+    return  # `validate` names the norms
+  is_other_norm = norm != before["norm"]
+  if is_other_norm and "epsilon" not in given:
+    raise UserError(
+      f"--config.evaluation.norm={norm} needs a budget in this norm; epsilon {epsilon:g} is one of "
+      f"{before['norm']}: add --config.evaluation.epsilon=VALUE"
+    )
+  is_other = is_other_norm or epsilon != before["epsilon"]
+  if is_other and "epsilons" not in given:
+    evaluation.epsilons = options_lib.around(epsilon, norm)
+  if is_other_norm and evaluation.auto_attack.epsilons and "auto_attack.epsilons" not in given:
+    raise UserError(
+      f"config.evaluation.auto_attack.epsilons {tuple(evaluation.auto_attack.epsilons)} are "
+      f"budgets of {before['norm']}: add --config.evaluation.auto_attack.epsilons=VALUES, or () for none"
+    )
+  changed = (epsilon, *evaluation.epsilons) if is_other else evaluation.epsilons
+  largest = max(changed, default=0.0)
+  reach = evaluation.num_steps * (evaluation.step_size or epsilon / 4)
+  if reach < largest * (1 - 1e-6) and "step_size" not in given:
+    advice = "--config.evaluation.step_size=0 (epsilon / 4)"
+    if not evaluation.step_size or evaluation.num_steps * epsilon / 4 < largest:
+      steps = max(1, evaluation.num_steps)
+      advice = f"--config.evaluation.step_size={2.5 * largest / steps:.3g}, or more steps"
+    raise UserError(
+      f"{evaluation.num_steps} steps of {reach / max(1, evaluation.num_steps):g} cannot reach a "
+      f"perturbation of {largest:g}, so PGD would be too weak: add {advice}"
+    )
 
 
 def _section(config: ml_collections.ConfigDict, key: str) -> ml_collections.ConfigDict:
