@@ -8,9 +8,9 @@ A run takes half a minute on 2 CPU cores. With 3 seeds (benchmarks/results/digit
 and 58.2 %.
 
 The arguments are method and penalty (rows of configs/methods.py), variant (of SPROUT: paper |
-algorithm1 | released), and model. Attacks in training have a perturbation budget of 0.1. Method
-"free" replays each minibatch 8 times, and its authors use an eighth of the epochs:
---config.num_epochs=8.
+algorithm1 | released), model, and epochs (the warm-up keeps its share). Attacks in training have a
+perturbation budget of 0.1. Method "free" replays each minibatch 8 times, and its authors use an
+eighth of the epochs: epochs=8.
 """
 
 import ml_collections
@@ -18,23 +18,24 @@ import ml_collections
 from sprout_jax.configs import default
 from sprout_jax.configs import methods
 from sprout_jax.launcher.configuration import parse_arguments
+from sprout_jax.launcher.configuration import positive_integer
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
   """Returns the config of the digits; the text at the top of this file lists the arguments."""
   given = parse_arguments(
-    arguments, model="small_cnn", method="sprout", variant="paper", penalty="none"
+    arguments, model="small_cnn", method="sprout", variant="paper", penalty="none", epochs="60"
   )
   config = default.get_config(given["method"], given["variant"], given["penalty"])
   methods.set_radius(config, 0.1)
   if "h" in config.penalty:
     config.penalty.h = 0.7  # same share of the ball's L2 size (0.8) as on CIFAR-10 at 8/255
   config.model.name = given["model"]
-  config.num_epochs = 60
+  config.num_epochs = positive_integer("epochs", given["epochs"])
   config.batch_size = 64
   config.log_every = 21
   config.optimizer.learning_rate = 0.05
-  config.optimizer.warmup_epochs = 2.0
+  config.optimizer.warmup_epochs = config.num_epochs / 30
   config.dataset.name = "digits"
   config.checkpoint.every_epochs = 10
   config.evaluation.epsilons = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)

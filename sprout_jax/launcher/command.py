@@ -8,18 +8,33 @@
 """
 
 import argparse
+import difflib
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import sprout_jax
 from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
+from sprout_jax.results import commands
 
 MODES = ("train", "evaluate", "report")
-SPROUT_USAGE = "sprout {train,evaluate,report} [CONFIG] --workdir DIR [--config.KEY=VALUE ...]"
+SPROUT_USAGE = """sprout train CONFIG --workdir DIR [--config.KEY=VALUE ...]
+       sprout evaluate DIR [--config.KEY=VALUE ...]
+       sprout report DIR [DIR ...]"""
+HELP = """Train a classifier, evaluate its robustness, and report the results."""
+SPROUT_HELP = f"""{HELP}
+
+  train     train, then measure a first evaluation
+  evaluate  measure all evaluations of a trained run
+  report    write one page about one or several runs
+
+  CONFIG    a config of this package (digits, cifar10) or a file of yours (mine.py); its arguments
+            follow a colon: digits:method=natural,epochs=10
+  DIR       the folder of the run"""
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
 
 
@@ -30,11 +45,13 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(prog: str = "launch.py") -> argparse.ArgumentParser:
   """Makes the parser of the command line."""
+  is_sprout = prog == "sprout"
   found = _Parser(
     prog,
-    usage=SPROUT_USAGE if prog == "sprout" else None,
-    description="Train a classifier, evaluate its robustness, and report the results.",
-    epilog="Change single values of the config with --config.KEY=VALUE, e.g. "
+    usage=SPROUT_USAGE if is_sprout else None,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=SPROUT_HELP if is_sprout else HELP,
+    epilog="Change single values of the config with --config.KEY=VALUE, e.g.\n"
     "--config.optimizer.learning_rate=0.1 or --config.evaluation.epsilons=2/255,8/255.",
     allow_abbrev=False,
     exit_on_error=False,
@@ -43,9 +60,12 @@ def parser(prog: str = "launch.py") -> argparse.ArgumentParser:
     "--mode",
     choices=MODES,
     default="train",
-    help="train: train, then evaluate; evaluate: evaluate a trained run; report: write one page "
+    help=argparse.SUPPRESS  # `sprout` has it as its first word
+    if is_sprout
+    else "train: train, then evaluate; evaluate: evaluate a trained run; report: write one page "
     "about several runs (default: train)",
   )
+  found.add_argument("--version", action="version", version=f"sprout_jax {sprout_jax.__version__}")
   found.add_argument(
     "--config",
     metavar="FILE[:ARGUMENTS]",
@@ -56,7 +76,7 @@ def parser(prog: str = "launch.py") -> argparse.ArgumentParser:
     "--workdir",
     metavar="DIR",
     action="append",
-    help="the folder of the run; for --mode report several, separated by commas",
+    help="the folder of the run; for a report several, separated by commas",
   )
   found.add_argument(
     "--coordinator",
@@ -118,14 +138,15 @@ def execute(argv: Sequence[str], prog: str = "launch.py") -> None:
 
   if args.mode == "report":
     if changes or args.config:
-      raise UserError("--mode report needs no config; type --mode report --workdir DIR_A,DIR_B")
+      raise UserError(f"a report needs no config; type {commands.report('DIR_A', 'DIR_B')}")
     modes.show_report(workdirs)
     return
   (workdir,) = workdirs
   if args.config:
     config = configuration.load(args.config)
   elif args.mode == "train":
-    raise UserError("--config is missing; name a config, e.g. --config configs/digits.py")
+    example = "digits" if prog == "sprout" else "configs/digits.py"
+    raise UserError(f"--config is missing; type e.g. {commands.train(example, workdir)}")
   else:
     config = trained.read_config(workdir).unlock()
   configuration.override(config, changes)
@@ -142,7 +163,7 @@ def _workdirs(args: argparse.Namespace) -> list[pathlib.Path]:
     joined = args.mode == "report" and not whole.is_dir()  # a folder's name can have a comma
     named += [pathlib.Path(part).expanduser() for part in text.split(",")] if joined else [whole]
   if args.mode != "report" and len(named) > 1:
-    raise UserError(f"--mode {args.mode} takes one --workdir, but {len(named)} were given")
+    raise UserError(f"{args.mode} takes one --workdir, but {len(named)} were given")
   return named
 
 
@@ -170,6 +191,7 @@ def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
 
   An error that the user can fix becomes one message, without a traceback.
   """
+  commands.program = prog
   try:
     execute(argv, prog)
   except ProcessLost as error:
@@ -181,10 +203,29 @@ def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
 
 
 def sprout() -> NoReturn:
-  """Executes the command `sprout train|evaluate|report [CONFIG] --workdir DIR`."""
-  argv = sys.argv[1:]
-  if argv and argv[0] in MODES:
-    mode, *argv = argv
-    named = [] if not argv or argv[0].startswith("-") else ["--config", argv.pop(0)]
-    argv = ["--mode", mode, *named, *argv]
-  sys.exit(main(argv, "sprout"))
+  """Executes the command `sprout train CONFIG --workdir DIR|evaluate DIR|report DIR [DIR ...]`."""
+  try:
+    argv = _from_words(sys.argv[1:])
+  except UserError as error:
+    sys.exit(f"error: {error}")
+  sys.exit(main(argv, "sprout") if argv else f"usage: {SPROUT_USAGE}\n\n{SPROUT_HELP}")
+
+
+def _from_words(argv: Sequence[str]) -> list[str]:
+  """Turns the words after `sprout` into flags: the command, and its config or workdirs.
+
+  Raises:
+    UserError: the first word is no command.
+  """
+  if not argv or argv[0].startswith("-"):
+    return list(argv)
+  mode, *rest = argv
+  if mode not in MODES:
+    nearest = difflib.get_close_matches(mode, MODES, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise UserError(f"sprout has no command {mode!r}.{hint} Its commands are: {', '.join(MODES)}")
+  flag = "--config" if mode == "train" else "--workdir"
+  words: list[str] = []
+  while rest and not rest[0].startswith("-") and not (mode == "train" and words):
+    words += [flag, rest.pop(0)]
+  return ["--mode", mode, *words, *rest]

@@ -140,7 +140,8 @@ def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
     if not separator or name not in defaults:
       listed = ", ".join(f"{key} (default {value})" for key, value in defaults.items())
       raise UserError(
-        f"the config argument is {part!r}; expected NAME=VALUE with a name from: {listed}"
+        f"the config argument is {part!r}; expected NAME=VALUE with a name from: {listed}. "
+        "Other values are flags, e.g. --config.num_epochs=5"
       )
     arguments[name] = value
   return arguments
@@ -235,7 +236,8 @@ def _fit_attack(
   if is_other_norm and evaluation.auto_attack.epsilons and "auto_attack.epsilons" not in given:
     raise UserError(
       f"config.evaluation.auto_attack.epsilons {tuple(evaluation.auto_attack.epsilons)} are "
-      f"budgets of {before['norm']}: add --config.evaluation.auto_attack.epsilons=VALUES, or () for none"
+      f"budgets of {before['norm']}: add --config.evaluation.auto_attack.epsilons=VALUES "
+      "(or () for none)"
     )
   changed = (epsilon, *evaluation.epsilons) if is_other else evaluation.epsilons
   largest = max(changed, default=0.0)

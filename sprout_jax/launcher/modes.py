@@ -31,6 +31,7 @@ from sprout_jax.evaluation.subject import Source
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.launcher import configuration
 from sprout_jax.launcher import trained as trained_lib
+from sprout_jax.results import commands
 from sprout_jax.results import workdir as workdir_lib
 from sprout_jax.training import loop
 
@@ -82,6 +83,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
   if not finished:  # a signal ended it; the loop has printed what is saved
     return False
   _evaluate(config, workdir, dataset, config.evaluation.after_training)
+  _say(f"next: {commands.evaluate(workdir)} (all evaluations); {commands.report(workdir)} (a page)")
   return True
 
 

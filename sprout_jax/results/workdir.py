@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sprout_jax.errors import UserError
+from sprout_jax.results import commands
 from sprout_jax.results import files
 
 
@@ -65,7 +66,7 @@ def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
   if not is_run(workdir):
     raise UserError(
       f"{workdir} is not the workdir of a run (it has no config.json); train there first: "
-      f"python launch.py --config CONFIG --workdir {workdir}"
+      f"{commands.train('CONFIG', workdir)}"
     )
   return files.read_json(pathlib.Path(workdir) / "config.json")
 

@@ -34,6 +34,7 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from sprout_jax.errors import UserError
+from sprout_jax.results import commands
 from sprout_jax.results import files
 from sprout_jax.training import agreement
 
@@ -271,8 +272,7 @@ def load_model(workdir: pathlib.Path | str, which: str, abstract_model: Any) -> 
   found = _read(directory, which, {"model": abstract_model}, thorough=False)
   if found is None:
     raise UserError(
-      f"{workdir} has no checkpoints; train there first: python launch.py --config CONFIG "
-      f"--workdir {workdir}"
+      f"{workdir} has no checkpoints; train there first: {commands.train('CONFIG', workdir)}"
     )
   parts, record, accuracies = found
   return Loaded(
