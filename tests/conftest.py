@@ -1,4 +1,4 @@
-"""Strict settings: 8 virtual CPU devices; rank promotion raises; warnings are errors."""
+"""Strict settings: 8 virtual CPU devices, errors for rank promotion, errors for warnings."""
 
 import importlib.metadata
 import os

@@ -68,7 +68,7 @@ def results(workdir):
 
 
 def records(workdir):
-  """metrics.jsonl without what the clock decides."""
+  """metrics.jsonl without the values that depend on time."""
   return [
     {
       k: v

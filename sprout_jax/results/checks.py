@@ -129,8 +129,9 @@ FAULTS = {
 def square(evidence: Evidence) -> Iterable[Finding]:
   """Checks that Square, a black-box attack, breaks no images that white-box attacks missed.
 
-  In the version "plus", white-box attacks follow Square. They do not see the images that it broke,
-  and might have broken them as well: there a failure cannot be told, and there is no finding.
+  In the version "plus", white-box attacks follow Square. They do not attack the images that it
+  broke, and might have broken them as well. A failure cannot be detected there, so there is no
+  finding.
   """
   for last in evidence.of("auto_attack", metric="accuracy", stage="square"):
     chain = [

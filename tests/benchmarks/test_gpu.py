@@ -1,4 +1,4 @@
-"""The GPU campaign's parts that a CPU can check: planning, files, images, and what it imports."""
+"""benchmarks/gpu.py on a CPU: planning, files, images and imports."""
 
 import io
 import itertools

@@ -84,7 +84,7 @@ def cifar_bytes(images, labels):
 
 
 class Tiny:
-  """What was put into an archive: {split: images}, {split: labels}, by file order."""
+  """The content of an archive: {split: images} and {split: labels}, in the order of the files."""
 
   def __init__(self, images, labels):
     self.images, self.labels = images, labels

@@ -1,4 +1,4 @@
-"""What the tests of evaluations share: every evaluation measured once; programs compiled once."""
+"""Fixtures of the tests of evaluations, to measure and compile everything only once."""
 
 import contextlib
 import shutil

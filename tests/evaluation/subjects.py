@@ -130,7 +130,7 @@ def make(count=COUNT, **changes):
 
 
 def margins(subject):
-  """The lead of the label over each class, [n, 3], and what epsilon 1 in Linf takes of it."""
+  """Margins of the label over each class, [n, 3], and their largest loss at epsilon 1 in Linf."""
   labels, w = subject.labels, kernel().astype(float)
   logits = (subject.images - 0.5).reshape(len(labels), -1) @ w
   lead = logits[np.arange(len(labels)), labels][:, None] - logits

@@ -172,7 +172,7 @@ def test_features_that_do_not_tell_points_apart_leave_nothing_to_attack():
 
 
 def pretend(monkeypatch, excess):
-  """Puts another search in place: half of the images are built. Returns what it was made with."""
+  """Replaces the search: half of the images are built. Returns the list of its arguments."""
   made = []
 
   def search_fn(*args):

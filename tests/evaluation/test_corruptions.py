@@ -1,4 +1,4 @@
-"""corruptions: one table of what all must do, and each against NumPy, SciPy, PIL or its moments."""
+"""corruptions: one contract for all, and each against NumPy, SciPy, PIL or its moments."""
 
 import colorsys
 import functools

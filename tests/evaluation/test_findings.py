@@ -100,7 +100,7 @@ def test_a_model_trained_against_pgd_raises_no_finding():
 
 
 def test_smoothed_labels_and_noise_look_robust_to_pgd_with_one_start():
-  """What PGD on the cross-entropy leaves of it, AutoAttack breaks."""
+  """AutoAttack breaks the images that PGD on the cross-entropy leaves robust."""
   found, numbers = measure(("pgd", "auto_attack"), train(smoothed), num_restarts=1)
   pgd = numbers.first(evaluation="pgd", epsilon=EPSILON)
   ensemble = numbers.first(evaluation="auto_attack", stage=None)

@@ -1,4 +1,4 @@
-"""preflight: what cannot be evaluated is named before minutes are spent."""
+"""preflight: problems of a model are reported before the long computations."""
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,7 @@ def test_a_model_of_other_images(shape, message):
 
 
 def said_of(predict, images=None, labels=None, count=40):
-  """What is said of a model that is not refused."""
+  """Returns the warnings about a model that passes."""
   if images is None:
     images = np.random.RandomState(0).uniform(size=(count, 3, 3, 1)).astype(np.float32)
   if labels is None:

@@ -1,4 +1,4 @@
-"""session: what is stored is found again, what is damaged or other is measured again."""
+"""session: stored results are found again; damaged or different ones are measured again."""
 
 import dataclasses
 import json
@@ -197,7 +197,7 @@ def test_another_precision_or_generator_is_another_measurement(brightness, tmp_p
 
 
 def test_other_weights_or_data_are_another_measurement(brightness, tmp_path, monkeypatch):
-  """`evaluate` finds out by itself what decides."""
+  """`evaluate` itself identifies the weights and the data."""
   for name in ("summarize", "compare"):  # they take longer than all the rest
     monkeypatch.setattr(f"sprout_jax.report.{name}", lambda *args: "")
   subject = subjects.make()
@@ -293,7 +293,7 @@ def test_features_decide_about_the_binarisation_test_alone(tmp_path, monkeypatch
 
 
 def test_a_model_that_was_trained_on_is_measured_as_it_is(tmp_path):
-  """The function is equal to itself; what it computes is not."""
+  """The function is the same object, but it computes other outputs."""
   subject, sign = subjects.make(), [1.0]
   kernel = subjects.kernel()
   functions = [

@@ -1,4 +1,4 @@
-"""Subject: batches, padding and devices do not matter; what is right by hand; a model's digest."""
+"""Subject: batches, padding and devices do not matter; values by hand; the digest of a model."""
 
 import dataclasses
 import importlib.util
@@ -137,7 +137,7 @@ class Module:
 
 
 def test_the_weights_of_a_module_are_leaves():
-  """A function has none; of a module the arrays are, and its numbers stay what they are."""
+  """The arrays of a module are leaves, and its Python numbers are not. A function has no leaves."""
   kernel = np.random.RandomState(0).randn(9, 2).astype(np.float32)
   images = np.random.RandomState(1).uniform(size=(5, 3, 3, 1)).astype(np.float32)
   expected = (images - 0.5).reshape(5, 9) @ kernel

@@ -1,4 +1,4 @@
-"""threat: what left the ball or the box is refused; rounding at large radii is not."""
+"""threat: images outside the ball or the box are refused; rounding at large radii is allowed."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""modes: what validation measures. trained: a workdir as a model that can be called."""
+"""modes: the measurements of the validation. trained: a workdir as a model."""
 
 import jax
 import numpy as np

@@ -65,7 +65,7 @@ def save(tmp_path):
 
 
 def small(**changes):
-  """The state dict of a Wide ResNet, without what evaluation does not need."""
+  """The state dict of a Wide ResNet, without the arrays that evaluation does not need."""
   state = {n: a for n, a in state_dict("wrn").items() if not n.startswith("sub_block1")}
   state = {n: a for n, a in state.items() if not n.endswith("num_batches_tracked")}
   return state | changes

@@ -269,7 +269,7 @@ def test_square_is_compared_with_its_own_chain():
 
 
 def test_noise_is_compared_with_pgd_and_apgd_together():
-  """What either has broken is not what the white box left."""
+  """An image that PGD or APGD breaks does not count as left robust."""
   noise = left("sanity", LAST, attack="noise", draws=100, **THREAT)
   seen = derive("black_box", evidence(pgd(LAST[:1]), left("sanity", LAST[1:], **APGD), noise))
   assert [f.passed for f in seen] == [True] and seen[0].value == 0

@@ -94,7 +94,7 @@ def test_the_other_way_round():
 
 
 def cells(p1, p2, rho):
-  """Probabilities of both, first only, second only, neither; rho is at most what it can be."""
+  """Probabilities of both, first only, second only, neither; rho is limited to its maximum."""
   both = min(p1 * p2 + rho * math.sqrt(p1 * (1 - p1) * p2 * (1 - p2)), p1, p2)
   return [both, p1 - both, p2 - both, 1 - p1 - p2 + both]
 

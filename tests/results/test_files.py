@@ -164,7 +164,7 @@ def test_a_damaged_line_is_left_out_and_named(tmp_path):
 
 
 def test_a_line_that_a_kill_has_cut_is_left_out_in_silence(tmp_path):
-  """And it does not spoil the one that is written after it."""
+  """The line that is written after it is read."""
   path, said = tmp_path / "a.jsonl", []
   files.append_line(path, {"step": 0})
   whole = path.read_bytes()

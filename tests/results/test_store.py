@@ -1,4 +1,4 @@
-"""store: what an evaluation leaves is found again, whole; pieces survive a kill."""
+"""store: a complete measurement is found again; parts survive a kill."""
 
 import itertools
 import json
@@ -212,7 +212,7 @@ def test_a_changed_piece_is_named_and_computed_again(tmp_path):
 
 
 def test_a_piece_is_the_same_fresh_and_read(tmp_path):
-  """Arrays keep type, shape and bits; what is not finite stays in arrays and is None elsewhere."""
+  """Arrays keep type, shape and bits. NaN and infinity stay in arrays and are None elsewhere."""
   path = tmp_path / "a.partial.jsonl"
   arrays = [np.array([True, False]), np.float32([[1.1, np.nan]]), np.arange(3), np.zeros((0, 2))]
   piece = lambda: {"arrays": arrays, "number": math.inf, "numpy": np.int64(3), "tuple": (1, "a")}

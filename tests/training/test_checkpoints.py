@@ -1,4 +1,4 @@
-"""checkpoints: what is kept, what is best, damage, full disks, what is left open.
+"""checkpoints: kept ones, the best one, damage, full disks, open files.
 
 Real processes: test_several, tests/test_launch.
 """

@@ -1,4 +1,4 @@
-"""Two real processes: what fails in one ends both, and both write and read the same checkpoints."""
+"""Two real processes: an error in one ends both, and both write and read the same checkpoints."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-  """What the two processes saw of each scene, their messages, and the workdir."""
+  """The results of both processes in each scene, their messages, and the workdir."""
   workdir = tmp_path_factory.mktemp("several")
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""What test_several runs twice: `python -m tests.training.two_processes NUMBER PORT WORKDIR`.
+"""test_several runs this program twice: `python -m tests.training.two_processes NUMBER PORT WORKDIR`.
 
-Each process prints what it saw of each scene as one line of JSON; process 1 dies in the last scene.
+Each process prints its result of each scene as one line of JSON; process 1 dies in the last scene.
 """
 
 import json
@@ -33,7 +33,7 @@ def main(number, port, workdir):
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, number)
 
   def raised(which, error):
-    """What this process raises where one of the two raises an error."""
+    """The error of this process after one of the two raises an error."""
     try:
       with agreement.agreed():
         if number == which:
