@@ -152,18 +152,25 @@ def _set_aside(path: pathlib.Path, error: resume.StateError) -> None:
 def _numbers(
   found: dict[str, Any], images: Images, version: str, norm: str, epsilon: float, seed: int
 ) -> list[Number]:
-  """Makes the number after each stage, where there are several, and the one after all stages."""
+  """Makes the number after each stage, where there are several, and the one after all stages.
+
+  Only the number of a single attack can have steps and restarts. It has them if the attack follows
+  gradients and is not targeted: Square has queries, and a targeted attack has targets.
+  """
   keys: dict[str, Any] = {
     "attack": "auto_attack",
     "version": version,
     "norm": norm,
     "epsilon": epsilon,
-    "steps": min(entry["steps"] for entry in found["spec"]["attacks"].values()),
-    "restarts": attacks.RESTARTS.get(version, 1),
     "seed": seed,
   }
-  stages = found["per_attack"] if len(found["per_attack"]) > 1 else {}
-  return [
-    *(accuracy(robust, images.indices, stage=name, **keys) for name, robust in stages.items()),
-    accuracy(found["robust"], images.indices, **keys),
+  first = next(iter(found["spec"]["attacks"].values()))
+  effort = {"steps": first["steps"]} if "targeted" in first else {}
+  effort |= {"restarts": first["runs"]} if first.get("targeted") is False else {}
+  if len(found["per_attack"]) == 1:
+    return [accuracy(found["robust"], images.indices, **keys, **effort)]
+  made = [
+    accuracy(robust, images.indices, stage=name, **keys, **({} if place else effort))
+    for place, (name, robust) in enumerate(found["per_attack"].items())
   ]
+  return [*made, accuracy(found["robust"], images.indices, **keys)]

@@ -68,7 +68,7 @@ class Evaluation:
 
 EVALUATIONS: dict[str, Evaluation] = {
   "pgd": Evaluation(evaluate_pgd, 1, "accuracy under PGD"),
-  "auto_attack": Evaluation(evaluate_auto_attack, 2, "accuracy under AutoAttack"),
+  "auto_attack": Evaluation(evaluate_auto_attack, 3, "accuracy under AutoAttack"),
   "strength": Evaluation(evaluate_strength, 1, "PGD with more steps, restarts and losses"),
   "noise": Evaluation(evaluate_noise, 1, "accuracy under random noise"),
   "transfer": Evaluation(

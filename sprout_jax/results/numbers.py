@@ -27,7 +27,7 @@ KEYS: dict[str, tuple[type, str]] = {
   "stage": (str, "AutoAttack: the accuracy after this attack and all attacks before it"),
   "norm": (str, "the norm of the perturbation: linf, l2 or l1"),
   "epsilon": (float, "the perturbation budget, in pixel units (images in [0, 1])"),
-  "steps": (int, "gradient steps of one restart"),
+  "steps": (int, "gradient steps of one restart; missing for several attacks"),
   "step_size": (float, "size of a step, in pixel units"),
   "restarts": (int, "restarts of the attack; the worst counts"),
   "loss": (str, "the loss that the attack maximises"),

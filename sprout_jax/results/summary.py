@@ -34,6 +34,7 @@ from typing import Any
 
 from sprout_jax.errors import UserError
 from sprout_jax.results import checks
+from sprout_jax.results import commands
 from sprout_jax.results import files
 from sprout_jax.results import numbers as numbers_lib
 from sprout_jax.results import workdir as workdir_lib
@@ -202,7 +203,7 @@ def read(workdir: pathlib.Path | str) -> Results:
     UserError: there is no results.json, it is damaged, or it has another format.
   """
   path = pathlib.Path(workdir) / NAME
-  again = f"python launch.py --mode evaluate --workdir {workdir}"
+  again = commands.evaluate(workdir)
   if not path.exists():
     raise UserError(f"{workdir} has no results.json; create it with: {again}")
   try:
@@ -261,6 +262,8 @@ def _published(number: Number) -> dict[str, Any]:
   name = f"autoattack-{version}" if version in numbers_lib.ENSEMBLES else version
   return {
     "name": name or f"pgd-{number['steps']}",
+    "steps": None,  # AutoAttack's attacks differ in them
+    "restarts": None,
     **{key: value for key, value in number.keys.items() if key not in ("attack", "version")},
     "count": number.count,
     "accuracy": number.value,

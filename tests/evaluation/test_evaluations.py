@@ -144,6 +144,23 @@ def test_auto_attack_says_what_ran(results):
   assert spec["epsilon"] == EPSILON and spec["spec"]["examples"] == 40
 
 
+@pytest.mark.parametrize(
+  "version, entry, keys",
+  [
+    ("apgd-t", {"steps": 100, "runs": 9, "targeted": True}, {"steps": 100, "restarts": None}),
+    ("fab", {"steps": 100, "runs": 1, "targeted": False}, {"steps": 100, "restarts": 1}),
+    ("square", {"steps": 5000, "runs": 1}, {"steps": None, "restarts": None}),
+  ],
+)
+def test_targets_and_queries_are_not_called_restarts_and_steps(monkeypatch, version, entry, keys):
+  right = np.arange(40) < 20
+  spec = {"attacks": {version: entry}, "notes": [], "not_misclassified_again": 0, "not_finite": 0}
+  result = types.SimpleNamespace(robust=right, per_attack={version: right}, spec=spec)
+  monkeypatch.setattr("sprout_jax.attacks.auto_attack", lambda *args, **kwargs: result)
+  found = subjects.measure("auto_attack", subjects.make(), auto_attack={"version": version})
+  assert len(found.numbers) == 2 and all(n.matches(**keys) for n in found.numbers)
+
+
 def test_auto_attack_continues_within_an_attack(results, tmp_path, monkeypatch):
   """Its state outlives a kill between two pieces: with it there is nothing left to attack."""
 
@@ -206,7 +223,10 @@ def test_auto_attack_of_several_attacks_has_a_number_after_each(monkeypatch):
   """The last is the worst case; remarks become notes."""
   right = {"apgd-ce": np.arange(40) < 30, "square": np.arange(40) < 20}
   spec = {
-    "attacks": {"apgd-ce": {"steps": 100}, "square": {"steps": 5000}},
+    "attacks": {
+      "apgd-ce": {"steps": 100, "runs": 5, "targeted": False},
+      "square": {"steps": 5000, "runs": 1},
+    },
     "notes": ["few classes"],
   }
   spec |= {"not_misclassified_again": 2, "not_finite": 0}
@@ -216,6 +236,8 @@ def test_auto_attack_of_several_attacks_has_a_number_after_each(monkeypatch):
   at = [(n["epsilon"], n["stage"], n.value) for n in found.numbers]
   assert at[:3] == [(EPSILON, "apgd-ce", 0.75), (EPSILON, "square", 0.5), (EPSILON, None, 0.5)]
   assert len(at) == 6 and found.numbers.first().matches(steps=100, restarts=5, version="plus")
+  later = list(found.numbers)[1:3]  # after Square, and the worst of all attacks
+  assert all(n.matches(steps=None, restarts=None, version="plus") for n in later)
   assert found.notes[0] == "few classes" and found.notes[1].startswith(
     "At epsilon 0.01, 2 adversarial"
   )

@@ -19,7 +19,7 @@ ABOUT = dict.fromkeys(summary.ABOUT) | dict(
   parameters_sha256="abc", config={"seed": 0}, versions={"jax": "1"}, label={"name": "a"}
 )
 PGD = dict(attack="pgd", norm="linf", steps=20, step_size=0.01, restarts=2, loss="margin", seed=7)
-AUTO = dict(attack="auto_attack", version="standard", norm="l2", epsilon=0.5, steps=100, restarts=1)
+AUTO = dict(attack="auto_attack", version="standard", norm="l2", epsilon=0.5)
 
 
 def stored(name, *numbers, seconds=1.0, **fields):
@@ -71,6 +71,7 @@ def test_published_keys(tmp_path):
     "interval",
   }
   assert all(required <= entry.keys() for entry in found["attacks"])
+  assert last["steps"] is None and last["restarts"] is None and first["steps"] == 20
   assert (first["name"], second["epsilon"], second["accuracy"]) == ("pgd-20", 0.1, 0.5)
   assert (last["name"], last["norm"], last["accuracy"]) == ("autoattack-standard", "l2", 0.25)
   assert first["interval"][0] < 0.75 < first["interval"][1] and first["restarts"] == 2
