@@ -17,7 +17,7 @@ from sprout_jax.results import Number
 from sprout_jax.results import comparison
 from sprout_jax.results.numbers import ENSEMBLES
 
-LAST = ("cost of training", "checks passed")  # columns of the headline
+LAST = ("cost of training", "checks")  # columns of the headline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +142,8 @@ def table(runs: list[Run], found: list[Measure]) -> blocks.Table:
   is_same = len({images(run, number) for run, number in counted if number.count is not None}) < 2
   rows = []
   for run in runs:
-    states = run.checks()
-    failed = [name for name, state in states.items() if state == "failed"]
-    absent = list(states.values()).count("not run")
     cells = [_cell(run, measure, is_same) for measure in found]
-    detail = ", ".join([*failed, *([f"{absent} not run"] if absent else [])])
-    checks = blocks.Cell(run.passed(), detail, (blocks.FAILED,) if failed else ())
-    rows.append((blocks.Cell(run.name), *cells, _cost([run]), checks))
+    rows.append((blocks.Cell(run.name), *cells, _cost([run]), _checks([run])))
   titles = (measure.title for measure in found)
   test = "McNemar's exact test on the same images; for means a paired t-test"
   return blocks.Table(("run", *titles, *LAST), tuple(rows), test=test)
@@ -163,10 +158,18 @@ def _cost(runs: list[Run]) -> blocks.Cell:
   return blocks.Cell(wording.seconds(statistics.fmean(spent)), ", ".join(devices)[:60])
 
 
+def _checks(runs: list[Run]) -> blocks.Cell:
+  text = "; ".join(dict.fromkeys(run.checked() for run in runs))
+  return blocks.Cell(text, "", (blocks.FAILED,) if "failed" in text else ())
+
+
 def _cell(run: Run, measure: Measure, is_same: bool) -> blocks.Cell:
   number = measure.numbers.get(run.place)
   if number is None:
-    return blocks.missing(run.missing(measure.evaluation))
+    other = run.of(measure.evaluation, metric="accuracy")
+    threats = dict.fromkeys(wording.threat(n["norm"], n["epsilon"]) for n in other if n["epsilon"])
+    at = f"measured at {', '.join(list(threats)[:3])}" if threats else ""
+    return blocks.Cell(run.missing(measure.evaluation), at, (blocks.MISSING,))
   count = "" if number.count is None or is_same else f"n = {number.count:,}"
   failed = blocks.FAILED if run.results.failed_checks(number) else ""
   detail = " ".join(filter(None, [wording.interval(number), count]))
@@ -180,11 +183,7 @@ def group_table(groups: Mapping[str, list[Run]], found: list[Measure]) -> blocks
   rows = []
   for place, (name, runs) in enumerate(groups.items()):
     cells = (column[place] for column in columns)
-    states = [(check, state) for run in runs for check, state in run.checks().items()]
-    failed = dict.fromkeys(check for check, state in states if state == "failed")
-    passed = ", ".join(dict.fromkeys(run.passed() for run in runs))
-    checks = blocks.Cell(passed, ", ".join(failed), (blocks.FAILED,) if failed else ())
-    rows.append((blocks.Cell(name, f"n = {len(runs)}"), *cells, _cost(runs), checks))
+    rows.append((blocks.Cell(name, f"n = {len(runs)}"), *cells, _cost(runs), _checks(runs)))
   header = ("runs", *(measure.title for measure in found), *LAST)
   return blocks.Table(header, tuple(rows), test="Welch's t-test over seeds")
 

@@ -65,7 +65,6 @@ def run_table(run: Run) -> str:
     "run.txt",
     run=run,
     summary=headline.summary(run),
-    states=list(run.checks().values()),
     sections={name: tables.section([run], {0: chosen[name]}, name) for name in names},
     elsewhere=[finding.text for finding in failed if not any(map(finding.is_about, shown))],
   )
@@ -78,7 +77,7 @@ def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
   header = ["", *(measure.short for measure in measures)]  # groups have long names: fewer columns
   return _render(
     "runs.txt",
-    tables=list(zip(made, map(_aligned, made, ([*header, "training", "checks"], header)))),
+    tables=list(zip(made, map(_aligned, made, ([*header, "training"], header)))),
     marks=MARKS,
     runs=runs,
     measures=measures,
@@ -87,7 +86,7 @@ def comparison(runs: list[Run], measures: list[Measure], groups: Groups) -> str:
 
 
 def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
-  """Formats a table as lines with aligned columns. A long name takes several lines."""
+  """Formats a table as lines with aligned columns. If a name is long, each has its own line."""
   rows = [header]
   for head, *cells in (row[: len(header)] for row in table.rows):
     texts = [cell.text.removesuffix(" %").replace(" ± ", "±") for cell in cells]
@@ -95,13 +94,14 @@ def _aligned(table: blocks.Table, header: list[str]) -> list[str]:
     shown = (
       f"{'-' if text.startswith('not ') else text}{mark}" for text, mark in zip(texts, marks)
     )
-    rows.append([wording.clean(head.text, 40), *shown])
+    rows.append([wording.clean(head.text, COLUMNS - 2), *shown])
   first, *others = (max(map(len, column)) for column in zip(*rows))
-  first = max(min(first, COLUMNS - sum(others) - 2 * len(others)), 8)
-  lines = []
+  space = COLUMNS - sum(others) - 2 * len(others)
+  is_long, lines = first > space, []
   for name, *texts in rows:
-    start, *more = textwrap.wrap(name, first, subsequent_indent="  ") or [""]
-    lines += ["  ".join([start.ljust(first), *map(str.rjust, texts, others)]), *more]
+    lines += [name] if is_long and name else []
+    start = "".ljust(max(space, 0)) if is_long else name.ljust(first)
+    lines.append("  ".join([start, *map(str.rjust, texts, others)]))
   return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 

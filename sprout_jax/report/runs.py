@@ -18,8 +18,6 @@ from sprout_jax.results.store import OUTDATED
 
 PARTS = ("name", "method", "model", "data", "seed")  # the parts of a label, in their order
 PLACES = ("dataset.data_dir", "dataset.cache_dir")  # keys of a config that change no number
-
-
 ImagesOf = tuple[str, int | None, bytes | None]
 
 
@@ -81,9 +79,14 @@ class Run:
         found[finding.check] = "passed" if finding.passed else "failed"
     return found
 
-  def passed(self) -> str:
-    """Returns how many of all checks passed, such as "9 of 10"."""
-    return f"{list(self.checks().values()).count('passed')} of {len(CHECKS)}"
+  def checked(self) -> str:
+    """Returns the outcome of the checks, such as "7 passed, 1 failed (gap), 2 not run"."""
+    found = self.checks()
+    states, failed = list(found.values()), [name for name in found if found[name] == "failed"]
+    said = [f"{states.count('passed')} passed"]
+    said += [f"{len(failed)} failed ({', '.join(failed)})"] if failed else []
+    said += [f"{states.count('not run')} not run"] if "not run" in states else []
+    return ", ".join(said)
 
   def incomplete(self) -> str:
     """Returns a sentence if the training is not finished; else ""."""

@@ -238,7 +238,7 @@ def checks(runs: list[Run]) -> blocks.Section:
   word = ("FAILED", "passed")
   said = tuple(f"{run.key}, {one.check}, {word[one.passed]}: {one.text}" for run, one in found)
   table = blocks.Table(("check", *(run.name for run in runs)), rows)
-  state = "; ".join(f"{run.key} {run.passed()}" for run in runs[:6])
+  state = "; ".join(f"{run.key}: {run.checked()}" for run in runs[:6])
   return _section("Checks", state, table, blocks.Text(said, "Findings") if said else None)
 
 

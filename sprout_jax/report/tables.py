@@ -122,6 +122,9 @@ def section(
       transformation(run, by_row[row][run.place]) for run in runs if run.place in by_row[row]
     )
     head = next(filter(None, labels), "") or wording.describe(own)
+    first = firsts[row]  # epsilon 0 can differ from the clean accuracy only by the choice of images
+    if head and first["epsilon"] == 0 and usual and usual[1] != runs[0].results.clean.count:
+      head = f"{head} (of these {wording.plural(usual[1] or 0, 'image')})"
     is_said = head and (firsts[row].metric == "accuracy" or not has_metrics)
     metric = "" if is_said else wording.name(firsts[row].metric)
     cells = (_cell(run, evaluation, by_row[row].get(run.place), usual) for run in runs)

@@ -64,9 +64,12 @@ class Evaluations(dict):
     return [self.accuracy(self.at(e), **PGD, norm="linf", epsilon=e) for e in curve], {}
 
   def auto_attack(self):
-    keys = {"attack": "auto_attack", "version": "standard", "steps": 100, "restarts": 1, "seed": 0}
-    stages = ("apgd-ce", "apgd-t", "fab-t", "square")
-    chain = [self.accuracy(self.level - 0.05, **keys, **LINF, stage=stage) for stage in stages]
+    keys = {"attack": "auto_attack", "version": "standard", "seed": 0}
+    stages = {"apgd-ce": {"steps": 100, "restarts": 1}, "apgd-t": {}, "fab-t": {}, "square": {}}
+    chain = [
+      self.accuracy(self.level - 0.05, **keys, **effort, **LINF, stage=stage)
+      for stage, effort in stages.items()
+    ]
     worst = self.accuracy(self.level - 0.05, **keys, **LINF)
     return [*chain, worst], {"specs": [{"epsilon": 0.1, "spec": {"targets": 9}}]}
 

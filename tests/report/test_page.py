@@ -91,7 +91,7 @@ def test_the_first_table_has_a_row_for_each_run(made):
     "certified accuracy, L2 radius 0.25",
     "mean accuracy under corruptions",
     "cost of training",
-    "checks passed",
+    "checks",
   ]
   assert table["A sprout, seed 0"] == [
     "95.0 % [91.0, 97.3] n = 200",
@@ -100,9 +100,9 @@ def test_the_first_table_has_a_row_for_each_run(made):
     "64.0 % [50.1, 75.9] n = 50",
     "75.0 %",
     "61 s 1 x cpu",
-    "10 of 10",
+    "10 passed",
   ]
-  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 of 10 2 not run"]
+  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 passed, 2 not run"]
   assert table["B natural, seed 0"][2:] == others
   kinds = page.table("", cells="classes")
   assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
@@ -138,7 +138,7 @@ def test_the_table_of_attacks_begins_with_auto_attack(made):
   table = made[0].table(ATTACKS)
   assert list(table)[:3] == [
     "header",
-    "AutoAttack, version standard, Linf, epsilon 0.1, 100 steps, 1 restart, seed 0, 200 images",
+    "AutoAttack, version standard, Linf, epsilon 0.1, seed 0, 200 images",
     "accuracy",
   ]
   assert table["accuracy"] == ["45.0 % [38.3, 51.9]", "failed", "65.0 % [58.2, 71.3]"]
@@ -375,7 +375,7 @@ def test_a_number_that_failed_a_check_is_marked_where_it_stands(tmp_path):
   page = make(runs.workdir(tmp_path / "a", "one", only=(), change=change))
   text = "the accuracy under PGD is 20.0 points above that under AutoAttack"
   assert page.table("")["A one"][1] == "70.0 % ! [63.3, 75.9]"
-  assert page.table("")["A one"][-1] == "0 of 10 ! gap, 9 not run"
+  assert page.table("")["A one"][-1] == "0 passed, 1 failed (gap), 9 not run !"
   assert any(text in said and "check gap" in said for said in page.said(""))
   notes = [said for said in page.said(ATTACKS) if said.startswith("A: !")]
   assert len(notes) == 1 and text in notes[0]
@@ -422,9 +422,9 @@ def test_a_group_with_a_failed_check_is_not_the_best_and_says_so(tmp_path):
   assert [row[1] for row in kinds.values()][1:] == ["failed", "failed", "best"]
   assert [row[1][:8] for row in table.values()][1:3] == ["75.0 ± 0", "62.5 ± 1"]
   assert [row[-1] for row in table.values()][1:] == [
-    "0 of 10 ! gap",
-    "0 of 10, 1 of 10 ! gap",
-    "1 of 10",
+    "0 passed, 1 failed (gap), 9 not run !",
+    "0 passed, 1 failed (gap), 9 not run; 1 passed, 9 not run !",
+    "1 passed, 9 not run",
   ]
   latex = (folders[0] / "report" / "report.tex").read_text(encoding="utf-8")
   (row,) = [line for line in latex.splitlines() if line.startswith("A B")]
@@ -755,13 +755,60 @@ def test_the_terminal_fits_and_marks_the_best(tmp_path):
   text = report.compare(folders)
   lines = text.splitlines()
   assert max(len(line) for line in lines[:5]) <= 80
-  assert [line.split()[-9] for line in lines[2:5]] == ["50.0*", "47.5~", "47.0"]
-  # A long name goes on below, whole, in as few lines as possible.
-  name = [line[: lines[0].index("clean")].strip() for line in lines[4 : lines.index("", 4)]]
-  assert "".join(name) == "C a_method_of_a_long_name_that_goes_on" and len(name) == 4
+  # One name is long: each name has a line of its own, whole, and the numbers are below it.
+  assert lines[2:8:2] == ["A best", "B near", "C a_method_of_a_long_name_that_goes_on"]
+  assert [line.split()[1] for line in lines[3:9:2]] == ["50.0*", "47.5~", "47.0"]
+  assert all(line[: lines[0].index("clean")].strip() == "" for line in lines[3:9:2])
   assert "* The best of its column. A number that failed a check cannot be the best." in lines
   assert "~ Not significantly different from the best (McNemar's exact test" in text
   assert "PGD: accuracy under PGD, Linf epsilon 0.1, 200 images" in lines
+
+
+def test_short_names_stand_beside_their_numbers(tmp_path):
+  folders = [runs.workdir(tmp_path / key, key, only=("pgd",)) for key in ("one", "two")]
+  text = report.compare(folders)
+  lines = text.splitlines()
+  assert [line.split()[:3] for line in lines[2:4]] == [
+    [key, name, "95.0*"] for key, name in (("A", "one"), ("B", "two"))
+  ]
+  assert max(map(len, lines[:4])) <= 80
+  for key in "AB":
+    assert f"{key}: " in text and "Checks: 1 passed, 9 not run." in " ".join(text.split())
+
+
+def test_a_run_that_was_measured_elsewhere_says_where(tmp_path):
+  """The column has one norm and one epsilon."""
+
+  def in_l1(evaluations, about):
+    keys = {**runs.PGD, "norm": "l1"}
+    evaluations.add("pgd", [evaluations.accuracy(0.6, **keys, epsilon=e) for e in (0.0, 5.0)])
+
+  folders = [runs.workdir(tmp_path / key, key, only=("pgd",)) for key in ("one", "two")]
+  folders.append(runs.workdir(tmp_path / "c", "c", only=("pgd",), change=in_l1))
+  page = make(*folders)
+  assert page.table("")["C c"][1:3] == ["- measured at L1 epsilon 5", "not measured"]
+  legend = "No number: not measured, or not with the norm and epsilon of this column."
+  assert f"- {legend}" in page.said("") and f"- {legend}" in report.compare(folders).splitlines()
+  assert f"% - {legend}" in (folders[0] / "report" / "report.tex").read_text(encoding="utf-8")
+
+
+def test_the_accuracy_without_attack_of_fewer_images_names_them(tmp_path):
+  """It can differ from the clean accuracy, which is that of all images."""
+
+  def few(evaluations, about):
+    keys = {**runs.PGD, "norm": "linf"}
+    at = [
+      evaluations.accuracy(share, runs.FEW, **keys, epsilon=e)
+      for e, share in ((0.0, 1.0), (0.1, 0.5))
+    ]
+    evaluations.add("pgd", at)
+
+  folder = runs.workdir(tmp_path / "a", only=("pgd",), change=few)
+  page = make(folder)
+  assert page.table(ATTACKS)["epsilon 0 (of these 50 images)"] == ["100.0 % [92.9, 100.0]"]
+  assert "epsilon 0 (of these 50 images)" in report.summarize(folder)
+  whole = make(runs.workdir(tmp_path / "b", only=("pgd",)))
+  assert "epsilon 0" in whole.table(ATTACKS) and "of these" not in whole.text
 
 
 def test_more_runs_than_letters():
