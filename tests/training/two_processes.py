@@ -1,4 +1,4 @@
-"""test_several runs this program twice: `python -m tests.training.two_processes NUMBER PORT WORKDIR`.
+"""test_several runs it twice: `python -m tests.training.two_processes NUMBER PORT WORKDIR`.
 
 Each process prints its result of each scene as one line of JSON; process 1 dies in the last scene.
 """
