@@ -36,6 +36,11 @@ def check_data(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     UserError: another shape, type or range; the message says what to do.
   """
   images, labels = np.asarray(images), np.asarray(labels)
+  if images.ndim == 3 and len(images):
+    raise UserError(
+      f"images have shape {images.shape}; expected [n, height, width, channels]. For grey images "
+      "give images[..., None]; for a single image give images[None]"
+    )
   if images.ndim != 4 or not len(images):
     raise UserError(
       f"images have shape {images.shape}; expected [n, height, width, channels] with n at least 1"
@@ -104,23 +109,35 @@ def _advice(error: Exception, predict: Predict, image: jax.ShapeDtypeStruct) -> 
       "The model changes its state, as in training mode. Switch it to evaluation mode with "
       "model.eval(), or train=False"
     )
-  turned = jax.ShapeDtypeStruct(tuple(image.shape[i] for i in (0, 3, 1, 2)), image.dtype)
-  try:
-    jax.eval_shape(lambda images: predict(images), turned)
-  except Exception:  # then the error has another cause
-    pass
-  else:
+  turned = _accepted(predict, image, (0, 3, 1, 2))
+  if turned:
     return (
-      f"It accepts {turned.shape}, channels first: give "
+      f"It accepts {turned}, channels first: give "
       "lambda images: model(images.transpose(0, 3, 1, 2))"
     )
+  turned = _accepted(predict, image, (0, 2, 3, 1))
+  if turned:
+    return f"It accepts {turned}. The images are channels first: give images.transpose(0, 2, 3, 1)"
   is_of_jax = isinstance(error, jax.errors.JAXTypeError)  # their messages name shapes, too
-  if "shape" in f"{type(error).__name__} {error}".lower() and not is_of_jax:
+  text = f"{type(error).__name__} {error}".lower()
+  if ("shape" in text or "feature dimension" in text) and not is_of_jax:
     return (
       "Is it a model of images of another size or number of channels? Give images of its size, or "
       "resize them within the function"
     )
   return "Give a function images -> logits of JAX operations that changes no state"
+
+
+def _accepted(
+  predict: Predict, image: jax.ShapeDtypeStruct, axes: tuple[int, ...]
+) -> tuple[int, ...] | None:
+  """Returns the shape of images with other axes, if the model accepts it."""
+  shape = tuple(image.shape[axis] for axis in axes)
+  try:
+    jax.eval_shape(lambda images: predict(images), jax.ShapeDtypeStruct(shape, image.dtype))
+  except Exception:  # the code is the user's and can raise anything
+    return None
+  return shape
 
 
 def check_subject(subject: Subject, say: Callable[[str], None] = warnings.warn) -> None:

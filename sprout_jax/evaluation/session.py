@@ -1,8 +1,10 @@
 """Measurement of several evaluations of one model, stored in a workdir."""
 
 import dataclasses
+import difflib
 import functools
 import importlib.metadata
+import inspect
 import pathlib
 import platform
 import traceback
@@ -215,7 +217,7 @@ def evaluate(
   labels: Any,
   *,
   workdir: pathlib.Path | str,
-  evaluations: Collection[str] = USUAL,
+  evaluations: Collection[str] | str = USUAL,
   epsilon: float = 8 / 255,
   norm: str = "linf",
   num_steps: int = 50,
@@ -248,7 +250,7 @@ def evaluate(
     images: test images [n, height, width, channels], uint8 or floats in [0, 1].
     labels: int [n], the classes.
     workdir: the folder for the results.
-    evaluations: rows of `EVALUATIONS`, in the order of measurement.
+    evaluations: rows of `EVALUATIONS`, in the order of measurement; a single one can be a string.
     epsilon: perturbation budget, in pixel units (images in [0, 1]).
     norm: the norm of the perturbation, a key of `attacks.NORMS`.
     num_steps: gradient steps of PGD.
@@ -277,10 +279,13 @@ def evaluate(
   """
   from sprout_jax import report
 
+  evaluations = (evaluations,) if isinstance(evaluations, str) else tuple(evaluations)
   if sources and "transfer" not in evaluations:
     evaluations = (*evaluations, "transfer")
   table.check_names("evaluations", evaluations)
   images, labels = preflight.check_data(images, labels)
+  options_lib.check("evaluate.epsilon", epsilon, options_lib.Epsilon)
+  epsilon = options_lib.convert(epsilon, options_lib.Epsilon)
   settings = _settings(options) | {
     "epsilon": epsilon,
     "norm": norm,
@@ -352,6 +357,7 @@ def evaluate(
   if jax.process_index() == 0:
     say(report.summarize(workdir))
     report.compare([workdir])
+    say(f"report: {workdir / 'report' / 'report.html'}")
   raise_if_failed(failed, workdir)
   return results
 
@@ -359,11 +365,13 @@ def evaluate(
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the default options, changed by those of a call."""
   settings = table.defaults()
+  arguments = inspect.signature(evaluate).parameters
   for key, value in options.items():
     if key not in settings:
       raise UserError(
         f"evaluate has no option {key!r}; the options, and the evaluations with options, are: "
         + ", ".join(settings)
+        + _nearest(key, [*settings, *arguments])
       )
     if isinstance(settings[key], dict):
       if not isinstance(value, Mapping):
@@ -376,11 +384,19 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
           f"the evaluation {key!r} has no option {', '.join(sorted(unknown))}; its options are: "
           + ", ".join(settings[key])
+          + _nearest(min(unknown), settings[key])
         )
       settings[key] = settings[key] | value
     else:
       settings[key] = value
   return settings
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+  """Returns a question for the nearest of the names, to end a message; "" if none is near."""
+  ends = [other for other in names if other.endswith(f"_{name}")]  # num_steps for steps
+  nearest = ends or difflib.get_close_matches(name, names, n=1)
+  return f". Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _source(name: str, predict: Predict, image_shape: tuple[int, ...]) -> Source:
