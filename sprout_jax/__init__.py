@@ -33,7 +33,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `load` and the rooms when they are first used."""
+  """Imports `load` and the modules when they are first used."""
   import importlib
 
   if name == "load":
