@@ -152,6 +152,38 @@ def _others(path: pathlib.Path, one: Stored, shown: Stored) -> str:
   return f"{listed or 'other models'} (evaluation/{path.name})"
 
 
+def with_other_options(workdir: pathlib.Path | str, shown: Mapping[str, Stored]) -> list[Stored]:
+  """Reads the measurements of the evaluations of a results.json that were made with other options.
+
+  Measurements of other weights or data, or of another version of the evaluation, are left out.
+
+  Args:
+    workdir: the run's folder. Without its folder "evaluation", there are none.
+    shown: {evaluation: the measurement that results.json has}.
+
+  Returns:
+    The measurements in the order of `shown`, of each evaluation the newest first.
+
+  Raises:
+    Damaged: a file is damaged.
+  """
+  found: list[Stored] = []
+  for name, main in shown.items():
+    paths = sorted((pathlib.Path(workdir) / "evaluation").glob(f"{name}-*.json"))
+    stored = [
+      one for one in map(_unsealed, paths) if (one.name, one.version) == (name, main.version)
+    ]
+    when = main.finished, main.options
+    subjects = {one.subject for one in stored if (one.finished, one.options) == when}
+    others = [one for one in stored if one.subject in subjects and one.options != main.options]
+    found += sorted(others, key=lambda one: -one.finished)
+  return found
+
+
+def _unsealed(path: pathlib.Path) -> Stored:
+  return Stored.from_json(files.read_sealed(path))
+
+
 class Store:
   """The stored evaluations of one model on one data set, in one workdir."""
 

@@ -1,6 +1,7 @@
 """table: all numbers of several runs as one tidy data frame."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas
@@ -13,6 +14,8 @@ from sprout_jax.results.numbers import KEYS
 from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
+from sprout_jax.results.store import Store
 from sprout_jax.results.store import Stored
 
 
@@ -79,6 +82,39 @@ def test_a_pivot_of_the_documentation(frame):
   attacks = frame.query("evaluation == 'pgd' and metric == 'accuracy'")
   table = attacks.pivot(index="epsilon", columns="workdir", values="value")
   np.testing.assert_allclose(table.to_numpy(dtype=float), [[0.75, 0.5], [0.5, 0.75]])
+
+
+def test_numbers_of_other_options_are_read_on_request(tmp_path):
+  """Those of the same weights and of the same version of the evaluation."""
+  found = {}
+
+  def measure(norm, weights="a", version=1, name="pgd"):
+    one = accuracy(np.arange(20) < 10, np.arange(20), attack="pgd", norm=norm, epsilon=0.1)
+    place = Store(tmp_path / "a", weights, {})
+    options = {"norm": norm, "num_steps": 5}
+    found[norm] = place.fetch(name, version, options, lambda memo: Measurement(Numbers([one])))
+
+  measure("l1")
+  measure("l2", weights="b")
+  measure("l2", version=2)
+  measure("l2", name="noise")
+  measure("linf")
+  about = dict.fromkeys(summary.ABOUT) | {"parameters_sha256": "a"}
+  clean = accuracy(np.ones(20, bool), np.arange(20))
+  summary.write(summary.collect(tmp_path / "a", about, clean, [found["linf"]], {}))
+  usual = results.frame([tmp_path / "a"])
+  assert usual["norm"].tolist() == [pandas.NA, "linf"] and "options" not in usual.columns
+  every = results.frame([tmp_path / "a"], all_options=True)
+  pandas.testing.assert_frame_equal(every.iloc[:2].drop(columns="options"), usual)
+  assert every["norm"].tolist()[1:] == ["linf", "l1"]
+  assert every["passed"].iloc[2] is pandas.NA and every["options"].iloc[0] is pandas.NA
+  assert json.loads(every["options"].iloc[2]) == {"norm": "l1", "num_steps": 5}
+  (path,) = [
+    path for path in (tmp_path / "a" / "evaluation").glob("pgd-*") if '"l1"' in path.read_text()
+  ]
+  path.write_text(path.read_text().replace('"l1"', '"l2"'))
+  with pytest.raises(UserError, match=f"{path.name} was changed after it was written"):
+    results.frame([tmp_path / "a"], all_options=True)
 
 
 def test_no_workdir_and_a_wrong_one(tmp_path):
