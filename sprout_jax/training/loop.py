@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import TextIO
 
 import jax
-import ml_collections
 import numpy as np
 
 from sprout_jax import sharding
@@ -29,8 +29,11 @@ from sprout_jax.training import state as state_lib
 from sprout_jax.training import step as step_lib
 from sprout_jax.training import stopping
 
+if TYPE_CHECKING:
+  import ml_collections
 
-def steps_per_epoch(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
+
+def steps_per_epoch(config: "ml_collections.ConfigDict", dataset: Dataset) -> int:
   """Returns the number of whole minibatches in the training set.
 
   Raises:
@@ -46,7 +49,7 @@ def steps_per_epoch(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
 
 
 def prepare(
-  config: ml_collections.ConfigDict,
+  config: "ml_collections.ConfigDict",
   dataset: Dataset,
   model: Any,
   method: Method,
@@ -67,7 +70,7 @@ def prepare(
 
 
 def train(
-  config: ml_collections.ConfigDict,
+  config: "ml_collections.ConfigDict",
   workdir: pathlib.Path,
   dataset: Dataset,
   model: Any,
@@ -185,18 +188,20 @@ def _say(text: str, file: TextIO) -> None:
 
 
 def is_epoch_save(
-  config: ml_collections.ConfigDict, done: int, per_epoch: int, last_step: int
+  config: "ml_collections.ConfigDict", done: int, per_epoch: int, last_step: int
 ) -> bool:
   """Returns whether the state is validated and saved after `done` steps."""
   return done == last_step or done % (config.checkpoint.every_epochs * per_epoch) == 0
 
 
-def is_step_save(config: ml_collections.ConfigDict, done: int) -> bool:
+def is_step_save(config: "ml_collections.ConfigDict", done: int) -> bool:
   """Returns whether the state is saved, without validation, after `done` steps."""
   return bool(config.checkpoint.every_steps) and done % config.checkpoint.every_steps == 0
 
 
-def next_stop(config: ml_collections.ConfigDict, done: int, per_epoch: int, last_step: int) -> int:
+def next_stop(
+  config: "ml_collections.ConfigDict", done: int, per_epoch: int, last_step: int
+) -> int:
   """Returns the step at which the compiled call after `done` steps ends: a record or a save."""
   periods = (
     config.log_every,
@@ -211,7 +216,7 @@ class Log:
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    config: "ml_collections.ConfigDict",
     workdir: pathlib.Path,
     done: int,
     last_step: int,

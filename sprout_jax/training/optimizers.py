@@ -1,17 +1,20 @@
 """Optax optimizers and learning-rate schedules from a config."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from typing import Any
 
-import ml_collections
 import optax
 
 from sprout_jax.errors import UserError
 
+if TYPE_CHECKING:
+  import ml_collections
+
 Schedule = Callable[[Any], Any]  # step -> value
 
 # Each maps (config.optimizer, steps per epoch, total steps) to step -> share of the peak rate.
-SCHEDULES: dict[str, Callable[[ml_collections.ConfigDict, float, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[["ml_collections.ConfigDict", float, int], Schedule]] = {
   "constant": lambda config, per_epoch, total: optax.schedules.constant_schedule(1.0),
   "cosine": lambda config, per_epoch, total: optax.schedules.cosine_decay_schedule(1.0, total),
   "piecewise": lambda config, per_epoch, total: optax.schedules.piecewise_constant_schedule(
@@ -38,7 +41,7 @@ OPTIMIZERS: dict[str, Callable[[Schedule, float, bool, float], Any]] = {
 }
 
 
-def check_schedule(config: ml_collections.ConfigDict, num_epochs: int) -> None:
+def check_schedule(config: "ml_collections.ConfigDict", num_epochs: int) -> None:
   """Raises UserError if the boundaries do not fit the schedule or the number of epochs."""
   if (config.schedule == "piecewise") != bool(config.boundaries):
     raise UserError(
@@ -54,7 +57,9 @@ def check_schedule(config: ml_collections.ConfigDict, num_epochs: int) -> None:
     )
 
 
-def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, num_epochs: int) -> Schedule:
+def schedule(
+  config: "ml_collections.ConfigDict", steps_per_epoch: int, num_epochs: int
+) -> Schedule:
   """Makes the schedule: the share of the peak learning rate after a number of applied updates.
 
   Args:
@@ -77,14 +82,14 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int, num_epochs
 
 
 def learning_rate(
-  config: ml_collections.ConfigDict, steps_per_epoch: int, num_epochs: int
+  config: "ml_collections.ConfigDict", steps_per_epoch: int, num_epochs: int
 ) -> Schedule:
   """Makes the learning rate as a function of applied updates; arguments as in `schedule`."""
   shape = schedule(config, steps_per_epoch, num_epochs)
   return lambda count: config.learning_rate * shape(count)
 
 
-def model_optimizer(config: ml_collections.ConfigDict, rate: Schedule) -> Any:
+def model_optimizer(config: "ml_collections.ConfigDict", rate: Schedule) -> Any:
   """Makes the optimizer of the model's parameters.
 
   Args:
@@ -101,7 +106,7 @@ def model_optimizer(config: ml_collections.ConfigDict, rate: Schedule) -> Any:
 
 
 def adversary_optimizer(
-  config: ml_collections.ConfigDict, factory: Callable[[Schedule], Any], shape: Schedule
+  config: "ml_collections.ConfigDict", factory: Callable[[Schedule], Any], shape: Schedule
 ) -> Any:
   """Makes the optimizer of a method's adversary, with the accumulation of the model.
 
@@ -113,7 +118,7 @@ def adversary_optimizer(
   return _accumulate(factory(shape), config)
 
 
-def _accumulate(optimizer: Any, config: ml_collections.ConfigDict) -> Any:
+def _accumulate(optimizer: Any, config: "ml_collections.ConfigDict") -> Any:
   if config.accumulate_steps == 1:
     return optimizer
   return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()

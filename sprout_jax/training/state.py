@@ -3,17 +3,20 @@
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from sprout_jax.errors import UserError
 from sprout_jax.methods import Method
 from sprout_jax.methods.method import Penalty
 from sprout_jax.training import optimizers
+
+if TYPE_CHECKING:
+  import ml_collections
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -79,7 +82,7 @@ class Recipe:
 
 
 def make_recipe(
-  config: ml_collections.ConfigDict,
+  config: "ml_collections.ConfigDict",
   model: Any,
   method: Method,
   penalty: Penalty | None,
