@@ -91,18 +91,13 @@ def measures(runs: list[Run]) -> list[Measure]:
   strong = lambda run: auto_attack(run, norm, epsilon)
   certified = lambda run: run.of("smoothing", metric="certified_accuracy").first(radius=radius)
   corrupted = lambda run: run.of("corruptions", metric="mean_accuracy").first(severity=None)
+  on_corrupted = "accurate on corrupted images"
   rows: tuple[tuple[str, str, str, str, Callable[[Run], Number | None]], ...] = (
     ("clean accuracy", "clean", "clean", "accurate", lambda run: run.results.clean),
     (f"accuracy under PGD{at}", "PGD", "pgd", "robust to PGD", pgd),
     (f"accuracy under AutoAttack{at}", "AutoAttack", "auto_attack", "robust", strong),
     (f"certified accuracy{within}", "certified", "smoothing", "often certified", certified),
-    (
-      "mean accuracy under corruptions",
-      "corrupted",
-      "corruptions",
-      "accurate on corrupted images",
-      corrupted,
-    ),
+    ("mean accuracy under corruptions", "corrupted", "corruptions", on_corrupted, corrupted),
   )
   made = []
   for title, short, evaluation, better, find in rows:
@@ -144,9 +139,8 @@ def table(runs: list[Run], found: list[Measure]) -> blocks.Table:
   for run in runs:
     cells = [_cell(run, measure, is_same) for measure in found]
     rows.append((blocks.Cell(run.name), *cells, _cost([run]), _checks([run])))
-  titles = (measure.title for measure in found)
   test = "McNemar's exact test on the same images; for means a paired t-test"
-  return blocks.Table(("run", *titles, *LAST), tuple(rows), test=test)
+  return blocks.Table(("run", *(m.title for m in found), *LAST), tuple(rows), test=test)
 
 
 def _cost(runs: list[Run]) -> blocks.Cell:
@@ -181,8 +175,7 @@ def group_table(groups: Mapping[str, list[Run]], found: list[Measure]) -> blocks
   """Makes the headline over seeds: one row per group of runs, means and standard deviations."""
   columns = [_over_seeds(groups.values(), measure) for measure in found]
   rows = []
-  for place, (name, runs) in enumerate(groups.items()):
-    cells = (column[place] for column in columns)
+  for (name, runs), *cells in zip(groups.items(), *columns):
     rows.append((blocks.Cell(name, f"n = {len(runs)}"), *cells, _cost(runs), _checks(runs)))
   header = ("runs", *(measure.title for measure in found), *LAST)
   return blocks.Table(header, tuple(rows), test="Welch's t-test over seeds")
