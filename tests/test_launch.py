@@ -105,6 +105,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
   assert found["attacks"][0]["accuracy"] == found["clean"]["accuracy"]  # epsilon 0
   assert "CC BY 4.0" in out and "epsilon 0.1" in out and "PGD, Linf, 3 steps" in out
   assert (workdir / "results.txt").read_text() in out
+  (following,) = (line for line in out.splitlines() if line.startswith("next: "))
+  assert f"python launch.py --mode evaluate --workdir {workdir}" in following
+  assert f"python launch.py --mode report --workdir {workdir}" in following
   for name in ("robustness", "training", "beta"):
     assert (workdir / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
   assert list((workdir / "tensorboard").iterdir())
