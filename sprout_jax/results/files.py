@@ -81,11 +81,14 @@ def read_json(path: pathlib.Path | str) -> dict[str, Any]:
   """
   path = pathlib.Path(path)
   try:
-    if path.stat().st_size > LARGEST:
-      raise Damaged(f"{path} is larger than {LARGEST >> 20} MiB; this package writes no such files")
-    value = json.loads(path.read_bytes())
+    is_too_large = path.stat().st_size > LARGEST
+    content = b"" if is_too_large else path.read_bytes()
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+  if is_too_large:
+    raise Damaged(f"{path} is larger than {LARGEST >> 20} MiB; this package writes no such files")
+  try:
+    value = json.loads(content)
   except (ValueError, RecursionError) as error:
     raise Damaged(f"{path} is damaged: it is not valid JSON ({str(error)[:100]})") from error
   if not isinstance(value, dict):

@@ -303,8 +303,9 @@ def test_the_arrays_of_a_partial_are_arguments():
   partial = jax.tree_util.Partial(apply, weights, train=False, scale=jnp.float32(3))
   mesh = jax.make_mesh((1,), ("examples",), axis_types=(jax.sharding.AxisType.Auto,))
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  found = inspection.on_devices(partial, replicated)
-  again = inspection.on_devices(partial, replicated)
+  images = jax.ShapeDtypeStruct((1, 2), np.float32)
+  found = inspection.on_devices(partial, replicated, images)
+  again = inspection.on_devices(partial, replicated, images)
   assert [leaf.shape for leaf in jax.tree.leaves(found)] == [(2, 2), ()]
   assert jax.tree.structure(found) == jax.tree.structure(
     again
