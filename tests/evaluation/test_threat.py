@@ -26,6 +26,15 @@ def test_excess(adversarial, norm, excess):
   np.testing.assert_allclose(found, [excess], atol=1e-6)
 
 
+@pytest.mark.parametrize("pixel, outside", [(1.05, 0.05), (-0.05, 0.05), (1.0, 0.0), (0.0, 0.0)])
+def test_pixels_outside_the_box_are_found_within_the_ball(pixel, outside):
+  """The ball of 0.5 around the edge holds them; the box does not."""
+  images = np.full((1, 1, 2, 1), round(pixel), np.float32)
+  moved = np.float32([pixel, round(pixel)]).reshape(1, 1, 2, 1)
+  found = threat.excess(jnp.asarray(images), jnp.asarray(moved), 0.5, "linf")
+  np.testing.assert_allclose(found, [outside], atol=1e-6)
+
+
 def test_rounding_grows_with_the_radius():
   threat.refuse("PGD", np.float32([9e-7]), 0.03)
   threat.refuse("PGD", np.float32([2e-5]), 28.0)

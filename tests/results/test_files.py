@@ -92,6 +92,15 @@ def test_spaces_and_the_order_of_keys_do_not_matter(tmp_path):
   assert files.read_sealed(path) == {"a": 1, "b": 2}
 
 
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+  """A reader that has opened the old file still has the old content: nothing is written into it."""
+  path, opened = tmp_path / "a.json", tmp_path / "opened"
+  files.write(path, "old")
+  os.link(path, opened)
+  files.write(path, "new")
+  assert path.read_text() == "new" and opened.read_text() == "old"
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
   path = tmp_path / "a.json"
   with open(path, "wb") as file:
