@@ -1,5 +1,6 @@
 """The exceptions for users, which are shown as one message without a traceback."""
 
+import difflib
 import math
 from collections.abc import Collection
 from typing import Any
@@ -19,6 +20,12 @@ class EvaluationFailed(RuntimeError):
 
 class TrainingDiverged(RuntimeError):
   """The loss or the gradient is not finite. The message names the step and the kept checkpoint."""
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+  """Returns " Did you mean 'OTHER'?" for the nearest of the names, or "" if none is near."""
+  nearest = difflib.get_close_matches(name, names, n=1)
+  return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:

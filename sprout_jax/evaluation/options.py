@@ -132,7 +132,7 @@ def choose(
     for name, (annotation, _) in declared(function).items()
   }
   if chosen.get("step_size") == 0:
-    chosen["step_size"] = chosen["epsilon"] / 4
+    chosen["step_size"] = usual_step(chosen["epsilon"])
   return chosen
 
 
@@ -212,6 +212,11 @@ def check(where: str, value: Any, annotation: Any) -> None:
 def with_epsilon(epsilons: Collection[float], epsilon: float) -> tuple[float, ...]:
   """Returns the perturbation budgets of a curve with epsilon among them, ascending."""
   return tuple(sorted({*epsilons, epsilon}))
+
+
+def usual_step(epsilon: float) -> float:
+  """Returns the step size that stands for 0: a quarter of the perturbation budget."""
+  return epsilon / 4
 
 
 def around(epsilon: float, norm: str) -> tuple[float, ...]:

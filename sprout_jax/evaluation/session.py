@@ -1,7 +1,6 @@
 """Measurement of several evaluations of one model, stored in a workdir."""
 
 import dataclasses
-import difflib
 import functools
 import importlib.metadata
 import inspect
@@ -22,6 +21,7 @@ from sprout_jax.attacks import convolutions
 from sprout_jax.errors import EvaluationFailed
 from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import UserError
+from sprout_jax.errors import did_you_mean
 from sprout_jax.evaluation import options as options_lib
 from sprout_jax.evaluation import preflight
 from sprout_jax.evaluation import subject as subject_lib
@@ -291,7 +291,7 @@ def evaluate(
     "norm": norm,
     "num_steps": num_steps,
     "num_restarts": num_restarts,
-    "step_size": epsilon / 4 if step_size is None else step_size,
+    "step_size": 0.0 if step_size is None else step_size,  # 0 fits epsilon, see `choose`
     "epsilons": options_lib.around(epsilon, norm) if epsilons is None else tuple(epsilons),
   }
   settings["transfer"]["sources"] = tuple(sources or ())
@@ -395,8 +395,8 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
 def _nearest(name: str, names: Collection[str]) -> str:
   """Returns a question for the nearest of the names, to end a message; "" if none is near."""
   ends = [other for other in names if other.endswith(f"_{name}")]  # num_steps for steps
-  nearest = ends or difflib.get_close_matches(name, names, n=1)
-  return f". Did you mean {nearest[0]!r}?" if nearest else ""
+  question = did_you_mean(ends[0] if ends else name, names)
+  return question and f".{question}"
 
 
 def _source(name: str, predict: Predict, image_shape: tuple[int, ...]) -> Source:

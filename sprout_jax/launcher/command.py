@@ -8,7 +8,6 @@
 """
 
 import argparse
-import difflib
 import os
 import pathlib
 import sys
@@ -19,6 +18,7 @@ import sprout_jax
 from sprout_jax.errors import ProcessLost
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
+from sprout_jax.errors import did_you_mean
 from sprout_jax.results import commands
 
 MODES = ("train", "evaluate", "report")
@@ -221,8 +221,7 @@ def _from_words(argv: Sequence[str]) -> list[str]:
     return list(argv)
   mode, *rest = argv
   if mode not in MODES:
-    nearest = difflib.get_close_matches(mode, MODES, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(mode, MODES)
     raise UserError(f"sprout has no command {mode!r}.{hint} Its commands are: {', '.join(MODES)}")
   flag = "--config" if mode == "train" else "--workdir"
   words: list[str] = []

@@ -4,7 +4,6 @@ All of it happens before any compilation. Errors are `UserError`.
 """
 
 import ast
-import difflib
 import fractions
 import functools
 import importlib
@@ -25,6 +24,7 @@ from sprout_jax import attacks
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
+from sprout_jax.errors import did_you_mean
 from sprout_jax.evaluation import options as options_lib
 from sprout_jax.evaluation import table
 from sprout_jax.training import optimizers
@@ -241,10 +241,10 @@ def _fit_attack(
     )
   changed = (epsilon, *evaluation.epsilons) if is_other else evaluation.epsilons
   largest = max(changed, default=0.0)
-  reach = evaluation.num_steps * (evaluation.step_size or epsilon / 4)
+  reach = evaluation.num_steps * (evaluation.step_size or options_lib.usual_step(epsilon))
   if reach < largest * (1 - 1e-6) and "step_size" not in given:
     advice = "--config.evaluation.step_size=0 (epsilon / 4)"
-    if not evaluation.step_size or evaluation.num_steps * epsilon / 4 < largest:
+    if not evaluation.step_size or evaluation.num_steps * options_lib.usual_step(epsilon) < largest:
       steps = max(1, evaluation.num_steps)
       advice = f"--config.evaluation.step_size={2.5 * largest / steps:.3g}, or more steps"
     raise UserError(
@@ -259,8 +259,7 @@ def _section(config: ml_collections.ConfigDict, key: str) -> ml_collections.Conf
   for number, name in enumerate(parts := key.split(".")):
     choices = sorted(config) if isinstance(config, ml_collections.ConfigDict) else []
     if name not in choices:
-      nearest = difflib.get_close_matches(name, choices, n=1)
-      hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+      hint = did_you_mean(name, choices)
       keys = f"Its keys are: {', '.join(choices)}" if choices else "It is a value without keys"
       raise UserError(f"{where} has no key {name!r}.{hint} {keys}")
     if number + 1 < len(parts):

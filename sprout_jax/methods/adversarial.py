@@ -21,6 +21,7 @@ from sprout_jax.methods.method import Losses
 from sprout_jax.methods.method import Method
 from sprout_jax.methods.method import Network
 from sprout_jax.methods.method import Parameters
+from sprout_jax.methods.method import Probe
 from sprout_jax.methods.method import cross_entropy
 from sprout_jax.methods.vicinal import natural
 
@@ -61,6 +62,11 @@ def pgd(
       loss=losses.soft_cross_entropy,
     )
 
+  return _train_on(probe)
+
+
+def _train_on(probe: Probe) -> Method:
+  """Training on the images that the probe finds, with the true labels."""
   return Method(
     natural().vicinity,
     probe,
@@ -118,11 +124,7 @@ def n_fgsm(*, epsilon: float, step_size: float, noise: float, batch_norm: str) -
     gradient = jax.grad(lambda x: jnp.sum(losses.soft_cross_entropy(predict(x), y)))(start)
     return jnp.clip(start + step_size * jnp.sign(gradient), 0, 1)
 
-  return Method(
-    natural().vicinity,
-    probe,
-    lambda network, x, y, adversarial: cross_entropy(network, adversarial, y),
-  )
+  return _train_on(probe)
 
 
 def free(*, epsilon: float, replays: int) -> Method:

@@ -170,12 +170,9 @@ def with_other_options(workdir: pathlib.Path | str, shown: Mapping[str, Stored])
   found: list[Stored] = []
   for name, main in shown.items():
     paths = sorted((pathlib.Path(workdir) / "evaluation").glob(f"{name}-*.json"))
-    stored = [
-      one for one in map(_unsealed, paths) if (one.name, one.version) == (name, main.version)
-    ]
-    when = main.finished, main.options
-    subjects = {one.subject for one in stored if (one.finished, one.options) == when}
-    others = [one for one in stored if one.subject in subjects and one.options != main.options]
+    about = name, main.version, main.subject
+    stored = [one for one in map(_unsealed, paths) if (one.name, one.version, one.subject) == about]
+    others = [one for one in stored if one.options != main.options]
     found += sorted(others, key=lambda one: -one.finished)
   return found
 

@@ -18,9 +18,10 @@ Its keys are an interface, because other tools read them:
 - ``training``: the cost of training: {devices, seconds, steps, planned_steps, ...}, or null.
 - ``numbers``, ``images``: every number as a record with typed keys (`results.numbers.encode`).
 - ``findings``: the findings of the checks (`results.checks.Finding`).
-- ``evaluations``: {name: {version, options, seconds, finished, provenance, details, notes}}. They
-  have the current options if they were measured with them, else those of the newest measurement.
-  Measurements with other options stay in the folder evaluation/, and a note names them.
+- ``evaluations``: {name: {version, options, seconds, finished, subject, provenance, details,
+  notes}}. They have the current options if they were measured with them, else those of the newest
+  measurement. Measurements with other options stay in the folder evaluation/, and a note names
+  them.
 - ``failed``: {name: why there are no current numbers}: the error, or that only an earlier version
   of the evaluation measured it.
 - ``sha256``: the digest of all other entries.
@@ -272,15 +273,8 @@ def _published(number: Number) -> dict[str, Any]:
 
 
 def _without_numbers(stored: Stored) -> dict[str, Any]:
-  return {
-    "version": stored.version,
-    "options": stored.options,
-    "seconds": stored.seconds,
-    "finished": stored.finished,
-    "provenance": stored.provenance,
-    "details": stored.details,
-    "notes": stored.notes,
-  }
+  names = (field.name for field in dataclasses.fields(stored))
+  return {name: getattr(stored, name) for name in names if name not in ("name", "numbers")}
 
 
 def _extends(content: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:
