@@ -35,10 +35,10 @@ MOMENTUM = 0.75  # share of the new step; the first step has all of it
 RAISED_SHARE = 0.75  # halve where at most this share of a window's steps raised the loss
 # L1: radius over epsilon and share of the steps of each stage. The last stage takes the rest.
 STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))
-# A step changes 1 / SPARSER of the number of entries in which the best point differs from the image.
-# A review divides the step size by SPARSER, too.
+# If the best point differs from the image in n entries, a step changes n / SPARSER entries. A
+# review divides the step size by SPARSER, too.
 SPARSER = 1.5
-# A review resets the step size where that number is below this share of it at the last review.
+# A review resets the step size where n is below this share of n at the last review.
 SPARSE_ENOUGH = 0.95
 SMALLEST_STEP = 10  # the radius over the smallest step
 

@@ -18,9 +18,9 @@ from jax.typing import ArrayLike
 _PIXELS = (1, 2, 3)
 SPARSITY = 0.01  # share of the entries that a step in L1 changes, rounded up
 BISECTIONS = 60  # largest number of steps of the L1 projection; float precision ends it earlier
-# The L1 projection stays below epsilon, because pixels are rounded after it. It leaves free MARGIN *
-# epsilon + ROUNDING * sqrt(number of values of an image). The second term is about 6 standard
-# deviations of the sum of the rounding errors.
+# The L1 projection stays below epsilon, because pixels are rounded after it. It leaves free
+# MARGIN * epsilon + ROUNDING * sqrt(number of values of an image). The second term is about 6
+# standard deviations of the sum of the rounding errors.
 MARGIN, ROUNDING = 1e-6, 1e-7
 
 # Number of the step, left end, right end, norm at the right end.
@@ -196,7 +196,7 @@ def _l1_project(candidates: jax.Array, images: jax.Array, epsilon: ArrayLike) ->
   def narrow(carry: _Bracket) -> _Bracket:
     number, left, right, reached = carry
     falling = jnp.sum((size > left) & (size - left < room), axis=_PIXELS, keepdims=True)
-    # It aims a little below epsilon: a norm that rounds to more than epsilon would not end the loop.
+    # It aims a little below epsilon: a norm that rounds to more would not end the loop.
     newton = left + (total(left) - aim) / jnp.maximum(falling, 1).astype(size.dtype)
     for point in (newton, (left + right) / 2):
       inside, norm = (point > left) & (point < right), total(point)
