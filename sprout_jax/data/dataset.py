@@ -1,15 +1,22 @@
-"""The data set: arrays in memory, their checks and their fingerprint."""
+"""The data set: its splits, their checks and their fingerprint."""
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 
 from sprout_jax.errors import UserError
 
+if TYPE_CHECKING:
+  from sprout_jax.data import streamed
+
 HOLD_OUT_SEED = 20200701  # fixed, so that every run holds out the same images, whatever its seed
+TEST_SEED = 20200702  # fixed for the same reason: of the test split of a set that has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +24,21 @@ class Split:
   """Images and their labels, in a fixed order.
 
   Attributes:
-    images: [n, height, width, channels], uint8 in 0..255 or float32 in [0, 1].
+    images: [n, height, width, channels], uint8 in 0..255 or float32 in [0, 1]. They can be mapped
+      from a file, and must not be written to.
     labels: [n], int32 in 0..num_classes-1.
   """
 
   images: np.ndarray
   labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """The shape of an image, (height, width, channels)."""
+    return tuple(self.images.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +47,20 @@ class Dataset:
 
   Attributes:
     name: the name with which it was loaded.
-    train: the training split.
+    train: the training split: arrays, or a stream of minibatches where the images do not fit in
+      memory.
     validation: the held-out split; it can be empty.
     test: the test split.
     num_classes: number of classes.
     class_names: a name for each class.
     fingerprint: SHA-256 (hex) of the training and test arrays before the validation split is held
-      out, so it does not depend on `validation_fraction`.
+      out, so it does not depend on `validation_fraction`. Of a streamed training split, the names
+      and sizes of the files stand in the place of the arrays.
     provenance: one sentence about the source of the images, with their licence where it is known.
   """
 
   name: str
-  train: Split
+  train: "Split | streamed.Streamed"
   validation: Split
   test: Split
   num_classes: int
@@ -53,7 +71,7 @@ class Dataset:
   @property
   def image_shape(self) -> tuple[int, ...]:
     """The shape of an image, (height, width, channels)."""
-    return tuple(self.train.images.shape[1:])
+    return self.train.image_shape
 
 
 def empty_like(split: Split) -> Split:
@@ -69,44 +87,87 @@ def digest(array: np.ndarray) -> str:
 
 
 def fingerprint(digests: Iterable[str]) -> str:
-  """Returns the SHA-256 (hex) of the digests of train images and labels, test images and labels."""
+  """Returns the SHA-256 (hex) of the digests of train images and labels, test images and labels.
+
+  Of a streamed training split, one digest of its files stands in the place of the first two.
+  """
   return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def hold_out(dataset: Dataset, fraction: float) -> Dataset:
+def hold_out(
+  dataset: Dataset,
+  fraction: float,
+  take: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda array, indices: array[indices],
+) -> Dataset:
   """Moves round(fraction * n) of the n training images to the validation split.
 
   The choice is the beginning of a fixed permutation. It depends only on n and `fraction`, and a
-  larger fraction holds out a superset. Both parts keep their order.
+  larger fraction holds out a superset. Both parts keep their order. Of a streamed split, the
+  validation images are decoded as test images are, and stored.
 
   Args:
     dataset: the data set, with an empty validation split.
     fraction: share of the training images, in [0, 1); 0 keeps every training image.
+    take: (images, indices) -> the images at the indices.
 
   Raises:
-    UserError: the fraction is out of range, or a part would be empty.
+    UserError: the fraction is out of range, a part would be empty, or an image cannot be read.
   """
   if not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
     raise UserError(
       f"validation_fraction is {fraction!r}; it must be a number of at least 0 and below 1 (0 "
       "keeps every training image; 0.1 is usual)"
     )
-  images, labels = dataset.train.images, dataset.train.labels
-  count = round(fraction * len(labels))
-  if fraction and not 0 < count < len(labels):
+  train = dataset.train
+  count = round(fraction * len(train))
+  if fraction and not 0 < count < len(train):
     raise UserError(
-      f"validation_fraction is {fraction}: of {len(labels)} training images this leaves {count} "
-      f"for validation and {len(labels) - count} for training. Both need at least one: choose "
+      f"validation_fraction is {fraction}: of {len(train)} training images this leaves {count} "
+      f"for validation and {len(train) - count} for training. Both need at least one: choose "
       "another fraction, or 0 for no validation split"
     )
   if not count:
-    return dataclasses.replace(dataset, validation=empty_like(dataset.train))
+    return dataclasses.replace(dataset, validation=empty_like(dataset.test))
   # RandomState, because NumPy promises that its stream never changes; that of default_rng can.
-  order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(labels))
+  order = np.random.RandomState(HOLD_OUT_SEED).permutation(len(train))
   held, kept = np.sort(order[:count]), np.sort(order[count:])
-  return dataclasses.replace(
-    dataset, train=Split(images[kept], labels[kept]), validation=Split(images[held], labels[held])
-  )
+  if not isinstance(train, Split):
+    return dataclasses.replace(dataset, train=train.select(kept), validation=train.held_out(held))
+  parts = [Split(take(train.images, rows), train.labels[rows]) for rows in (kept, held)]
+  return dataclasses.replace(dataset, train=parts[0], validation=parts[1])
+
+
+def stratified(
+  labels: np.ndarray, fraction: float, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Splits examples into training and test, with the same share of each class.
+
+  Of the n examples of a class, round(fraction * n) are test examples, but at least one, and at most
+  n - 1. The choice depends only on the labels and the fraction: it is the same in every run. Both
+  parts keep their order.
+
+  Args:
+    labels: int [n].
+    fraction: share of the test examples, in (0, 1).
+    class_names: the names of the classes, for messages.
+
+  Returns:
+    The indices of the training examples and those of the test examples.
+
+  Raises:
+    UserError: a class has a single example.
+  """
+  is_test = np.zeros(len(labels), bool)
+  random = np.random.RandomState(TEST_SEED)  # NumPy promises that its stream never changes
+  for label in np.unique(labels):
+    members = random.permutation(np.flatnonzero(labels == label))
+    if len(members) < 2:
+      raise UserError(
+        f"class {class_names[label]!r} has a single image; expected at least 2 images in each "
+        "class, one for training and one for the test: add images, or give a test split"
+      )
+    is_test[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
+  return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def check(dataset: Dataset) -> None:
@@ -126,7 +187,10 @@ def check(dataset: Dataset) -> None:
       "correct num_classes or class_names"
     )
   for part in ("train", "validation", "test"):
-    problem = _problem(getattr(dataset, part), dataset, may_be_empty=part == "validation")
+    split = getattr(dataset, part)
+    if not isinstance(split, Split):  # a stream checks each image when it is decoded
+      continue
+    problem = _problem(split, dataset, may_be_empty=part == "validation")
     if problem:
       raise UserError(f"data set {dataset.name!r}, {part} split: {problem}")
 

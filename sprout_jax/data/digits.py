@@ -13,6 +13,7 @@ import io
 import numpy as np
 
 from sprout_jax.data import dataset
+from sprout_jax.data import loading
 
 NUM_TEST = 300
 SPLIT_SEED = 0
@@ -23,13 +24,17 @@ PROVENANCE = (
 )
 
 
-def load() -> dataset.Dataset:
+def load(request: loading.Request) -> dataset.Dataset:
   """Loads the digits: float32 images [n, 8, 8, 1], exactly level / 16, with 10 classes.
 
   The source has no splits, so they are fixed here. With
   `order = np.random.RandomState(0).permutation(1797)`, the images `order[:300]` are the test split
   and the others the training split. Both keep the order of the source. All 13 writers are in both.
+
+  Raises:
+    UserError: the request has other splits, or another size of the images.
   """
+  request.refuse("the embedded set 'digits' has fixed splits and images, in memory")
   # importlib.resources also works in a zipped package.
   packed = importlib.resources.files("sprout_jax.data").joinpath("digits.npz").read_bytes()
   with np.load(io.BytesIO(packed)) as arrays:

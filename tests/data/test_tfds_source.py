@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sprout_jax import data
+from sprout_jax.data import decoding
 from sprout_jax.data import prepare
-from sprout_jax.data import tfds_source
 from sprout_jax.errors import UserError
 
 ROOT = pathlib.Path(data.__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def no_decoding(monkeypatch):
   def forbid(*_):
     raise AssertionError("decoded again")
 
-  return lambda: monkeypatch.setattr(tfds_source, "_decode_split", forbid)
+  return lambda: monkeypatch.setattr(decoding, "decode_all", forbid)
 
 
 def _write(tmp_path, set_name, features, examples, splits=("train", "test"), **info):
@@ -119,6 +119,7 @@ def test_second_start_reads_the_cache(cifar10, tmp_path, no_decoding):
 @pytest.mark.parametrize("fault", ["cut", "bytes", "shape", "json", "gone", "swapped"])
 def test_corrupt_cache_is_rebuilt(fault, cifar10, tmp_path, no_decoding):
   first = _load("cifar10", tmp_path)
+  before = np.array(first.train.images)  # mapped from the file that is damaged below
   cache = tmp_path / "cache"
   (images,) = cache.glob("cifar10-train-*.images.npy")
   content = images.read_bytes()
@@ -127,7 +128,7 @@ def test_corrupt_cache_is_rebuilt(fault, cifar10, tmp_path, no_decoding):
   elif fault == "bytes":
     images.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
   elif fault == "shape":
-    np.save(images, first.train.images.reshape(20, 32, 96, 1))
+    np.save(images, before.reshape(20, 32, 96, 1))
   elif fault == "json":
     next(cache.glob("cifar10-train-*.json")).write_text("[]")
   elif fault == "gone":
@@ -135,7 +136,7 @@ def test_corrupt_cache_is_rebuilt(fault, cifar10, tmp_path, no_decoding):
   else:
     shutil.copy(next(cache.glob("cifar10-test-*.images.npy")), images)
   again = _load("cifar10", tmp_path)
-  np.testing.assert_array_equal(again.train.images, first.train.images)
+  np.testing.assert_array_equal(again.train.images, before)
   assert again.fingerprint == first.fingerprint
   assert not list(cache.glob("*.tmp"))
   no_decoding()
@@ -226,7 +227,7 @@ def test_other_version_is_named_and_can_be_asked_for(cifar10, server, tmp_path):
 
 
 def test_unknown_name_lists_close_ones(tmp_path):
-  with pytest.raises(UserError, match="cifar10.*Embedded sets: digits"):
+  with pytest.raises(UserError, match="cifar10.*Names of this package: digits, folder, npz"):
     _load("cifar01", tmp_path)
   with pytest.raises(UserError, match="Did you mean: digits"):
     _load("digit", tmp_path)
@@ -329,10 +330,12 @@ def test_images_of_two_sizes(tmp_path):
     _load("two_sizes", tmp_path)
 
 
-def test_set_larger_than_memory(cifar10, tmp_path, monkeypatch):
-  monkeypatch.setattr(tfds_source.os, "sysconf", lambda name: 100)
-  with pytest.raises(UserError, match="GiB of memory; take a part of the set"):
+def test_split_larger_than_the_disk(cifar10, tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+  with pytest.raises(UserError, match=r"has 0\.0 GiB; give another cache_dir, or take a part"):
     _load("cifar10", tmp_path)
+  assert not list((tmp_path / "cache").iterdir())
 
 
 def test_hidden_labels_are_refused(tmp_path):
