@@ -45,26 +45,47 @@ def get_config(
   # costs one more gradient per step. Wu et al. 2020 use 0.005 for TRADES, after 10 epochs without
   # it. Reproductions with PGD use 0.01.
   config.awp_gamma = 0.0
-  # Workdir of a trained run. This run starts from its weights. The evaluation.checkpoint and
-  # evaluation.use_ema of the trained run select them. "" = random weights.
+  # Start of the training: the workdir of a trained run, whose evaluation.checkpoint and
+  # evaluation.use_ema select the weights; or a file of published weights, as FILE or
+  # FILE:entry=NAME,ignore=PATTERN. Its model must be config.model. "" = random weights.
   config.init_from = ""
 
   # The training, validation and test images.
   config.dataset = ml_collections.ConfigDict()
-  # "digits" (embedded), or the name of a TFDS image-classification set, such as "cifar10".
+  # "digits" (embedded), "folder" (a folder of images), "npz" (a file of arrays), or the name of a
+  # TFDS image-classification set, such as "cifar10".
   config.dataset.name = "digits"
-  # Folder of the TFDS data sets; "" = $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+  # The folder of images, or the .npz file. For TFDS sets, their folder; "" = $TFDS_DATA_DIR, or
+  # ~/tensorflow_datasets.
   config.dataset.data_dir = ""
   # Folder for decoded images; "" = sprout_jax in $XDG_CACHE_HOME or ~/.cache.
   config.dataset.cache_dir = ""
-  # Training split, a TFDS split expression such as "train[:80%]"; for "digits" only "train".
+  # Training split: a TFDS split expression such as "train[:80%]", or the name of a folder in the
+  # folder of images; for "digits" only "train".
   config.dataset.train_split = "train"
-  # Test split, a TFDS split expression; for "digits" only "test".
+  # Test split: a TFDS split expression, or the name of a folder. "test" also finds the folders
+  # "val" and "validation". For "digits" only "test".
   config.dataset.test_split = "test"
+  # Share of each class that becomes the test split, above 0 and below 1, where a folder or an .npz
+  # file has no test split of its own.
+  config.dataset.test_fraction = 0.2
+  # Height and width to which images are resized, e.g. (224, 224); () = as stored, in one size.
+  config.dataset.image_size = ()
+  # Share of the shorter side that the centre crop keeps, after resizing; 0.875 is usual for
+  # ImageNet.
+  config.dataset.crop_fraction = 1.0
+  # Largest training split that is held in memory, in GiB of pixels; a larger one is streamed.
+  # 0 = always streamed.
+  config.dataset.in_memory_gib = 4.0
+  # Smallest share of the area of a random crop that is resized to image_size, e.g. 0.08; 0 = no
+  # such crop. The training split is then streamed.
+  config.dataset.random_resized_crop = 0.0
+  config.dataset.workers = 0  # Processes that decode a streamed training split; 0 = threads.
   # Share of the training set that is held out to select the best checkpoint; 0 = none.
   config.dataset.validation_fraction = 0.1
   config.dataset.crop_padding = 0  # Zero padding of the random crop, in pixels; 0 = no crop.
-  config.dataset.flip = False  # Whether images are flipped at random, left to right.
+  # Whether images are flipped at random, left to right; on the device, also if they are streamed.
+  config.dataset.flip = False
 
   # The network.
   config.model = ml_collections.ConfigDict()

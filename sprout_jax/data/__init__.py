@@ -40,6 +40,7 @@ __all__ = [
   "check",
   "hold_out",
   "load",
+  "load_as",
   "load_test",
   "to_float",
 ]
@@ -69,18 +70,22 @@ def load(name: str, *, validation_fraction: float = 0.1, **options: Any) -> Data
     UserError: an unknown name, a set that cannot be found, an option that it does not take, or
       invalid data; the message says what to type.
   """
-  request = Request(name, **options)
-  make = DATASETS.get(name, functools.partial(tfds_source.load, others=tuple(DATASETS)))
+  return load_as(Request(name, **options), validation_fraction)
+
+
+def load_as(request: Request, validation_fraction: float) -> Dataset:
+  """Loads a data set and checks it, as `load`."""
+  make = DATASETS.get(request.name, functools.partial(tfds_source.load, others=tuple(DATASETS)))
   dataset = make(request)
   check(dataset)  # first, so that invalid data are not reported as a wrong fraction
   take = functools.partial(array_cache.take, cache_dir=request.cache_dir)
   return hold_out(dataset, validation_fraction, take)
 
 
-def load_test(name: str, **options: Any) -> Split:
-  """Loads the split "test" of a TFDS set, which needs no other split; arguments as in `load`.
+def load_test(request: Request) -> Split:
+  """Loads the test split of a TFDS set, which needs no other split.
 
   Raises:
     UserError: the set cannot be found, or is not a set of images with labels.
   """
-  return tfds_source.load_split(Request(name, **options))
+  return tfds_source.load_split(request)

@@ -21,6 +21,7 @@ from typing import Any
 import ml_collections
 
 from sprout_jax import attacks
+from sprout_jax import data
 from sprout_jax.errors import UserError
 from sprout_jax.errors import check_choice
 from sprout_jax.errors import check_range
@@ -31,7 +32,7 @@ from sprout_jax.training import optimizers
 from sprout_jax.training import parallel
 
 # Keys that do not change the trained parameters. They can change between calls for one workdir.
-FREE_KEYS = ("evaluation.", "dataset.data_dir", "dataset.cache_dir")
+FREE_KEYS = ("evaluation.", "dataset.data_dir", "dataset.cache_dir", "dataset.workers")
 RANGES: dict[str, tuple[float, float]] = {
   "seed": (0, 2**32 - 1),
   "num_epochs": (1, 10**6),
@@ -327,6 +328,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       "config.validation.epsilon needs validation images, but there are none: "
       "config.dataset.validation_fraction is 0; set e.g. --config.dataset.validation_fraction=0.1"
     )
+  data_request(config)
   evaluation = config.evaluation
   listed = (*evaluation.after_training, *evaluation.evaluations)
   if "transfer" in listed and not evaluation.transfer.sources:
@@ -342,6 +344,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
       "config.evaluation.use_ema needs a moving average of the weights, but config.ema_decay is 0; "
       "set e.g. --config.ema_decay=0.999"
     )
+
+
+def data_request(config: ml_collections.ConfigDict) -> data.Request:
+  """Returns what `config.dataset` asks of a data set.
+
+  Raises:
+    UserError: a value is out of range, or does not fit the others.
+  """
+  options = config.dataset
+  values = {name: options[name] for name in data.Request.__dataclass_fields__}
+  # Numbers of the command line are read as floats where the default is ().
+  values["image_size"] = tuple(
+    int(side) if isinstance(side, float) and side.is_integer() else side
+    for side in options.image_size
+  )
+  try:
+    return data.Request(**values)
+  except UserError as error:
+    raise UserError(f"config.dataset.{error}") from error
 
 
 def _get(config: ml_collections.ConfigDict, dotted: str) -> Any:

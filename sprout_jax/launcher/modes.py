@@ -5,6 +5,7 @@ model. Then it claims the workdir, trains, evaluates the selected weights, and w
 Nothing is written before the checks.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
   _say(
     f"{_method(config)} | {config.model.name} | {dataset.name}: "
-    f"{len(dataset.train.labels)} training, {len(dataset.validation.labels)} validation, "
+    f"{len(dataset.train)} training, {len(dataset.validation.labels)} validation, "
     f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}"
   )
   finished = loop.train(
@@ -306,12 +307,12 @@ def _corrupted(
   config: ml_collections.ConfigDict, corruption: str, severity: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Loads a prepared set of corrupted test images."""
-  options = config.dataset
-  split = data.load_test(
-    f"{options.name}_corrupted/{corruption}_{severity}",
-    data_dir=options.data_dir,
-    cache_dir=options.cache_dir,
+  request = dataclasses.replace(
+    configuration.data_request(config),
+    name=f"{config.dataset.name}_corrupted/{corruption}_{severity}",
+    test_split="test",
   )
+  split = data.load_test(request)
   return split.images, split.labels
 
 
@@ -336,15 +337,7 @@ def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 
 def _load(config: ml_collections.ConfigDict) -> data.Dataset:
-  options = config.dataset
-  return data.load(
-    options.name,
-    data_dir=options.data_dir,
-    cache_dir=options.cache_dir,
-    train_split=options.train_split,
-    test_split=options.test_split,
-    validation_fraction=options.validation_fraction,
-  )
+  return data.load_as(configuration.data_request(config), config.dataset.validation_fraction)
 
 
 def _initial_variables(

@@ -379,11 +379,12 @@ def test_a_set_that_has_nothing_but_a_test_split(tmp_path, no_decoding):
     supervised_keys=("image", "label"),
   )
   options = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-  split = data.load_test("own_corrupted", **options)
+  request = data.Request("own_corrupted", **options)
+  split = data.load_test(request)
   order = [
     next(i for i, (pixels, _) in enumerate(pairs) if (pixels == image).all())
     for image in split.images
   ]
   assert sorted(order) == [0, 1, 2, 3, 4] and [i % 2 for i in order] == split.labels.tolist()
   no_decoding()
-  np.testing.assert_array_equal(data.load_test("own_corrupted", **options).images, split.images)
+  np.testing.assert_array_equal(data.load_test(request).images, split.images)
