@@ -4,6 +4,7 @@
 
     python launch.py --config configs/digits.py --workdir runs/digits
     python launch.py --mode evaluate --workdir runs/digits --config.evaluation.epsilon=8/255
+    python launch.py --mode evaluate --weights FILE --config configs/cifar10.py --workdir runs/file
     python launch.py --mode report --workdir runs/a,runs/b
 """
 
@@ -20,21 +21,24 @@ from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 from sprout_jax.errors import did_you_mean
 from sprout_jax.results import commands
+from sprout_jax.results import workdir as workdir_lib
 
 MODES = ("train", "evaluate", "report")
 SPROUT_USAGE = """sprout train CONFIG --workdir DIR [--config.KEY=VALUE ...]
        sprout evaluate DIR [--config.KEY=VALUE ...]
+       sprout evaluate --weights FILE --config CONFIG --workdir DIR [--config.KEY=VALUE ...]
        sprout report DIR [DIR ...]"""
 HELP = """Train a classifier, evaluate its robustness, and report the results."""
 SPROUT_HELP = f"""{HELP}
 
   train     train, then measure a first evaluation
-  evaluate  measure all evaluations of a trained run
+  evaluate  measure all evaluations of a trained run, or of a file of published weights
   report    write one page about one or several runs
 
   CONFIG    a config of this package (digits, cifar10) or a file of yours (mine.py); its arguments
             follow a colon: digits:method=natural,epochs=10
-  DIR       the folder of the run"""
+  DIR       the folder of the run
+  FILE      PyTorch's state dict (.pt, .safetensors, ...) or DeepMind's arrays (.npy, .npz)"""
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
 
 
@@ -77,6 +81,14 @@ def parser(prog: str = "launch.py") -> argparse.ArgumentParser:
     metavar="DIR",
     action="append",
     help="the folder of the run; for a report several, separated by commas",
+  )
+  found.add_argument(
+    "--weights",
+    metavar="FILE",
+    default="",
+    help="a file of published weights, which is evaluated in the place of a run; --config gives "
+    "the model and the data. FILE:entry=NAME,ignore=PATTERN reads one of several state dicts, or "
+    "ignores arrays",
   )
   found.add_argument(
     "--coordinator",
@@ -131,9 +143,15 @@ def execute(argv: Sequence[str], prog: str = "launch.py") -> None:
   rest, changes = split_changes(argv)
   args = parser(prog).parse_args(rest)
   workdirs = _workdirs(args)
+  if args.weights and args.mode != "evaluate":
+    raise UserError(
+      "--weights is evaluated, with --mode evaluate; to train from a file of weights, type "
+      f"--config.init_from={args.weights}"
+    )
   _connect(args)
   from sprout_jax.launcher import configuration  # imported late: this starts JAX
   from sprout_jax.launcher import modes
+  from sprout_jax.launcher import published
   from sprout_jax.launcher import trained
 
   if args.mode == "report":
@@ -147,10 +165,16 @@ def execute(argv: Sequence[str], prog: str = "launch.py") -> None:
   elif args.mode == "train":
     example = "digits" if prog == "sprout" else "configs/digits.py"
     raise UserError(f"--config is missing; type e.g. {commands.train(example, workdir)}")
+  elif args.weights and not workdir_lib.is_run(workdir):
+    raise published.missing_config(args.weights, workdir)
   else:
     config = trained.read_config(workdir).unlock()
   configuration.override(config, changes)
-  (modes.train if args.mode == "train" else modes.evaluate)(config.lock(), workdir)
+  typed = [key for key, _ in changes]
+  if args.mode == "train":
+    modes.train(config.lock(), workdir, typed=typed)
+  else:
+    modes.evaluate(config.lock(), workdir, weights=args.weights, typed=typed)
 
 
 def _workdirs(args: argparse.Namespace) -> list[pathlib.Path]:

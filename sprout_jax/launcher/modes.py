@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,18 +33,22 @@ from sprout_jax.evaluation.subject import BatchFunction
 from sprout_jax.evaluation.subject import Source
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.launcher import configuration
+from sprout_jax.launcher import published
 from sprout_jax.launcher import trained as trained_lib
 from sprout_jax.results import commands
 from sprout_jax.results import workdir as workdir_lib
 from sprout_jax.training import loop
 
 
-def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+def train(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, *, typed: Collection[str] = ()
+) -> bool:
   """Trains, evaluates and reports. It continues what a workdir already has.
 
   Args:
     config: the config.
     workdir: the folder of the run.
+    typed: keys that were set by flags, see `published`; for a start from a file of weights.
 
   Returns:
     True if the run is complete; False after a signal, with everything saved.
@@ -61,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
   dataset = _load(config)
   model = trained_lib.create_model(config, dataset.num_classes, dataset.image_shape)
   loop.prepare(config, dataset, model, method, penalty, mesh)  # checks the shapes
-  initial = _initial_variables(config, workdir)
+  initial = _initial_variables(config, workdir, dataset, typed)
   if jax.process_index() == 0:
     facts = _facts(dataset)
     workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
@@ -88,22 +94,77 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
   return True
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  weights: str = "",
+  typed: Collection[str] = (),
+) -> None:
   """Measures `config.evaluation.evaluations` of a trained run, as far as they are not stored.
 
   Args:
     config: the config of the run; keys of `config.evaluation` can be changed.
     workdir: the folder of the run.
+    weights: a file of published weights in the place of the run, see `published.parse`; "" in the
+      workdir of a run, or where the file is known from an earlier call.
+    typed: keys that were set by flags, for a file of weights.
 
   Raises:
     UserError: wrong input, or the workdir has no trained model.
   """
+  file = published.parse("--weights", weights) if weights else published.known(workdir)
+  if file is not None:
+    _evaluate_file(config, workdir, file, typed)
+    return
   trained_lib.read_config(workdir)  # raises where there is none
   _check_owner(workdir, config)
   configuration.validate(config)
   cache_compilations()
   _mesh(config)
   _evaluate(config, workdir, _load(config), config.evaluation.evaluations)
+
+
+def _evaluate_file(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  file: published.File,
+  typed: Collection[str],
+) -> None:
+  """Measures the evaluations of a file of published weights; arguments as in `evaluate`."""
+  published.check_flags(config, typed)
+  config = published.whole_config(published.sections(config))
+  configuration.validate(config)
+  models.check_name(config.model.name)
+  cache_compilations()
+  is_known = workdir_lib.is_run(workdir) and workdir_lib.read_weights(workdir) is not None
+  if is_known and trained_lib.read_config(workdir).model == config.model:
+    typed = [*typed, *published.STATED]  # they were set in an earlier call
+  dataset = _load(config)
+  found, config = published.load(file, config, dataset.num_classes, dataset.image_shape, typed)
+  published.check_owner(workdir, config, file, found.file_sha256)
+  facts = _facts(dataset)
+  if is_known and (workdir / "data.json").exists():
+    _check_data(workdir, workdir_lib.read_data(workdir), dataset, "evaluated")
+  record = {
+    **file.to_json(),
+    "sha256": found.file_sha256,
+    "form": found.form,
+    "normalisation": found.normalisation,
+    "mean": list(found.mean),
+    "std": list(found.std),
+    "unused": found.unused,
+  }
+  trained = trained_lib.from_file(workdir, config, facts, found, record)
+  if jax.process_index() == 0:
+    part = published.sections(config)
+    workdir_lib.claim(workdir, part, session.versions(), facts, weights=record)
+  _say(
+    f"{file.path.name} ({found.form}, SHA-256 {found.file_sha256[:16]}) | {config.model.name}, "
+    f"normalisation {found.normalisation} | {dataset.name}: {len(dataset.test.labels)} test images "
+    f"| {jax.device_count()} device(s) | {workdir}"
+  )
+  _evaluate(config, workdir, dataset, config.evaluation.evaluations, trained)
 
 
 def show_report(workdirs: Sequence[pathlib.Path]) -> None:
@@ -183,19 +244,24 @@ def _evaluate(
   workdir: pathlib.Path,
   dataset: data.Dataset,
   names: Sequence[str],
+  trained: trained_lib.Trained | None = None,
 ) -> None:
   """Measures evaluations of the selected checkpoint, as far as they are not stored, and reports.
+
+  Args:
+    config: the config.
+    workdir: the folder of the run.
+    dataset: the data set.
+    names: the evaluations.
+    trained: a model that stands in the place of the selected checkpoint.
 
   Raises:
     UserError: an evaluation could not be measured; the others were measured before.
   """
   evaluation = config.evaluation
-  trained = trained_lib.load_as(workdir, config, evaluation.checkpoint)
-  if trained.data["fingerprint"] != dataset.fingerprint:
-    raise UserError(
-      f"{workdir} was trained on another version of {trained.data['name']}: the digests of the "
-      "data differ. Give the data of the training, or train in another --workdir"
-    )
+  if trained is None:
+    trained = trained_lib.load_as(workdir, config, evaluation.checkpoint)
+    _check_data(workdir, trained.data, dataset, "trained")
   subject = Subject(
     subject_lib.as_pytree(trained.predict),
     dataset.test.images,
@@ -236,22 +302,35 @@ def _about(
   digest: str,
 ) -> dict[str, Any]:
   """Returns the entries of results.json that describe the run."""
+  about: dict[str, Any] = {
+    "parameters_sha256": digest,
+    "versions": session.versions(),
+    "data": _facts(dataset) | {"count": len(dataset.test.labels)},
+  }
+  if trained.file is not None:
+    kept = ("entry", "sha256", "form", "normalisation", "mean", "std")
+    return about | {
+      "config": published.sections(config),
+      "label": _label_of_file(trained),
+      "checkpoint": {
+        "file": pathlib.Path(trained.file["path"]).name,
+        **{key: trained.file[key] for key in kept},
+      },
+      "training": None,
+    }
   history = workdir_lib.read_metrics(workdir)
   seconds = [record for record in history if "seconds" in record]
   # The median, because the first record includes compilation and others include a checkpoint.
   per_step = [record["seconds"] / record["steps"] for record in seconds]
   per_epoch = loop.steps_per_epoch(config, dataset)
-  return {
-    "parameters_sha256": digest,
+  return about | {
     "config": config.to_dict(),
-    "versions": session.versions(),
     "label": {
       "method": _method(config),
       "model": config.model.name,
       "data": dataset.name,
       "seed": config.seed,
     },
-    "data": _facts(dataset) | {"count": len(dataset.test.labels)},
     "checkpoint": {
       "which": config.evaluation.checkpoint if trained.validated else "last",
       "step": trained.step,
@@ -267,6 +346,13 @@ def _about(
       "planned_steps": config.num_epochs * per_epoch,
     },
   }
+
+
+def _label_of_file(trained: trained_lib.Trained) -> dict[str, Any]:
+  """Returns the names of a model from a file of weights."""
+  file = trained.file or {}
+  name = pathlib.Path(file["path"]).name + (f":{file['entry']}" if file["entry"] else "")
+  return {"name": name, "model": trained.config.model.name, "data": trained.data["name"]}
 
 
 def _facts(dataset: data.Dataset) -> dict[str, Any]:
@@ -295,11 +381,13 @@ def _source(name: str, dataset: data.Dataset) -> Source:
   other = trained_lib.load(name)
   if other.data["fingerprint"] != dataset.fingerprint:
     raise UserError(
-      f"{where} was trained on other data ({other.data['name']}) than this run ({dataset.name}); "
-      "name runs on the same data"
+      f"{where} has other data ({other.data['name']}) than this run ({dataset.name}); name runs on "
+      "the same data"
     )
   predict = subject_lib.place(subject_lib.as_pytree(other.predict))
   label = f"{_method(other.config)}, {other.config.model.name}, seed {other.config.seed}"
+  if other.file is not None:
+    label = f"{_label_of_file(other)['name']}, {other.config.model.name}"
   return Source(label, other.sha256, predict)
 
 
@@ -318,6 +406,11 @@ def _corrupted(
 
 def _check_owner(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Raises UserError if the workdir belongs to a config that trains different parameters."""
+  if workdir_lib.read_weights(workdir) is not None:
+    raise UserError(
+      f"{workdir} belongs to a file of weights, which is evaluated and not trained; choose another "
+      "--workdir"
+    )
   if workdir_lib.is_run(workdir):
     found = configuration.differences(trained_lib.read_config(workdir), config)
     if found:
@@ -328,6 +421,17 @@ def _check_owner(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
       )
   elif workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir {workdir} is a file; name a folder")
+
+
+def _check_data(
+  workdir: pathlib.Path, known: Mapping[str, Any], dataset: data.Dataset, what: str
+) -> None:
+  """Raises UserError unless a workdir was trained or evaluated (`what`) on this data set."""
+  if known["fingerprint"] != dataset.fingerprint:
+    raise UserError(
+      f"{workdir} was {what} on another version of {known['name']}: the digests of the data "
+      "differ. Give the same data, or choose another --workdir"
+    )
 
 
 def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
@@ -341,26 +445,42 @@ def _load(config: ml_collections.ConfigDict) -> data.Dataset:
 
 
 def _initial_variables(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  dataset: data.Dataset,
+  typed: Collection[str],
 ) -> Callable[[], Any] | None:
   """Returns a function that loads the weights of `config.init_from`; None for random weights.
 
   A run with checkpoints of its own does not need `config.init_from` any more.
   """
   own = (workdir / "checkpoints").glob("*")
-  is_gone = not workdir_lib.is_run(config.init_from)
-  if not config.init_from or (is_gone and any(path.name.isdigit() for path in own)):
+  is_workdir = workdir_lib.is_run(config.init_from)
+  if not config.init_from or (not is_workdir and any(path.name.isdigit() for path in own)):
     return None
-  source = trained_lib.read_config(config.init_from)
-  here, there = (configuration.flatten(c.model) for c in (config, source))
-  if here != there:
-    listed = "; ".join(
+  start = f"config.init_from {config.init_from}"
+  if is_workdir:
+    source = trained_lib.read_config(config.init_from)
+    here, there = (configuration.flatten(c.model) for c in (config, source))
+    different = [
       f"model.{key} is {there.get(key)!r} there, {here[key]!r} here"
       for key in here
       if here[key] != there.get(key)
-    )
-    raise UserError(f"config.init_from {config.init_from} has another model: {listed}")
-  return lambda: trained_lib.load(config.init_from).variables
+    ]
+    load: Callable[[], Any] = lambda: trained_lib.load(config.init_from).variables
+  else:
+    file = published.parse("config.init_from", config.init_from)
+    if not file.path.is_file():
+      raise UserError(
+        f"{start} is neither the workdir of a run nor a file of weights; train there first, or "
+        "name another one"
+      )
+    found, _ = published.load(file, config, dataset.num_classes, dataset.image_shape, typed)
+    different = published.differences(found, config.model)
+    load = lambda: trained_lib.replicate(found.variables)
+  if different:
+    raise UserError(f"{start} has another model: {'; '.join(different)}")
+  return load
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Loading of trained models from workdirs."""
+"""Loading of trained models from workdirs, and of files of weights that stand in their place."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,9 @@ from sprout_jax import sharding
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation.subject import Predict
 from sprout_jax.launcher import configuration
+from sprout_jax.launcher import published
 from sprout_jax.models.layers import Classifier
+from sprout_jax.models.weights import Weights
 from sprout_jax.results import files
 from sprout_jax.results import workdir as workdir_lib
 from sprout_jax.training import checkpoints
@@ -37,10 +39,12 @@ class Trained:
     class_names: the names of the classes.
     image_shape: (height, width, channels).
     data: the training data's {name, fingerprint, ...}.
-    step: the step of the checkpoint.
+    step: the step of the checkpoint; 0 for a file of weights.
     validated: whether the checkpoint was selected on a held-out split.
     beta: [classes], SPROUT's learned concentration; None for other methods.
     workdir: the folder of the run.
+    file: the content of weights.json if a file of published weights stands in the place of a
+      training; else None.
   """
 
   predict: Predict
@@ -55,6 +59,7 @@ class Trained:
   validated: bool
   beta: np.ndarray | None
   workdir: str
+  file: dict[str, Any] | None = None
 
   def __call__(self, images: jax.Array) -> jax.Array:
     return self.predict(images)
@@ -67,6 +72,8 @@ class Trained:
 
 def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
   """Loads the trained model of a workdir. The data set is not needed.
+
+  For the workdir of a file of weights (`--weights`), the file is read again.
 
   Example::
 
@@ -81,7 +88,8 @@ def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
     The `Trained` model.
 
   Raises:
-    UserError: the workdir has no trained model, or its checkpoints are damaged.
+    UserError: the workdir has no trained model, its checkpoints are damaged, or its file of weights
+      is gone or has changed.
   """
   workdir = pathlib.Path(workdir).expanduser()
   config = read_config(workdir)
@@ -97,6 +105,8 @@ def read_config(workdir: pathlib.Path | str) -> ml_collections.ConfigDict:
   value = workdir_lib.read_config(workdir)
   try:
     config = configuration.from_json(value)
+    if workdir_lib.read_weights(workdir) is not None:
+      config = published.whole_config(config.to_dict())
     configuration.validate(config)
   except UserError:
     raise
@@ -112,6 +122,11 @@ def read_config(workdir: pathlib.Path | str) -> ml_collections.ConfigDict:
 def load_as(workdir: pathlib.Path, config: ml_collections.ConfigDict, checkpoint: str) -> Trained:
   """Loads the trained model of a workdir, as `load`, with the evaluation keys of another config."""
   data = workdir_lib.read_data(workdir)
+  file = published.known(workdir)
+  if file is not None:
+    sizes = len(data["class_names"]), tuple(data["image_shape"])
+    weights, config = published.load(file, config, *sizes, typed=published.STATED)
+    return from_file(workdir, config, data, weights, workdir_lib.read_weights(workdir) or {})
   model = create_model(config, len(data["class_names"]), tuple(data["image_shape"]))
   loaded = checkpoints.load_model(
     workdir, checkpoint, abstract_model(config, model, tuple(data["image_shape"]))
@@ -137,6 +152,48 @@ def load_as(workdir: pathlib.Path, config: ml_collections.ConfigDict, checkpoint
     loaded.beta,
     str(workdir),
   )
+
+
+def from_file(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  data: dict[str, Any],
+  weights: Weights,
+  record: dict[str, Any],
+) -> Trained:
+  """Makes the model of a file of weights, with the options of `config.model`.
+
+  Args:
+    workdir: the folder of the evaluation.
+    config: from `published.load`.
+    data: the data set's {name, fingerprint, class_names, image_shape, ...}.
+    weights: from `published.load`.
+    record: the content of weights.json.
+  """
+  names, shape = tuple(data["class_names"]), tuple(data["image_shape"])
+  model = create_model(config, len(names), shape)
+  variables = replicate(weights.variables)
+  predict, features = functions(model)
+  return Trained(
+    jax.tree_util.Partial(predict, variables),
+    None if features is None else jax.tree_util.Partial(features, variables),
+    model,
+    variables,
+    config,
+    names,
+    shape,
+    data,
+    step=0,
+    validated=False,
+    beta=None,
+    workdir=str(workdir),
+    file=record,
+  )
+
+
+def replicate(variables: Any) -> Any:
+  """Returns the variables of a file, on all devices, as those of a checkpoint."""
+  return sharding.put(variables, sharding.replicated(sharding.make_mesh()))
 
 
 def functions(model: Any) -> tuple[VariablesFunction, VariablesFunction | None]:

@@ -22,6 +22,13 @@ def evaluate(workdir: pathlib.Path | str) -> str:
   return f"python launch.py --mode evaluate --workdir {name}"
 
 
+def evaluate_weights(file: str, config: str, workdir: pathlib.Path | str) -> str:
+  """Returns the command that evaluates a file of published weights."""
+  start = "sprout evaluate" if program == "sprout" else "python launch.py --mode evaluate"
+  name = shlex.quote(str(workdir))
+  return f"{start} --weights {shlex.quote(file)} --config {config} --workdir {name}"
+
+
 def report(*workdirs: pathlib.Path | str) -> str:
   """Returns the command that writes one page about runs."""
   names = [shlex.quote(str(workdir)) for workdir in workdirs]

@@ -8,13 +8,16 @@ Its keys are an interface, because other tools read them:
   accuracy, interval, ...}. The name is "pgd-STEPS", "autoattack-VERSION", or that of a single
   attack of AutoAttack, such as "apgd-ce".
 - ``parameters_sha256``: the digest of the evaluated weights.
-- ``config``: the config of the run; {} for a model that was not trained by this package.
+- ``config``: the config of the run; the sections model, dataset and evaluation for a file of
+  weights; {} for a model that was not trained by this package.
 - ``versions``: package versions and devices of the evaluation.
 - ``wall_seconds``: the time of all evaluations.
-- ``label``: the names of the evaluated model: {method, model, data, seed}, or {name}.
+- ``label``: the names of the evaluated model: {method, model, data, seed}, {name, model, data} for
+  a file of weights, or {name}.
 - ``data``: {name, fingerprint, test_sha256, provenance, class_names, count}. The test sets of two
   results are the same if ``test_sha256`` is the same (`results.comparison.test_set_digest`).
-- ``checkpoint``: the evaluated weights: {which, step, selected_by, weights}, or null.
+- ``checkpoint``: the evaluated weights: {which, step, selected_by, weights} of a training; {file,
+  entry, sha256, form, normalisation, mean, std} of a file of published weights; or null.
 - ``training``: the cost of training: {devices, seconds, steps, planned_steps, ...}, or null.
 - ``numbers``, ``images``: every number as a record with typed keys (`results.numbers.encode`).
 - ``findings``: the findings of the checks (`results.checks.Finding`).

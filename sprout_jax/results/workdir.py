@@ -3,6 +3,7 @@
 ::
 
     config.json      the resolved config; a workdir belongs to one config
+    weights.json     the file of published weights, if it stands in the place of a training
     versions.json    package versions and settings that can change numbers
     data.json        the training data: name, digest, classes, shape of the images
     metrics.jsonl    a record per `config.log_every` steps and per validation; a log, never an input
@@ -34,8 +35,16 @@ def claim(
   config: Mapping[str, Any],
   versions: Mapping[str, Any],
   data: Mapping[str, Any],
+  weights: Mapping[str, Any] | None = None,
 ) -> None:
   """Makes a folder the workdir of a config: writes config.json, versions.json and data.json.
+
+  Args:
+    workdir: the folder.
+    config: the config.
+    versions: package versions and settings.
+    data: the data set's {name, fingerprint, ...}.
+    weights: the file of weights that is evaluated, for weights.json; None for a training.
 
   Raises:
     UserError: the folder cannot be written.
@@ -47,7 +56,11 @@ def claim(
     raise UserError(
       f"--workdir {workdir} cannot be written ({error.strerror or error}); name another folder"
     ) from error
-  for name, value in (("config", config), ("versions", versions), ("data", data)):
+  # First weights.json, and config.json last: `is_run` asks for config.json.
+  parts = {"weights": weights, "versions": versions, "data": data, "config": config}
+  for name, value in parts.items():
+    if value is None:
+      continue
     path = workdir / f"{name}.json"
     try:
       is_there = path.exists() and files.read_json(path) == files.plain(dict(value))
@@ -71,6 +84,16 @@ def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:
   return files.read_json(pathlib.Path(workdir) / "config.json")
 
 
+def read_weights(workdir: pathlib.Path | str) -> dict[str, Any] | None:
+  """Returns the content of weights.json; None where the workdir is not that of a file of weights.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = pathlib.Path(workdir) / "weights.json"
+  return files.read_json(path) if path.exists() else None
+
+
 def read_versions(workdir: pathlib.Path | str) -> dict[str, Any]:
   """Returns the package versions with which a workdir was trained; {} where they are unknown."""
   path = pathlib.Path(workdir) / "versions.json"
@@ -88,7 +111,7 @@ def read_data(workdir: pathlib.Path | str) -> dict[str, Any]:
     UserError: data.json is missing or damaged.
   """
   path = pathlib.Path(workdir) / "data.json"
-  again = f"type the training command of {workdir} again: it writes the file"
+  again = f"type the first command of {workdir} again: it writes the file"
   try:
     found = files.read_json(path)
   except UserError as error:

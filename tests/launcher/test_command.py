@@ -36,10 +36,9 @@ def call(monkeypatch, capsys):
 def started(monkeypatch):
   """The calls of the three modes, which do nothing."""
   calls = []
-  monkeypatch.setattr(modes, "train", lambda config, workdir: calls.append(("train", workdir)))
-  monkeypatch.setattr(
-    modes, "evaluate", lambda config, workdir: calls.append(("evaluate", workdir))
-  )
+  for name in ("train", "evaluate"):
+    start = lambda config, workdir, name=name, **options: calls.append((name, workdir))
+    monkeypatch.setattr(modes, name, start)
   monkeypatch.setattr(modes, "show_report", lambda workdirs: calls.append(("report", *workdirs)))
   return calls
 

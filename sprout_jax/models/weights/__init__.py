@@ -35,6 +35,19 @@ NORMALISATION = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}  # in publ
 CLOSE = 1e-4  # two statements of a mean or standard deviation, in [0, 1] pixels
 
 
+class NotStated(UserError):
+  """The file lacks something that the caller must state: the normalisation or the activation.
+
+  Attributes:
+    problem: what is not in the file, a sentence without full stop.
+    arguments: the arguments of `load_weights` that state it.
+  """
+
+  def __init__(self, problem: str, advice: str, *arguments: str) -> None:
+    super().__init__(f"{problem}{advice}")
+    self.problem, self.arguments = problem, arguments
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
   """A model with published weights; `weights(images)` gives logits.
@@ -153,9 +166,10 @@ def load_weights(
       "activation is given, but model is not a name; leave it out, the model has its own"
     )
   if isinstance(model, str) and activation is None and not form.one_activation:
-    raise UserError(
-      f"{path} has the names of {form.title}. The activation is not in the file; give it. "
-      "DeepMind's published networks have activation='silu'"
+    raise NotStated(
+      f"{path} has the names of {form.title}. The activation is not in the file",
+      "; give it. DeepMind's published networks have activation='silu'",
+      "activation",
     )
   classes, channels = _sizes(places, form, prefix, arrays)
   if isinstance(model, str):
@@ -176,7 +190,7 @@ def load_weights(
     stds,
     source,
     str(path),
-    _sha256(path),
+    sha256(path),
     form.title,
     {name: "/".join(place) for place, name in found.names.items()},
     found.unused,
@@ -190,7 +204,8 @@ def _create(name: str, channels: int = 3, **options: Any) -> Classifier:
   return models.create(name, image_shape=(224, 224, channels), **options)
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
+  """Returns the SHA-256 (hex) of a file."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -353,10 +368,13 @@ def _normalisation(
       for what in (name, partner)
     )
   if not stated:
-    raise UserError(
+    raise NotStated(
       f"{path} does not have the mean and standard deviation of the normalisation, and they are "
-      "not guessed: give mean=(...), std=(...) for images in [0, 1]. docs/weights.md lists those "
-      "of published models; mean=(0,), std=(1,) means no normalisation"
+      "not guessed",
+      ": give mean=(...), std=(...) for images in [0, 1]. docs/weights.md lists those of published "
+      "models; mean=(0,), std=(1,) means no normalisation",
+      "mean",
+      "std",
     )
   source, values = list(stated.items())[
     -1
@@ -367,7 +385,8 @@ def _normalisation(
         f"{path}: mean and std are {_pair(values)} ({source}) and {_pair(different)} ({other}); "
         "leave out the wrong ones; to leave out those of the file, type ignore=(...,)"
       )
-  means, stds = (tuple(float(value) for value in part) for part in values)
+  # The shortest decimals of these float32: 0.4914, not 0.49140000343.
+  means, stds = (tuple(float(str(value)) for value in part) for part in values)
   return means, stds, source
 
 
