@@ -269,7 +269,7 @@ def _files(
   folder: pathlib.Path,
   others: list[str],
   root: pathlib.Path,
-  above: tuple[tuple[int, int], ...] = (),
+  above: frozenset[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[pathlib.Path, os.stat_result]]:
   """Yields the image files of a folder and its subfolders, and adds other names to `others`.
 
@@ -279,8 +279,9 @@ def _files(
     root: the folder to which the names are relative.
     above: device and inode of the folders that contain it; a link to one of them is not followed.
   """
-  status = folder.stat()
-  above = (*above, (status.st_dev, status.st_ino))
+  if above is None:
+    above = frozenset(map(_inode, folder.parents))
+  above |= {_inode(folder)}
   for entry in _entries(folder):
     path = folder / entry.name
     try:
@@ -294,6 +295,11 @@ def _files(
       yield path, status
     else:
       others.append(path.relative_to(root).as_posix())
+
+
+def _inode(folder: pathlib.Path) -> tuple[int, int]:
+  status = folder.stat()
+  return status.st_dev, status.st_ino
 
 
 def _channels(root: pathlib.Path, files: Sequence[Found]) -> int:

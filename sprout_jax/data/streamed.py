@@ -98,7 +98,7 @@ class Streamed:
     return found[0]
 
   def batches(
-    self, seed: int, first_step: int, last_step: int, batch_size: int, rows: slice
+    self, seed: int, first_step: int, last_step: int, batch_size: int, rows: slice | np.ndarray
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields, for each step first_step ... last_step - 1, this process's rows of the minibatch.
 
@@ -122,7 +122,7 @@ class Streamed:
       UserError: Grain is not installed, an argument is out of range, or an image cannot be read.
     """
     order.check(seed, first_step, last_step - first_step, len(self), batch_size)
-    chosen = range(batch_size)[rows]
+    chosen = np.arange(batch_size)[rows]
     if not len(chosen):
       raise UserError(f"rows {rows} of a minibatch of {batch_size} are none; choose at least one")
     positions = _Positions(len(self), seed, first_step, last_step, batch_size, chosen)
@@ -161,7 +161,7 @@ class _Positions:
   """The examples of a stream: element i is (epoch, row of the split)."""
 
   def __init__(
-    self, count: int, seed: int, first_step: int, last_step: int, batch_size: int, rows: range
+    self, count: int, seed: int, first_step: int, last_step: int, batch_size: int, rows: np.ndarray
   ) -> None:
     self.seed, self.rows = seed, rows
     self._count, self._first, self._batch_size = count, first_step, batch_size

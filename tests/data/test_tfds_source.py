@@ -1,8 +1,11 @@
 """TFDS sets as arrays: pixels, splits, the cache, and every way a set can be unfit."""
 
+import dataclasses
+import io
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,8 +16,10 @@ import tensorflow_datasets as tfds
 
 from sprout_jax import data
 from sprout_jax.data import decoding
+from sprout_jax.data import order
 from sprout_jax.data import prepare
 from sprout_jax.errors import UserError
+from tests.data import pictures
 
 ROOT = pathlib.Path(data.__file__).resolve().parents[2]
 
@@ -61,13 +66,7 @@ def _write(tmp_path, set_name, features, examples, splits=("train", "test"), **i
 
 def _png(*shape, seed=0):
   pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-  import io
-
-  from PIL import Image
-
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, "PNG")
-  return pixels, file.getvalue()
+  return pixels, pictures.encoded(pixels)
 
 
 IMAGE, LABEL = tfds.features.Image(shape=(None, None, 3)), tfds.features.ClassLabel(num_classes=3)
@@ -336,6 +335,101 @@ def test_split_larger_than_the_disk(cifar10, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"has 0\.0 GiB; give another cache_dir, or take a part"):
     _load("cifar10", tmp_path)
   assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.fixture
+def several_sizes(tmp_path):
+  """As ImageNet is prepared: JPEGs of several sizes, splits train and validation."""
+  contents = [
+    pictures.encoded(pictures.pixels(i, 20 + i % 3, 30 - i % 4), "JPEG", quality=90)
+    for i in range(13)
+  ]
+  _write(
+    tmp_path,
+    "small_net",
+    tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL, "file_name": tfds.features.Text()}),
+    [{"image": content, "label": i % 3, "file_name": str(i)} for i, content in enumerate(contents)],
+    splits=("train", "validation"),
+    supervised_keys=("image", "label"),
+  )
+  return contents
+
+
+SMALL = {"test_split": "validation", "image_size": (16, 16), "crop_fraction": 0.875}
+
+
+def test_images_of_several_sizes_are_streamed(several_sizes, tmp_path, stock_order):
+  memory = _load("small_net", tmp_path, **SMALL)
+  assert "resized to 16x16 (centre crop of 0.875" in memory.provenance
+  for split, part in (("train", memory.train), ("validation", memory.test)):
+    for image, label, number in zip(part.images, part.labels, stock_order(split, 13), strict=True):
+      stored = decoding.Image.open(io.BytesIO(several_sizes[number]))
+      cropped = decoding.centre_crop(stored, (16, 16), 0.875, "")
+      np.testing.assert_array_equal(image, np.asarray(cropped))
+      assert label == number % 3
+  found = _load("small_net", tmp_path, in_memory_gib=0, validation_fraction=0.25, **SMALL)
+  held = _load("small_net", tmp_path, validation_fraction=0.25, **SMALL)
+  assert isinstance(found.train, data.Streamed) and found.image_shape == (16, 16, 3)
+  assert found.fingerprint != memory.fingerprint and found.class_names == memory.class_names
+  np.testing.assert_array_equal(found.validation.images, held.validation.images)
+  np.testing.assert_array_equal(found.test.images, memory.test.images)
+  rows = order.batch_indices(4, 3, 5, 10, 3)
+  batches = list(found.train.batches(4, 3, 8, 3, slice(None)))
+  for (images, labels), row in zip(batches, rows, strict=True):
+    np.testing.assert_array_equal(images, held.train.images[row])
+    np.testing.assert_array_equal(labels, held.train.labels[row])
+
+
+def test_random_crops_of_a_stream_come_from_reopened_files_too(several_sizes, tmp_path):
+  found = _load("small_net", tmp_path, random_resized_crop=0.2, train_split="train[:8]", **SMALL)
+  assert len(found.train) == 8 and "random crops of at least 0.2" in found.provenance
+  decoder = found.train.decoder
+  again = pickle.loads(pickle.dumps(decoder))  # as a worker process gets it
+  for row in range(8):
+    expected, label = decoder.training(row, 1, 2, row)
+    image, same = again.training(row, 1, 2, row)
+    np.testing.assert_array_equal(image, expected)
+    assert same == label
+  assert decoder.training(0, 1, 3, 0)[0].shape == (16, 16, 3)
+
+
+def test_fingerprint_of_a_stream_is_of_its_files(several_sizes, tmp_path):
+  options = {"in_memory_gib": 0, **SMALL}
+  first = _load("small_net", tmp_path, **options)
+  assert first.fingerprint == _load("small_net", tmp_path, **options).fingerprint
+  other = _load("small_net", tmp_path, train_split="train[:8]", **options)
+  assert first.fingerprint != other.fingerprint
+  files = first.train.decoder.examples
+  (record,) = tmp_path.glob("small_net/*/*train.array_record*")
+  assert files.records == [[record.name, record.stat().st_size, 0, 13]]
+  changed = dataclasses.replace(files, records=[[record.name, record.stat().st_size + 1, 0, 13]])
+  assert changed.digest() != files.digest()
+
+
+def test_what_a_stream_refuses(several_sizes, tmp_path):
+  options = {"in_memory_gib": 0, "image_size": (16, 16)}
+  for test in ("train", "validation+train[:1]"):
+    with pytest.raises(UserError, match="share images"):
+      _load("small_net", tmp_path, test_split=test, **options)
+  with pytest.raises(UserError, match=r"test_fraction is 0.5.*train_split=train\[:80%\]"):
+    _load("small_net", tmp_path, test_fraction=0.5)
+  with pytest.raises(UserError, match="expected one size.*image_size="):
+    _load("small_net", tmp_path, test_split="validation")
+
+
+def test_damaged_record_names_its_place(tmp_path):
+  content = pictures.encoded(pictures.pixels(0, 40, 40))
+  _write(
+    tmp_path,
+    "damaged_set",
+    tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
+    [{"image": content[: len(content) // 2], "label": 0}],
+    supervised_keys=("image", "label"),
+  )
+  with pytest.raises(
+    UserError, match="TFDS set damaged_set/1.0.0, split 'test': image 0 cannot be decoded"
+  ):
+    _load("damaged_set", tmp_path)
 
 
 def test_hidden_labels_are_refused(tmp_path):
