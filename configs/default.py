@@ -34,9 +34,12 @@ def get_config(
   # Passes over the training set. The last, incomplete minibatch of a pass is dropped.
   config.num_epochs = 10
   config.batch_size = 64  # Examples of a minibatch, over all devices.
-  # "jit": one program for all devices; batch norm averages over the minibatch. "pmap": one program
-  # per device; batch norm averages on each device.
+  # "jit": one program for all devices; batch norm averages over the minibatch. "shard_map": one
+  # program per device; batch norm averages on each device. "pmap": the same in a single process.
   config.parallelism = "jit"
+  # Devices over which the parameters and the state of their optimizer are split (fully-sharded data
+  # parallel), for models that do not fit one device; 1 = each device has all of them.
+  config.parameter_shards = 1
   config.log_every = 50  # Steps between two records in metrics.jsonl.
   # Decay per update of the moving average of weights and batch statistics; 0 = no average. With an
   # average, the best checkpoint is the one whose average is best on the validation split.

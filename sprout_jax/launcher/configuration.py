@@ -32,12 +32,19 @@ from sprout_jax.training import optimizers
 from sprout_jax.training import parallel
 
 # Keys that do not change the trained parameters. They can change between calls for one workdir.
-FREE_KEYS = ("evaluation.", "dataset.data_dir", "dataset.cache_dir", "dataset.workers")
+FREE_KEYS = (
+  "evaluation.",
+  "dataset.data_dir",
+  "dataset.cache_dir",
+  "dataset.workers",
+  "parameter_shards",
+)
 RANGES: dict[str, tuple[float, float]] = {
   "seed": (0, 2**32 - 1),
   "num_epochs": (1, 10**6),
   "batch_size": (1, 10**7),
   "log_every": (1, 10**6),
+  "parameter_shards": (1, 10**6),
   "ema_decay": (0, 0.999999),
   "awp_gamma": (0, 1),
   "validation.epsilon": (0, 1),

@@ -121,7 +121,6 @@ def evaluate(
   _check_owner(workdir, config)
   configuration.validate(config)
   cache_compilations()
-  _mesh(config)
   _evaluate(config, workdir, _load(config), config.evaluation.evaluations)
 
 
@@ -435,7 +434,7 @@ def _check_data(
 
 
 def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(parameter_shards=config.parameter_shards)
   sharding.check_batch("config.batch_size", config.batch_size, mesh)
   return mesh
 

@@ -148,7 +148,7 @@ class Checkpoints:
     """Copies a state and writes the copy while the caller continues. Waits for the save before.
 
     Args:
-      state: a TrainState.
+      state: a TrainState whose arrays this process can read (see `sharding.gather`).
       validation_accuracy: what selects the best checkpoint; None for a state that was not
         validated, which is never the best.
 
@@ -159,7 +159,8 @@ class Checkpoints:
       return
     self.wait()
     for leaf in jax.tree.leaves(state):
-      leaf.copy_to_host_async()
+      if isinstance(leaf, jax.Array):
+        leaf.copy_to_host_async()
     parts = jax.tree.map(np.array, split_state(state))  # copies: the next step overwrites the state
     self._writing = self._writer.submit(self._write, parts, validation_accuracy)
 

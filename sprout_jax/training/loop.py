@@ -15,7 +15,7 @@ import numpy as np
 
 from sprout_jax import sharding
 from sprout_jax.data import Dataset
-from sprout_jax.data import order
+from sprout_jax.data import Split
 from sprout_jax.errors import TrainingDiverged
 from sprout_jax.errors import UserError
 from sprout_jax.methods import Method
@@ -23,6 +23,7 @@ from sprout_jax.methods.method import Penalty
 from sprout_jax.progress import Progress
 from sprout_jax.training import agreement
 from sprout_jax.training import checkpoints as checkpoints_lib
+from sprout_jax.training import feed as feed_lib
 from sprout_jax.training import metrics as metrics_lib
 from sprout_jax.training import parallel
 from sprout_jax.training import state as state_lib
@@ -33,16 +34,19 @@ if TYPE_CHECKING:
   import ml_collections
 
 
+INPUT_SHARE = 0.2  # a larger share of the time spent waiting for images is told to the user
+
+
 def steps_per_epoch(config: "ml_collections.ConfigDict", dataset: Dataset) -> int:
   """Returns the number of whole minibatches in the training set.
 
   Raises:
     UserError: the training set is smaller than a minibatch.
   """
-  count = len(dataset.train.labels) // config.batch_size
+  count = len(dataset.train) // config.batch_size
   if not count:
     raise UserError(
-      f"config.batch_size is {config.batch_size}, but there are only {len(dataset.train.labels)} "
+      f"config.batch_size is {config.batch_size}, but there are only {len(dataset.train)} "
       "training images; set a smaller --config.batch_size"
     )
   return count
@@ -57,14 +61,18 @@ def prepare(
   mesh: jax.sharding.Mesh,
 ) -> tuple[state_lib.Recipe, Any]:
   """Returns the recipe and the abstract state (shapes, types, shardings), without compilation."""
-  parallel.check(config.parallelism)
+  is_streamed = not isinstance(dataset.train, Split)
+  parallel.check(config.parallelism, config.parameter_shards, is_streamed)
   recipe = state_lib.make_recipe(
     config, model, method, penalty, dataset.num_classes, steps_per_epoch(config, dataset)
   )
+  if is_streamed and config.parallelism != "jit":
+    state_lib.check_adversary(recipe, dataset.image_shape)
   shapes = jax.eval_shape(lambda: state_lib.create(recipe, dataset.image_shape))
   abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)),
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     shapes,
+    sharding.of_state(mesh, shapes),
   )
   return recipe, abstract
 
@@ -110,6 +118,7 @@ def train(
       workdir is gone, or a process does not answer.
   """
   recipe, abstract = prepare(config, dataset, model, method, penalty, mesh)
+  state_sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   per_epoch = steps_per_epoch(config, dataset)
   last_step = config.num_epochs * per_epoch
   with contextlib.ExitStack() as stack:
@@ -125,7 +134,7 @@ def train(
     if state is None:
       state = jax.jit(
         lambda: state_lib.create(recipe, dataset.image_shape),
-        out_shardings=sharding.replicated(mesh),
+        out_shardings=state_sharding,
       )()
       if initial_variables is not None:
         state = state_lib.start_from(state, initial_variables())
@@ -139,23 +148,18 @@ def train(
     with agreement.agreed():
       log = Log(config, workdir, done, last_step, per_epoch, recipe)
       stack.callback(log.close)
-    images, labels = sharding.put(
-      (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
-    )
 
     def step_fn(*args: Any, **kwargs: Any) -> tuple[state_lib.TrainState, dict[str, jax.Array]]:
       return step_lib.train_step(recipe, *args, **kwargs)
 
-    run_steps = parallel.compile_steps(step_fn, mesh, config.parallelism, config.log_every)
+    feed = feed_lib.create(step_fn, config, dataset.train, mesh, state_sharding, last_step)
+    stack.callback(feed.close)
     while done < last_step:
       end = next_stop(config, done, per_epoch, last_step)
-      indices = order.batch_indices(
-        config.seed, done, end - done, len(dataset.train.labels), config.batch_size
-      )
-      state, history = run_steps(state, images, labels, indices)
+      state, history = feed.run(state, done, end)
       starting.close()
       with agreement.agreed():
-        log.add(history, done, end)  # reads the metrics of the call before
+        log.add(history, done, end, feed.seconds_waited())  # reads the metrics of the call before
         checkpoints.check()
       done = end
       signal = stop.first()
@@ -163,11 +167,12 @@ def train(
       if is_validated or signal or is_step_save(config, done):
         with agreement.agreed():
           log.flush()  # raises on values that are not finite, before anything is saved
-        found = validate(state.variables(use_ema=bool(config.ema_decay))) if is_validated else {}
+        whole = sharding.gather(state)
+        found = validate(whole.variables(use_ema=bool(config.ema_decay))) if is_validated else {}
         with agreement.agreed():
           if found:
             log.validation(done, found)
-          checkpoints.save(state, min(found.values(), default=None))
+          checkpoints.save(whole, min(found.values(), default=None))
       if signal:
         break
     with agreement.agreed():
@@ -224,16 +229,24 @@ class Log:
     recipe: state_lib.Recipe,
   ) -> None:
     self._config, self._per_epoch, self._recipe = config, per_epoch, recipe
-    self._pending: tuple[Any, int, int] | None = None
+    self._pending: tuple[Any, int, int, float] | None = None
+    self._told = False  # whether the user knows that the input is the bottleneck
     self._read_at = time.monotonic()
     is_first = jax.process_index() == 0
     self._files = metrics_lib.MetricsLog(workdir, done) if is_first else None
     self._progress = Progress(last_step, done, "steps", "training", enabled=is_first)
 
-  def add(self, history: Any, start: int, end: int) -> None:
-    """Takes the metrics of the steps start + 1 ... end, and reads those of the call before."""
+  def add(self, history: Any, start: int, end: int, waited: float) -> None:
+    """Takes the metrics of the steps start + 1 ... end, and reads those of the call before.
+
+    Args:
+      history: for each metric, rows for the steps.
+      start: the steps before.
+      end: the last of the steps.
+      waited: seconds for which the host has waited for images.
+    """
     self.flush()
-    self._pending = history, start, end
+    self._pending = history, start, end, waited
 
   def flush(self) -> None:
     """Reads the metrics of the last call.
@@ -243,8 +256,11 @@ class Log:
     """
     if self._pending is None:
       return
-    (history, start, end), self._pending = self._pending, None
-    history = {name: np.asarray(values)[: end - start] for name, values in history.items()}
+    (history, start, end, waited), self._pending = self._pending, None
+    history = {
+      name: np.stack(values) if isinstance(values, list) else np.asarray(values)[: end - start]
+      for name, values in history.items()
+    }
     loss, accuracy, grad_norm = (history.pop(name) for name in ("loss", "accuracy", "grad_norm"))
     seconds, self._read_at = time.monotonic() - self._read_at, time.monotonic()
     is_finite = np.isfinite(loss) & np.isfinite(grad_norm)
@@ -259,6 +275,14 @@ class Log:
         "--config.optimizer.gradient_clip=1, in a new --workdir, because the config changes"
       )
     speed = (end - start) * self._config.batch_size / seconds
+    if waited > INPUT_SHARE * seconds and not self._told:
+      self._told = True
+      _say(
+        f"the input is the bottleneck: the devices waited for images during "
+        f"{100 * waited / seconds:.0f} % of steps {start + 1} to {end}. More processes that read "
+        "images can help: set --config.dataset.workers",
+        sys.stderr,
+      )
     if self._files:
       self._files.write(
         end,
@@ -272,6 +296,7 @@ class Log:
           "learning_rate": float(self._recipe.learning_rate(end - 1)),
           "images_per_second": speed,
           "seconds": seconds,
+          "seconds_waited": waited,
           "peak_memory_bytes": metrics_lib.peak_memory(),
           **{
             name: values.mean().item() if values.ndim == 1 else values[-1].tolist()

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from sprout_jax import sharding
 from sprout_jax.errors import UserError
 from sprout_jax.methods import Method
 from sprout_jax.methods.method import Penalty
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """The training state, a pytree that is replicated over all devices.
+  """The training state, a pytree. `sharding.of_state` says how it is placed on the devices.
 
   Attributes:
     step: int32 scalar, minibatches done. With the seed it determines all further randomness.
@@ -162,9 +163,37 @@ def create(recipe: Recipe, image_shape: tuple[int, ...]) -> TrainState:
 
 
 def start_from(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
-  """Replaces the weights and batch statistics of a state by those of a trained model."""
-  return state.replace(
-    params=variables["params"],
-    batch_stats=variables["batch_stats"],
-    ema=jax.tree.map(jnp.copy, variables) if state.ema else {},
+  """Replaces the weights and batch statistics of a state by those of a trained model.
+
+  The new arrays are placed on the devices like those that they replace.
+  """
+
+  def placed() -> dict[str, Any]:  # each call makes copies, because the state is donated
+    return {
+      name: jax.tree.map(
+        lambda old, new: sharding.put(new, old.sharding), getattr(state, name), variables[name]
+      )
+      for name in ("params", "batch_stats")
+    }
+
+  return state.replace(**placed(), ema=placed() if state.ema else {})
+
+
+def check_adversary(recipe: Recipe, image_shape: tuple[int, ...]) -> None:
+  """Checks that the method's adversary does not belong to the places of a minibatch.
+
+  Raises:
+    UserError: it does. Where each device draws for its own examples, it has no such places.
+  """
+  init = recipe.method.adversary.init
+  small, large = (
+    jax.eval_shape(
+      lambda key, size=size: init(key, recipe.num_classes, (size, *image_shape)), jax.random.key(0)
+    )
+    for size in (recipe.batch_size, 2 * recipe.batch_size)
   )
+  if jax.tree.leaves(small) != jax.tree.leaves(large):
+    raise UserError(
+      "the method keeps a perturbation for each place of the minibatch, so it cannot be trained "
+      "with config.parallelism 'shard_map' on a streamed set; type --config.parallelism=jit"
+    )

@@ -26,16 +26,19 @@ def train_step(
   *,
   shard: Shard,
   mean: Mean,
+  part: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Trains on one minibatch: the method's updates of the model and of its adversary.
 
   Args:
     recipe: the constant parts of the step.
     state: the training state.
-    images: the whole minibatch, [batch, height, width, channels], uint8 or float in [0, 1].
+    images: the whole minibatch, [batch, height, width, channels], uint8 or float in [0, 1]; or only
+      the examples of this program, if `part` is given.
     labels: int array [batch].
     shard: array [batch, ...] -> the part on which this program computes.
     mean: pytree of means over that part -> means over the whole minibatch.
+    part: the number of this program, which makes its draws other than those of the other programs.
 
   Returns:
     The next state, and the metrics of the last update of the model: "loss" and its part "penalty",
@@ -44,6 +47,7 @@ def train_step(
   """
   adversary = recipe.method.adversary
   key = jax.random.fold_in(jax.random.key(recipe.seed), state.step + 1)  # 0 is that of the weights
+  key = key if part is None else jax.random.fold_in(key, part)
   key_augment, key_model, key_adversary = jax.random.split(key, 3)
   batch = augment(recipe, key_augment, images), jax.nn.one_hot(labels, recipe.num_classes)
 

@@ -34,14 +34,14 @@ def test_every_row_of_every_table_is_here():
 
 @pytest.mark.parametrize("row", TABLE, ids="-".join)
 def test_devices_parallelism_and_repetition_do_not_matter(row):
-  """1 device equals 8, and jit equals pmap, with crops, flips, random starts and drawn labels.
+  """1 device equals 8, and jit equals shard_map, with crops, flips, random starts and drawn labels.
 
   Linf attacks step by the sign of a gradient. Where rounding flips a sign, a pixel differs by a
   whole step, and the parameters by more than rounding. On these minibatches no sign flips.
   """
   overrides = {"dataset.crop_padding": 1, "dataset.flip": True, "ema_decay": 0.9}
   runs = {}
-  for parallelism, devices in (("jit", 1), ("jit", 8), ("pmap", 8)):
+  for parallelism, devices in (("jit", 1), ("jit", 8), ("shard_map", 8)):
     config = config_of(row, parallelism=parallelism, **overrides)
     if row[0] == "sprout" and row[2] != "none":
       config.method.draw = "mean"  # compiling the draw five times takes most of this file's time
@@ -49,7 +49,7 @@ def test_devices_parallelism_and_repetition_do_not_matter(row):
   state, metrics = runs["jit", 1]
   chex.assert_tree_all_finite((state, metrics))
   chex.assert_trees_all_close(runs["jit", 8], runs["jit", 1], atol=2e-5)
-  chex.assert_trees_all_close(runs["pmap", 8], runs["jit", 1], atol=2e-5)
+  chex.assert_trees_all_close(runs["shard_map", 8], runs["jit", 1], atol=2e-5)
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, state.params)
   assert min(jax.tree.leaves(moved)) > 1e-3
   if row[2] != "none":
