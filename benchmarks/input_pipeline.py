@@ -1,15 +1,32 @@
-"""Measures the cost of the data: the host's share, and crops, flips and noise in the step.
+"""Measures the cost of the data: the host's share, parts of the step, streams, and SPROUT's labels.
 
     python benchmarks/input_pipeline.py --model vgg16 --batch_size 64 --output FILE.json
+    python benchmarks/input_pipeline.py --parts stream,labels --output FILE.json
 
-The host's share compares two times in pairs: the training loop of a user (order of the examples,
-records, progress) on a data set of CIFAR-10's size, and the same compiled calls alone. For the
-step, each part runs in its own compiled loop. The table has its images/s beside those of the whole
-step.
+The parts:
+
+- "step": The host's share compares two times in pairs: the training loop of a user (order of the
+  examples, records, progress) on a data set of CIFAR-10's size, and the same compiled calls alone.
+  For the step, each part runs in its own compiled loop. The table has its images/s beside those of
+  the whole step.
+- "stream": images/s of streamed training splits, as a folder and as a TFDS set, with threads and
+  with worker processes, beside PyTorch's DataLoader with torchvision's transforms on the same
+  files, where both are installed. The files are 3,000 JPEGs of about 224 pixels in 1,000 classes,
+  drawn by this program. Both make random-resized crops of 224x224 in minibatches of bytes;
+  torchvision also flips, which is done here on the device. The start of the workers and the first
+  minibatch are not timed.
+- "labels": the time of SPROUT's vicinity with 1,000 classes and minibatches of 256, with sampled
+  labels and with their mean.
+
+The file keeps the parts that are not measured again.
 """
 
 import argparse
 import functools
+import io
+import itertools
+import os
+import pathlib
 import tempfile
 
 import jax
@@ -17,7 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 import steps
 import timing
+from PIL import Image
 
+from sprout_jax import data as data_lib
 from sprout_jax import methods
 from sprout_jax import sharding
 from sprout_jax import vicinity
@@ -28,6 +47,8 @@ from sprout_jax.launcher import configuration
 from sprout_jax.training import loop
 
 EXAMPLES = 50_000
+CLASSES, PER_CLASS, SIDE, SMALLEST_AREA = 1000, 3, 224, 0.08  # of the part "stream"
+LABELS = (1000, 256)  # classes and batch of the part "labels"
 
 
 def host(model, image_shape, batch_size, num_steps, calls, rounds):
@@ -77,16 +98,190 @@ def ingredient(fn, images, num_steps):
   return run
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", default="vgg16")
-  parser.add_argument("--image_shape", default="32,32,3", help="height, width, channels")
-  parser.add_argument("--batch_size", type=int, default=64)
-  parser.add_argument("--num_steps", type=int, default=10, help="steps per compiled call")
-  parser.add_argument("--calls", type=int, default=2, help="compiled calls per timing")
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--output", help="JSON file")
-  args = parser.parse_args()
+def jpegs():
+  """Yields (class, number, JPEG) of smooth random pictures of about 224 pixels."""
+  random = np.random.RandomState(0)
+  for place in range(CLASSES):
+    for number in range(PER_CLASS):
+      height, width = random.randint(SIDE - 24, SIDE + 64, 2)
+      coarse = Image.fromarray(random.randint(0, 256, (28, 28, 3), np.uint8))
+      smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+      noisy = smooth + random.randint(-12, 13, smooth.shape)
+      file = io.BytesIO()
+      Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+      yield place, number, file.getvalue()
+
+
+def write_folder(root):
+  """The JPEGs as train/CLASS/NUMBER.jpg; the first of each class is the test image as well."""
+  for place, number, content in jpegs():
+    for split in ("train", "val")[: 1 + (number == 0)]:
+      path = root / split / f"{place:04d}" / f"{number}.jpg"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+
+
+def write_tfds(root):
+  """The same as the TFDS set pictures."""
+  import tensorflow_datasets as tfds
+
+  with tfds.core.registered.skip_registration():
+
+    class Pictures(tfds.core.GeneratorBasedBuilder):
+      name = "pictures"
+      VERSION = tfds.core.Version("1.0.0")
+
+      def _info(self):
+        features = {
+          "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+          "label": tfds.features.ClassLabel(num_classes=CLASSES),
+        }
+        return tfds.core.DatasetInfo(
+          builder=self,
+          features=tfds.features.FeaturesDict(features),
+          supervised_keys=("image", "label"),
+        )
+
+      def _split_generators(self, _):
+        return {split: self._generate_examples(split) for split in ("train", "test")}
+
+      def _generate_examples(self, split):
+        for place, number, content in jpegs():
+          if split == "train" or number == 0:
+            yield f"{place}-{number}", {"image": content, "label": place}
+
+  Pictures(data_dir=root, file_format="array_record").download_and_prepare()
+
+
+def stream_iterators(root, batch_size, workers):
+  """{name: function that starts an iterator of minibatches, which ends by `close`}."""
+  options = dict(
+    image_size=(SIDE, SIDE),
+    random_resized_crop=SMALLEST_AREA,
+    cache_dir=str(root / "cache"),
+    validation_fraction=0,
+  )
+  found = {}
+  for count in workers:
+    folder = data_lib.load("folder", data_dir=str(root / "folder"), workers=count, **options)
+    prepared = data_lib.load("pictures", data_dir=str(root / "tfds"), workers=count, **options)
+    for kind, dataset in (("folder", folder), ("TFDS", prepared)):
+      assert len(dataset.train) == CLASSES * PER_CLASS
+      found[f"{kind}, {count} workers"] = functools.partial(
+        dataset.train.batches, 0, 0, 10**6, batch_size, slice(None)
+      )
+    try:
+      found[f"torch, {count} workers"] = torch_iterator(root / "folder", batch_size, count)
+    except ImportError as error:
+      print(f"PyTorch's DataLoader is left out: {error}")
+  return found
+
+
+def torch_iterator(root, batch_size, workers):
+  """A function that starts PyTorch's DataLoader with torchvision's transforms."""
+  import torch
+  from torchvision import datasets
+  from torchvision import transforms
+
+  def start():
+    transform = transforms.Compose(
+      [
+        transforms.RandomResizedCrop(SIDE, scale=(SMALLEST_AREA, 1), ratio=(3 / 4, 4 / 3)),
+        transforms.RandomHorizontalFlip(),
+        transforms.PILToTensor(),
+      ]
+    )
+    loader = torch.utils.data.DataLoader(
+      datasets.ImageFolder(root / "train", transform),
+      batch_size,
+      shuffle=True,
+      num_workers=workers,
+      drop_last=True,
+      persistent_workers=workers > 0,
+    )
+    try:
+      while True:
+        yield from loader
+    finally:
+      if loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+
+  return start
+
+
+def stream(batch_size, minibatches, rounds, workers):
+  """Images/s of each iterator, a list [rounds], and the hardware; in turn within a round."""
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    write_folder(root / "folder")
+    write_tfds(root / "tfds")
+    size = sum(p.stat().st_size for p in (root / "folder" / "train").rglob("*.jpg"))
+    iterators = stream_iterators(root, batch_size, workers)
+    speeds, first = {name: [] for name in iterators}, {name: [] for name in iterators}
+    for _ in range(rounds):
+      for name, start in iterators.items():
+        began = timing.time.perf_counter()
+        iterator = start()
+        next(iterator)
+        begun = timing.time.perf_counter()
+        for _ in itertools.islice(iterator, minibatches):
+          pass
+        ended = timing.time.perf_counter()
+        iterator.close()
+        first[name].append(begun - began)
+        speeds[name].append(batch_size * minibatches / (ended - begun))
+        print(f"{name:20} {speeds[name][-1]:7.0f} images/s, first minibatch {begun - began:.1f} s")
+  ratios = {
+    name: timing.ratios(values, speeds[f"torch, {name.split(', ')[1]}"])
+    for name, values in speeds.items()
+    if f"torch, {name.split(', ')[1]}" in speeds and not name.startswith("torch")
+  }
+  for name, values in ratios.items():
+    print(f"{name}: {timing.median(values):.2f} ({values[0]:.2f}-{values[-1]:.2f}) times torch")
+  return {
+    "batch_size": batch_size,
+    "minibatches": minibatches,
+    "bytes_per_image": size / (CLASSES * PER_CLASS),
+    "images_per_second": speeds,
+    "seconds_to_first": first,
+    "times_torch": ratios,
+    "load": os.getloadavg()[0],
+  }
+
+
+def labels(rounds):
+  """Seconds of SPROUT's vicinity with sampled labels and with their mean, in turn."""
+  classes, batch = LABELS
+  options = configuration.options(steps.default.get_config().method)
+  one_hot = jax.nn.one_hot(np.arange(batch) % classes, classes)
+  result = {"classes": classes, "batch_size": batch}
+  for name, side in (("small images", 8), ("images of 224 pixels", SIDE)):
+    images = jnp.zeros((batch, side, side, 3))
+    runs = {}
+    for draw in ("sample", "mean"):
+      recipe = methods.create("sprout", {**options, "draw": draw})
+      beta = recipe.adversary.init(jax.random.key(0), classes, images.shape)
+      program = jax.jit(lambda key, x, beta, recipe=recipe: recipe.vicinity(key, x, one_hot, beta))
+      run = functools.partial(program, jax.random.key(1), images, beta)
+      jax.block_until_ready(run())
+      runs[draw] = lambda run=run: jax.block_until_ready([run() for _ in range(3)])
+    seconds = timing.alternate(runs, rounds)
+    ratios = timing.ratios(seconds["sample"], seconds["mean"])
+    result[name] = {
+      "milliseconds": {draw: 1e3 * timing.median(seconds[draw]) / 3 for draw in runs},
+      "sample_over_mean": ratios,
+    }
+    print(
+      f"{classes} classes, batch {batch}, {name}: sampled labels "
+      f"{result[name]['milliseconds']['sample']:.1f} ms a call, mean labels "
+      f"{result[name]['milliseconds']['mean']:.1f} ms; {timing.median(ratios):.2f} "
+      f"({ratios[0]:.2f}-{ratios[-1]:.2f}) times"
+    )
+  return result
+
+
+def step(args):
+  """The host's share, and the parts of the step."""
   shape = tuple(int(size) for size in args.image_shape.split(","))
   seconds = host(args.model, shape, args.batch_size, args.num_steps, args.calls, args.rounds)
   share = [whole / alone - 1 for whole, alone in zip(seconds["whole"], seconds["alone"])]
@@ -130,7 +325,37 @@ def main():
       f"{name:20} {result['milliseconds'][name]:8.3f} ms a minibatch, "
       f"{result['milliseconds'][name] / 10 / result['step_seconds']:6.2f} % of the step"
     )
-  timing.write(args.output, result)
+  return result
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--parts", default="step", help="step, stream, labels")
+  parser.add_argument("--model", default="vgg16")
+  parser.add_argument("--image_shape", default="32,32,3", help="height, width, channels")
+  parser.add_argument("--batch_size", type=int, default=64)
+  parser.add_argument("--num_steps", type=int, default=10, help="steps per compiled call")
+  parser.add_argument("--calls", type=int, default=2, help="compiled calls per timing")
+  parser.add_argument(
+    "--minibatches", type=int, default=40, help="minibatches of a stream's timing"
+  )
+  parser.add_argument("--workers", default="0,1,2", help="worker processes of the streams")
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--output", help="JSON file")
+  args = parser.parse_args()
+  result = timing.read(args.output) or {}
+  for part in args.parts.split(","):
+    if part == "step":
+      result |= step(args)
+    elif part == "stream":
+      workers = [int(count) for count in args.workers.split(",")]
+      found = stream(args.batch_size, args.minibatches, args.rounds, workers)
+      result["stream"] = found | {"hardware": timing.hardware()}
+    elif part == "labels":
+      result["labels"] = labels(args.rounds) | {"hardware": timing.hardware()}
+    else:
+      parser.error(f"--parts has {part!r}; choose from step, stream, labels")
+    timing.write(args.output, result)
 
 
 if __name__ == "__main__":
