@@ -1,5 +1,6 @@
 """Measurement of several evaluations of one model, stored in a workdir."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -33,6 +34,7 @@ from sprout_jax.progress import format_seconds
 from sprout_jax.results import comparison
 from sprout_jax.results import numbers
 from sprout_jax.results import summary
+from sprout_jax.results import workdir as workdir_lib
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.store import Measurement
 from sprout_jax.results.store import Memo
@@ -344,16 +346,18 @@ def evaluate(
     "checkpoint": None,
     "training": None,
   }
-  workdir.mkdir(parents=True, exist_ok=True)
-  results, _, failed = measure(
-    subject,
-    evaluations,
-    settings,
-    workdir=workdir,
-    identity=[digest, data],
-    about=about,
-    say=say,
-  )
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.enter_context(workdir_lib.lock(workdir, "evaluates"))
+    results, _, failed = measure(
+      subject,
+      evaluations,
+      settings,
+      workdir=workdir,
+      identity=[digest, data],
+      about=about,
+      say=say,
+    )
   if jax.process_index() == 0:
     say(report.summarize(workdir))
     report.compare([workdir])

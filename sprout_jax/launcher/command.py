@@ -223,6 +223,8 @@ def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
     os._exit(1)  # JAX's shutdown would wait for the lost process
   except (UserError, TrainingDiverged, argparse.ArgumentError) as error:
     return f"error: {error}"
+  except KeyboardInterrupt:  # before training and evaluation, which have handlers of their own
+    return "Stopped by Ctrl-C. The same command continues."
   return 0
 
 

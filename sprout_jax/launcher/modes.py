@@ -5,11 +5,13 @@ model. Then it claims the workdir, trains, evaluates the selected weights, and w
 Nothing is written before the checks.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +39,9 @@ from sprout_jax.launcher import published
 from sprout_jax.launcher import trained as trained_lib
 from sprout_jax.results import commands
 from sprout_jax.results import workdir as workdir_lib
+from sprout_jax.training import agreement
 from sprout_jax.training import loop
+from sprout_jax.training import stopping
 
 
 def train(
@@ -68,28 +72,29 @@ def train(
   model = trained_lib.create_model(config, dataset.num_classes, dataset.image_shape)
   loop.prepare(config, dataset, model, method, penalty, mesh)  # checks the shapes
   initial = _initial_variables(config, workdir, dataset, typed)
-  if jax.process_index() == 0:
-    facts = _facts(dataset)
-    workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
-  _say(
-    f"{_method(config)} | {config.model.name} | {dataset.name}: "
-    f"{len(dataset.train)} training, {len(dataset.validation.labels)} validation, "
-    f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}"
-  )
-  finished = loop.train(
-    config,
-    workdir,
-    dataset,
-    model,
-    method,
-    penalty,
-    mesh,
-    validate=validation(config, dataset.validation, model),
-    initial_variables=initial,
-  )
-  if not finished:  # a signal ended it; the loop has printed what is saved
-    return False
-  _evaluate(config, workdir, dataset, config.evaluation.after_training)
+  with _alone(workdir, "trains"):
+    if jax.process_index() == 0:
+      facts = _facts(dataset)
+      workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
+    _say(
+      f"{_method(config)} | {config.model.name} | {dataset.name}: "
+      f"{len(dataset.train)} training, {len(dataset.validation.labels)} validation, "
+      f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}"
+    )
+    finished = loop.train(
+      config,
+      workdir,
+      dataset,
+      model,
+      method,
+      penalty,
+      mesh,
+      validate=validation(config, dataset.validation, model),
+      initial_variables=initial,
+    )
+    if not finished:  # a signal ended it; the loop has printed what is saved
+      return False
+    _evaluate(config, workdir, dataset, config.evaluation.after_training)
   _say(f"next: {commands.evaluate(workdir)} (all evaluations); {commands.report(workdir)} (a page)")
   return True
 
@@ -121,7 +126,9 @@ def evaluate(
   _check_owner(workdir, config)
   configuration.validate(config)
   cache_compilations()
-  _evaluate(config, workdir, _load(config), config.evaluation.evaluations)
+  dataset = _load(config)
+  with _alone(workdir, "evaluates"):
+    _evaluate(config, workdir, dataset, config.evaluation.evaluations)
 
 
 def _evaluate_file(
@@ -155,15 +162,26 @@ def _evaluate_file(
     "unused": found.unused,
   }
   trained = trained_lib.from_file(workdir, config, facts, found, record)
-  if jax.process_index() == 0:
-    part = published.sections(config)
-    workdir_lib.claim(workdir, part, session.versions(), facts, weights=record)
-  _say(
-    f"{file.path.name} ({found.form}, SHA-256 {found.file_sha256[:16]}) | {config.model.name}, "
-    f"normalisation {found.normalisation} | {dataset.name}: {len(dataset.test.labels)} test images "
-    f"| {jax.device_count()} device(s) | {workdir}"
-  )
-  _evaluate(config, workdir, dataset, config.evaluation.evaluations, trained)
+  with _alone(workdir, "evaluates"):
+    if jax.process_index() == 0:
+      part = published.sections(config)
+      workdir_lib.claim(workdir, part, session.versions(), facts, weights=record)
+    _say(
+      f"{file.path.name} ({found.form}, SHA-256 {found.file_sha256[:16]}) | {config.model.name}, "
+      f"normalisation {found.normalisation} | {dataset.name}: {len(dataset.test.labels)} test "
+      f"images | {jax.device_count()} device(s) | {workdir}"
+    )
+    _evaluate(config, workdir, dataset, config.evaluation.evaluations, trained)
+
+
+@contextlib.contextmanager
+def _alone(workdir: pathlib.Path, doing: str) -> Iterator[None]:
+  """Keeps a workdir for this command, see `results.workdir.lock`. All processes enter it."""
+  with contextlib.ExitStack() as stack:
+    with agreement.agreed():
+      if jax.process_index() == 0:
+        stack.enter_context(workdir_lib.lock(workdir, doing))
+    yield
 
 
 def show_report(workdirs: Sequence[pathlib.Path]) -> None:
@@ -276,21 +294,37 @@ def _evaluate(
   digest = trained.sha256
   model = configuration.flatten(config.model)
   beta = None if trained.beta is None else [float(value) for value in trained.beta]
-  _, refused, failed = session.measure(
-    subject,
-    names,
-    evaluation.to_dict(),
-    workdir=workdir,
-    identity={"weights": digest, "model": model, "data": dataset.fingerprint, "beta": beta},
-    about=_about(config, workdir, dataset, trained, digest),
-    say=_say,
-  )
+  with _ends_at_signals(workdir):
+    _, refused, failed = session.measure(
+      subject,
+      names,
+      evaluation.to_dict(),
+      workdir=workdir,
+      identity={"weights": digest, "model": model, "data": dataset.fingerprint, "beta": beta},
+      about=_about(config, workdir, dataset, trained, digest),
+      say=_say,
+    )
   if jax.process_index() == 0:
     print(report.summarize(workdir), flush=True)
   session.raise_if_failed(failed, workdir)
   if refused:
     listed = "; ".join(f"{name} was not measured: {reason}" for name, reason in refused.items())
     raise UserError(listed)
+
+
+@contextlib.contextmanager
+def _ends_at_signals(workdir: pathlib.Path) -> Iterator[None]:
+  """Runs a measurement that SIGTERM, SIGHUP and Ctrl-C end at once, with a line.
+
+  Every finished piece is stored, so nothing needs to be saved. With several processes, a signal
+  ends its process, and the others lose it.
+  """
+  with contextlib.ExitStack() as stack:
+    if jax.process_count() == 1:
+      stop = stack.enter_context(stopping.requests())
+      farewell = f"What was measured is stored in {workdir}. The same command continues."
+      stack.enter_context(stop.nothing_to_save(farewell))
+    yield
 
 
 def _about(
@@ -440,7 +474,18 @@ def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 
 
 def _load(config: ml_collections.ConfigDict) -> data.Dataset:
-  return data.load_as(configuration.data_request(config), config.dataset.validation_fraction)
+  """Loads the data set, and checks that all processes were started alike."""
+  with agreement.agreed():
+    dataset = data.load_as(configuration.data_request(config), config.dataset.validation_fraction)
+  local = ("dataset.data_dir", "dataset.cache_dir", "dataset.workers")  # of each machine
+  values = {
+    f"config.{key}": value
+    for key, value in configuration.flatten(config.to_dict()).items()
+    if key not in local
+  }
+  data_set = {"the digest of the data": dataset.fingerprint}
+  agreement.check_same({**values, **session.versions(), **data_set})
+  return dataset
 
 
 def _initial_variables(

@@ -13,12 +13,24 @@
     results.json     everything that was measured (`sprout_jax.results.summary`)
     results.txt      the main numbers as a table
     plots/, report/  figures; the page of `--mode report`
+    .lock            held by the process that trains or evaluates (`lock`)
 """
 
+import contextlib
+import datetime
+import errno
+import json
+import os
 import pathlib
+import platform
+import sys
 import warnings
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
+
+if sys.platform != "win32":
+  import fcntl
 
 from sprout_jax.errors import UserError
 from sprout_jax.results import commands
@@ -68,6 +80,58 @@ def claim(
       is_there = False
     if not is_there:
       files.write_json(path, dict(value))
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path | str, doing: str) -> Iterator[None]:
+  """Keeps a workdir for one process: a second one is refused while the first lives.
+
+  The operating system releases the lock when the process ends, however it ends. On a file system
+  without locks, and on Windows, nothing is locked.
+
+  Args:
+    workdir: the folder; it is created.
+    doing: what the process does there, for the message of the second one: "trains".
+
+  Raises:
+    UserError: another process has the lock, or the folder cannot be written.
+  """
+  path = pathlib.Path(workdir) / ".lock"
+  with contextlib.ExitStack() as stack:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      file = stack.enter_context(open(path, "a+"))
+    except OSError as error:
+      raise UserError(
+        f"{workdir} cannot be written ({error.strerror or error}); change the folder's "
+        "permissions, or name another --workdir"
+      ) from error
+    if sys.platform != "win32":
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+          raise UserError(f"{workdir} is in use: {_holder(path)}") from error
+      else:
+        file.truncate(0)
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        holder = {"process": os.getpid(), "host": platform.node(), "doing": doing, "since": now}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds nevertheless
+          file.write(json.dumps(holder))
+          file.flush()
+        for left in (*path.parent.glob("*.tmp"), *path.parent.glob("evaluation/*.tmp")):
+          left.unlink(missing_ok=True)  # by a process that was killed while it wrote
+    yield
+
+
+def _holder(path: pathlib.Path) -> str:
+  """Returns a sentence about the process that has a lock."""
+  try:
+    found = files.read_json(path)
+    who = "process {process} on {host} {doing} there since {since}".format(**found)
+  except (UserError, KeyError, TypeError):
+    who = "another process trains or evaluates there"
+  return f"{who}. Wait until it ends, or stop it, or name another --workdir"
 
 
 def read_config(workdir: pathlib.Path | str) -> dict[str, Any]:

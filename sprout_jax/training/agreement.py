@@ -7,8 +7,11 @@ all processes call it, in the same order. With one process nothing is sent.
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,6 +52,30 @@ def gather(text: str) -> list[str]:
 def from_first(text: str) -> str:
   """Returns the text of process 0 in every process; the texts of the others are ignored."""
   return gather(text if jax.process_index() == 0 else "")[0]
+
+
+def check_same(what: Mapping[str, Any]) -> None:
+  """Checks that all processes have the same values.
+
+  Args:
+    what: {name: a value that JSON can hold}, such as the keys of a config.
+
+  Raises:
+    UserError: they differ; the message names the first process that differs and up to five values.
+  """
+  texts = [json.loads(text) for text in gather(json.dumps(what, default=str))]
+  for number, other in enumerate(texts):
+    names = [name for name in sorted({*texts[0], *other}) if texts[0].get(name) != other.get(name)]
+    if names:
+      listed = "; ".join(
+        f"{name} is {texts[0].get(name)!r} in process 0 and {other.get(name)!r} in process {number}"
+        for name in names[:5]
+      )
+      more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+      raise UserError(
+        f"the processes were started with different values: {listed}{more}. Start the same "
+        "command, with the same code and data, in all processes"
+      )
 
 
 @contextlib.contextmanager

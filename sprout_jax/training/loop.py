@@ -26,6 +26,7 @@ from sprout_jax.training import checkpoints as checkpoints_lib
 from sprout_jax.training import feed as feed_lib
 from sprout_jax.training import metrics as metrics_lib
 from sprout_jax.training import parallel
+from sprout_jax.training import replicas as replicas_lib
 from sprout_jax.training import state as state_lib
 from sprout_jax.training import step as step_lib
 from sprout_jax.training import stopping
@@ -114,8 +115,8 @@ def train(
 
   Raises:
     TrainingDiverged: a value became NaN or infinite.
-    UserError: in one process, so that all end: a checkpoint or a record cannot be written, the
-      workdir is gone, or a process does not answer.
+    UserError: a checkpoint or a record cannot be written, the workdir is gone, a process does not
+      answer, or the devices hold different copies of the state. All processes end.
   """
   recipe, abstract = prepare(config, dataset, model, method, penalty, mesh)
   state_sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -154,6 +155,7 @@ def train(
 
     feed = feed_lib.create(step_fn, config, dataset.train, mesh, state_sharding, last_step)
     stack.callback(feed.close)
+    replicas = replicas_lib.Replicas(mesh, state_sharding)
     while done < last_step:
       end = next_stop(config, done, per_epoch, last_step)
       state, history = feed.run(state, done, end)
@@ -167,6 +169,7 @@ def train(
       if is_validated or signal or is_step_save(config, done):
         with agreement.agreed():
           log.flush()  # raises on values that are not finite, before anything is saved
+        replicas.check(state, done)
         whole = sharding.gather(state)
         found = validate(whole.variables(use_ema=bool(config.ema_decay))) if is_validated else {}
         with agreement.agreed():

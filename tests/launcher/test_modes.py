@@ -1,5 +1,9 @@
 """modes: the measurements of the validation. trained: a workdir as a model."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from sprout_jax.launcher import configuration
 from sprout_jax.launcher import modes
 from tests.linear import Linear
 from tests.linear import linear_problem
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.02])
@@ -133,3 +139,20 @@ def test_a_config_file_that_fails_is_named_with_its_line(tmp_path):
   path.write_text("from sprout_jax.configs.digits import get_config\n")
   assert configuration.load(f"{path}:method=natural") == digits.get_config("method=natural")
   assert configuration.load("digits:method=natural") == digits.get_config("method=natural")
+
+
+def test_a_signal_during_an_evaluation_ends_it_with_a_line():
+  program = (
+    "import os, pathlib, signal, time\n"
+    "from sprout_jax.launcher import modes\n"
+    "with modes._ends_at_signals(pathlib.Path('runs/a')):\n"
+    "  os.kill(os.getpid(), signal.SIGHUP)\n"
+    "  time.sleep(600)\n"
+  )
+  ended = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+  )
+  assert ended.returncode == 0
+  assert ended.stdout == (
+    "Stopped by SIGHUP. What was measured is stored in runs/a. The same command continues.\n"
+  )

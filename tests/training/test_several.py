@@ -54,6 +54,14 @@ def test_what_one_process_raises_ends_both_and_names_it(scenes):
   assert second["other error"] == ["UserError", "process 0 of 2: KeyError: 'beta'"]
 
 
+def test_different_values_end_both(scenes):
+  for seen in scenes[0]:
+    assert seen["different values"].startswith(
+      "the processes were started with different values: config.seed is 0 in process 0 and 1 in "
+      "process 1. Start the same command"
+    )
+
+
 def test_both_read_the_same_and_skip_the_same_damage(scenes):
   (first, second), outputs, workdir = scenes
   assert first["finished"] and first["finished again"]

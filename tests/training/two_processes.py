@@ -46,6 +46,11 @@ def main(number, port, workdir):
   show("from first", agreement.from_first(f"from {number}"))
   show("user error", raised(1, UserError("the disk is full")))
   show("other error", raised(0, KeyError("beta")))
+  try:
+    agreement.check_same({"config.seed": number, "config.batch_size": 64})
+  except UserError as error:
+    show("different values", str(error))
+  agreement.check_same({"config.batch_size": 64})
 
   config = digits.get_config("method=sprout")
   config.update_from_flattened_dict(
