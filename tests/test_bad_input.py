@@ -35,7 +35,13 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({"method.alpha": 1.01}, "config.method.alpha is 1.01; it must be a number from 0 to 1"),
     ({"method.noise_stddev": -0.1}, "noise_stddev"),
     ({"method.beta.learning_rate": -1.0}, "beta.learning_rate"),
-    ({"parallelism": "gspmd"}, "jit, shard_map, pmap"),
+    (
+      {"evaluation.evaluations": ({},)},
+      "config.evaluation.evaluations has entries of the kinds {}",
+    ),
+    ({"optimizer.boundaries": ((1.0,),)}, "config.optimizer.boundaries has entries of the kinds"),
+    ({"evaluation.epsilons": (float("nan"),)}, "config.evaluation.epsilons has entries of the ki"),
+    ({"parallelism": "gspmd"}, "jit, pmap, shard_map"),
     (
       {"batch_size": 12},
       "config.batch_size is 12, which is not a multiple of the 8 devices; "

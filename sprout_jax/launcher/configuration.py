@@ -291,8 +291,13 @@ def _read(text: str, present: Any, kind: type) -> Any:
 
 
 def _read_tuple(text: str, present: tuple[Any, ...]) -> tuple[Any, ...]:
-  if text[:1] in "([":
-    return tuple(ast.literal_eval(text))
+  if text[:1] in ("(", "["):
+    found = tuple(ast.literal_eval(text))
+    if not (_kinds(found) <= {"texts"} or _kinds(found) <= {"numbers"}) or (
+      present and found and _kinds(found) != _kinds(present)
+    ):
+      raise ValueError(text)
+    return found
   entries = [part.strip() for part in text.split(",") if part.strip()]
   if present and not isinstance(present[0], str):
     return tuple(_number(entry, type(present[0])) for entry in entries)
@@ -302,6 +307,19 @@ def _read_tuple(text: str, present: tuple[Any, ...]) -> tuple[Any, ...]:
     except ValueError:
       return tuple(entries)
   return tuple(entries)
+
+
+def _kinds(values: Iterable[Any]) -> set[str]:
+  """Returns the kinds of the entries of a tuple; a right one has texts only, or numbers only."""
+  found: set[str] = set()
+  for value in values:
+    if isinstance(value, str):
+      found.add("texts")
+    elif isinstance(value, int | float) and math.isfinite(value) and not isinstance(value, bool):
+      found.add("numbers")
+    else:
+      found.add(f"{value!r:.80}")
+  return found
 
 
 def _number(text: str, kind: type) -> int | float:
@@ -320,6 +338,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check_range(f"config.{key}", _get(config, key), low, high)
   for key, choices in CHOICES.items():
     check_choice(f"config.{key}", _get(config, key), choices)
+  for key, value in flatten(config).items():
+    kinds = _kinds(value) if isinstance(value, list) else set()
+    if not (kinds <= {"texts"} or kinds <= {"numbers"}):
+      raise UserError(
+        f"config.{key} has entries of the kinds {', '.join(sorted(kinds))}; expected finite "
+        "numbers only, or texts only"
+      )
   check_range(
     "config.optimizer.warmup_epochs",
     config.optimizer.warmup_epochs,
