@@ -53,7 +53,9 @@ def _sprout(variant: str) -> ml_collections.ConfigDict:
   # The optimizer of beta, SGD, and its start.
   method.beta = ml_collections.ConfigDict()
   method.beta.init = "uniform"  # Initial beta: "uniform" on (0, 1), or "ones".
-  method.beta.minimum = 1e-3  # Smallest beta; each update is projected on [minimum, inf).
+  # Smallest beta; each update is projected on [minimum, inf). The released code cuts the
+  # concentration at 0 instead, not beta.
+  method.beta.minimum = 1e-3
   method.beta.learning_rate = 0.01  # Peak learning rate of beta, with the model's schedule.
   method.beta.momentum = 0.9  # Momentum of beta's optimizer.
   method.beta.weight_decay = 0.0  # Weight decay of beta, added to its gradient.

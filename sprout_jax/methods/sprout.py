@@ -72,7 +72,9 @@ def sprout(
       pass of its own (released code).
     beta: dictionary with `init` (a key of `BETA_INITS`), `minimum` (greater than 0; beta is
       projected on [minimum, inf) after every update), `learning_rate`, `momentum` and
-      `weight_decay`.
+      `weight_decay`. The released code leaves beta as it is and cuts the concentration 10 y + beta
+      at 0, which no Dirichlet distribution has. The two differ only where beta falls below
+      `minimum`; ascent raises it from 1, see tests/methods/test_sprout.py.
 
   Returns:
     A `Method`.

@@ -138,7 +138,8 @@ def perturb(params: Any, gradient: Any, gamma: float) -> Any:
 
   Biases and the scales of norms are unchanged, as in the authors' code. (Wu, Xia, Wang,
   "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020, with one ascent
-  step.)
+  step.) Weight decay acts on w. The authors' optimizer steps before the perturbation is taken back,
+  so that their decay acts on the perturbed weights: it differs by at most gamma times itself.
 
   Args:
     params: the weights.

@@ -143,7 +143,7 @@ def bilateral(ref):
   target = np.eye(10)[wrong.argmax(-1)]
   x = ref.climb(ref.uniform_start(0.1), lambda x: -ref.input_gradient(x, target), 0.1, 0.1, 1)
   labels = np.zeros((16, 10))
-  for row, true, values in zip(labels, ref.labels, -log_softmax(logits)):
+  for row, true, values in zip(labels, ref.labels, -np.log(softmax(logits) + 1e-8)):
     others = [k for k in range(10) if k != true]
     share = values[others] - values[others].min() + 0.01
     share = share / share.sum()
@@ -407,6 +407,36 @@ def test_running_statistics_follow_the_loss_alone():
 def recipe_apply(variables, x, train):
   logits, updates = Linear(True).apply(variables, x, train=train, mutable=["batch_stats"])
   return logits, updates.get("batch_stats", {})
+
+
+def test_adversarial_labels_of_a_confident_model_are_bounded():
+  """p = (1, e-10, e-30, e-90): v of the wrong classes is 10.0, 18.4 and 18.4, as -log(p + 1e-8).
+
+  Without the authors' 1e-8, the last class would have all but 2 % of the wrong weight.
+  """
+  logits = jnp.array([[0.0, -10.0, -30.0, -90.0]])
+  is_label = jnp.array([[True, False, False, False]])
+  labels = np.asarray(adversarial._adversarial_labels(logits, is_label, 9.0), np.float64)[0]
+  v = -np.log(np.exp([-10.0, -30.0, -90.0]) + 1e-8)
+  share = (v - v.min() + 0.01) / (v - v.min() + 0.01).sum()
+  delta = 1 / (1 + 9 * share.max())
+  np.testing.assert_allclose(labels, [1 - delta, *(delta * share)], rtol=1e-4)
+  np.testing.assert_allclose(labels[2], labels[3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_awp_leaves_weight_decay_alone(name):
+  """The decay acts on w. The authors' acts on the perturbed weights, a different number here."""
+  values = {"optimizer.learning_rate": 0.5, "optimizer.momentum": 0.0, "awp_gamma": 0.3}
+  values["optimizer.name"] = name
+  change = []
+  for decay in (0.0, 0.1):
+    config = make_config(values | {"optimizer.weight_decay": decay}, "natural")
+    _, before, after, _ = run_steps(config, Linear(), num_steps=1)
+    change.append(after.params["Dense_0"]["kernel"] - before.params["Dense_0"]["kernel"])
+  kernel = before.params["Dense_0"]["kernel"]
+  np.testing.assert_allclose(change[1] - change[0], -0.5 * 0.1 * kernel, atol=1e-6)
+  assert np.abs(0.5 * 0.1 * 0.3 * kernel).max() > 1e-4  # what the authors' decay would add
 
 
 def test_adversarial_labels_of_known_probabilities():

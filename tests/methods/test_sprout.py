@@ -11,6 +11,7 @@ from sprout_jax import vicinity
 from sprout_jax.errors import UserError
 from sprout_jax.losses import soft_cross_entropy
 from sprout_jax.methods import sprout as sprout_lib
+from tests import stepping
 
 KEY = jax.random.key(11)
 
@@ -118,6 +119,22 @@ def test_beta_starts_as_its_option_says():
   draws = np.asarray([uniform(key, 500, ())["beta"] for key in jax.random.split(KEY, 2)])
   assert draws.min() >= 1e-3 and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.05
   assert not np.allclose(draws[0], draws[1])
+
+
+def test_the_floor_of_beta_does_nothing_in_released():
+  """Beta ascends from 1. So the released code's cut of the concentration at 0 changes nothing."""
+  found = [
+    stepping.run_steps(
+      stepping.make_config(
+        {"method.beta.minimum": floor, "method.draw": "mean"}, "sprout", "released"
+      ),
+      stepping.Mlp(),
+      num_steps=4,
+    )[2].adversary["beta"]
+    for floor in (1e-3, 1e-6)
+  ]
+  np.testing.assert_array_equal(*found)
+  assert found[0].min() > 0.99 and found[0].max() > 1
 
 
 @pytest.mark.parametrize(
