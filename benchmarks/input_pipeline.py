@@ -76,7 +76,7 @@ def host(model, image_shape, batch_size, num_steps, calls, rounds):
       for call in range(calls):
         rows = order.batch_indices(0, call * num_steps, num_steps, EXAMPLES, batch_size)
         state, history = run(state, images, labels, rows)
-        log.add(history, call * num_steps, (call + 1) * num_steps)
+        log.add(history, call * num_steps, (call + 1) * num_steps, 0.0)
       log.flush()
       log.close()
 

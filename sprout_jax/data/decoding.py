@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from PIL import BmpImagePlugin
 from PIL import Image
+from PIL import ImageFile
 from PIL import ImageOps
 from PIL import JpegImagePlugin
 from PIL import PngImagePlugin
@@ -36,7 +37,7 @@ TRIES = 10  # of the random-resized crop, before the centre is taken
 ASPECTS = (3 / 4, 4 / 3)  # of the random-resized crop: width / height
 
 
-def open_image(file: IO[bytes], where: str) -> Image.Image:
+def open_image(file: IO[bytes], where: str) -> ImageFile.ImageFile:
   """Reads the header of an image; the pixels are decoded later.
 
   The format is told by the first bytes, not by the name. Only the decoders of PNG, JPEG, BMP and
@@ -81,7 +82,7 @@ def open_image(file: IO[bytes], where: str) -> Image.Image:
   return image
 
 
-def _opener(start: bytes) -> type[Image.Image] | None:
+def _opener(start: bytes) -> type[ImageFile.ImageFile] | None:
   """Returns Pillow's class for a file that begins so.
 
   The classes are called directly. `Image.open` warns about large images, and a warning can only be
