@@ -191,7 +191,13 @@ class _Load:
       raise _Stopped
     self._threads.add(threading.current_thread())
     epoch, row = position
-    image, label = self._decoder.training(int(self._indices[row]), self._seed, epoch, row)
+    index = int(self._indices[row])
+    image, label = self._decoder.training(index, self._seed, epoch, row)
+    if label < 0:
+      raise UserError(
+        f"{self._decoder.examples.where(index)} has the label {label}, which marks a hidden label; "
+        "choose a split with labels"
+      )
     return image, np.int32(label)
 
   def __getstate__(self) -> dict[str, Any]:

@@ -259,6 +259,14 @@ def test_wrong_requests(options, message, tmp_path):
     data.load("folder", **options)
 
 
+def test_empty_files_of_a_stream_are_found_before_the_training(tmp_path):
+  for split in ("train", "val"):
+    pictures.folder(tmp_path / "photos" / split, {"a": 1, "b": 2})
+  (tmp_path / "photos" / "train" / "b" / "001.png").write_bytes(b"")
+  with pytest.raises(UserError, match="train/b/001.png is empty"):
+    load(tmp_path / "photos", tmp_path, in_memory_gib=0)
+
+
 def test_a_fraction_beside_a_test_folder(tmp_path):
   for split in ("train", "val"):
     pictures.folder(tmp_path / "photos" / split, {"a": 1, "b": 1})

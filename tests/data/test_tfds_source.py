@@ -15,9 +15,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sprout_jax import data
+from sprout_jax.data import array_cache
 from sprout_jax.data import decoding
 from sprout_jax.data import order
 from sprout_jax.data import prepare
+from sprout_jax.data import tfds_source
 from sprout_jax.errors import UserError
 from tests.data import pictures
 
@@ -442,6 +444,21 @@ def test_hidden_labels_are_refused(tmp_path):
   )
   with pytest.raises(UserError, match="labels range from -1"):
     _load("hidden", tmp_path)
+
+
+def test_hidden_labels_of_a_stream_are_refused(tmp_path):
+  _write(
+    tmp_path,
+    "hidden",
+    tfds.features.FeaturesDict({"image": IMAGE, "label": LABEL}),
+    [{"image": _png(4, 4, 3)[1], "label": -1}],
+    supervised_keys=("image", "label"),
+  )
+  builder = tfds.builder("hidden", data_dir=tmp_path)
+  decoder = decoding.Decoder(tfds_source.open_split(builder, "train"), (4, 4), False)
+  stream = data.Streamed(decoder, np.arange(1), array_cache.Place(tmp_path, "", ""))
+  with pytest.raises(UserError, match="split 'train': image 0 has the label -1"):
+    next(stream.batches(0, 0, 1, 1, slice(None)))
 
 
 def test_cifar10_prepared_by_the_shared_script(tmp_path):
