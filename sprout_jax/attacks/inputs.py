@@ -1,8 +1,10 @@
 """Input checks for the attacks.
 
 Every check raises a ValueError that says what is wrong, what was expected and what to type. Shapes
-and dtypes are always checked. Values are checked where they are known. Inside `jax.jit` they are
-not: there `norms.clip_to_box` keeps the perturbation within epsilon whatever the images are.
+and dtypes are always checked, also inside `jax.jit`. Values are checked only on concrete arrays:
+the range of pixels and labels, the size of epsilon, and whether outputs are probabilities
+(`check_clean`). Inside `jax.jit` values are not known. There `norms.clip_to_box` keeps the
+perturbation within epsilon whatever the images are.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,10 @@ Array: TypeAlias = jax.Array | np.ndarray
 # Model: images [batch, height, width, channels] in [0, 1] -> logits [batch, classes]. A model that
 # draws random numbers takes PRNG keys [batch] as its second argument.
 Predict: TypeAlias = Callable[..., jax.Array]
+
+FOREIGN = ("torch", "tensorflow")  # libraries whose functions JAX cannot trace
+SECTION = "'PyTorch models' in docs/own_model.md"
+ON_HOST = "TracerArrayConversionError"  # raised where NumPy is given a traced array
 
 
 def prepare(
@@ -46,7 +52,8 @@ def prepare(
 
   Returns:
     `predict` with its outputs checked, and the images, labels and indices. Float64 becomes float32
-    unless `jax_enable_x64` is set.
+    unless `jax_enable_x64` is set. Half precision becomes float32, in the outputs too; `predict`
+    is still called with images of the given dtype.
 
   Raises:
     ValueError: an input is wrong, see `check_predict`, `check_examples`, `check_logits` and
@@ -55,22 +62,161 @@ def prepare(
   check_predict(who, predict)
   images, labels, indices = check_examples(who, images, labels, indices, any_labels=any_labels)
   known = None if any_labels else _known(labels)
+  images = jnp.asarray(images)
+  given = images.dtype
 
   def checked(images: jax.Array, *keys: jax.Array) -> jax.Array:
-    logits = predict(images, *keys)
+    logits = ask(who, predict, images.astype(given), *keys)
     check_logits(who, logits, len(images), num_classes)
     if known is not None:
       check_classes(who, known, logits.shape[-1])
-    return logits
+    return _widened(logits)
 
-  return checked, jnp.asarray(images), jnp.asarray(labels), jnp.asarray(indices)
+  return checked, _widened(images), jnp.asarray(labels), jnp.asarray(indices)
+
+
+def _widened(array: jax.Array) -> jax.Array:
+  """The array in at least float32."""
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def as_given(adversarial: jax.Array, images: Array) -> jax.Array:
+  """Converts adversarial images to the dtype of the given images.
+
+  Half precision is rounded towards the image. So the perturbation does not become larger.
+
+  Args:
+    adversarial: float array [batch, height, width, channels].
+    images: array like `adversarial`, as the caller gave it.
+  """
+  images = jnp.asarray(images)
+  if images.dtype == adversarial.dtype:
+    return adversarial
+  rounded, exact = adversarial.astype(images.dtype), images.astype(adversarial.dtype)
+  is_larger = jnp.abs(_widened(rounded) - exact) > jnp.abs(adversarial - exact)
+  return jnp.where(is_larger, jnp.nextafter(rounded, images), rounded)
 
 
 def check_predict(who: str, predict: Any) -> None:
-  """Raises ValueError unless `predict` can be called."""
+  """Raises ValueError unless `predict` can be called and is no module of another framework."""
   if not callable(predict):
     raise ValueError(
       f"{who}: `predict` is a {type(predict).__name__}; expected a function images -> logits"
+    )
+  foreign = _library(type(predict))
+  if foreign:
+    raise ValueError(
+      f"{who}: `predict` is a {type(predict).__name__} of {foreign}, which JAX cannot trace; see "
+      f"{SECTION}"
+    )
+
+
+def _library(kind: type) -> str:
+  """The library of `FOREIGN` to which a class or one of its bases belongs; "" if none."""
+  names = (base.__module__.partition(".")[0] for base in kind.__mro__)
+  return next((name for name in names if name in FOREIGN), "")
+
+
+def ask(who: str, predict: Predict, images: jax.Array, *keys: jax.Array) -> Any:
+  """Calls `predict`.
+
+  Args:
+    who: name of the attack, which begins the message.
+    predict: the model.
+    images: float array [batch, height, width, channels], perhaps traced.
+    *keys: PRNG keys [batch] of a model that draws random numbers.
+
+  Returns:
+    What `predict` returns.
+
+  Raises:
+    ValueError: `predict` raises a ValueError of its own, or JAX cannot trace it. Errors of the
+      device, such as too little memory, are raised as they are.
+  """
+  try:
+    return predict(images, *keys)
+  except (ValueError, jax.errors.JaxRuntimeError, MemoryError):
+    raise
+  except Exception as error:  # the code is the user's and can raise anything
+    reason = " ".join((str(error).strip().splitlines() or [""])[0].split())[:200]
+    raise ValueError(
+      f"{who}: JAX cannot trace `predict` on images of shape {images.shape} "
+      f"({type(error).__name__}: {reason}). {advice(error, len(keys))}"
+    ) from error
+
+
+def advice(error: Exception, num_keys: int = 0) -> str:
+  """What to type after an error of a model, in one sentence.
+
+  Args:
+    error: what the model raised.
+    num_keys: number of its arguments besides the images.
+  """
+  text, where = str(error), error.__traceback__
+  modules = set()
+  while where is not None:
+    modules.add(str(where.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
+    where = where.tb_next
+  if modules & set(FOREIGN) or "Tensor" in text:
+    return f"For models of other frameworks, see {SECTION}"
+  if type(error).__name__ == ON_HOST:
+    return (
+      "It calls NumPy or another library outside of JAX; use jax.numpy. For models of other "
+      f"frameworks, see {SECTION}"
+    )
+  if isinstance(error, TypeError) and "positional argument" in text:
+    given = "images and keys" if num_keys else "images alone"
+    return f"It is called with {given}; for a model that draws random numbers, see attacks.averaged"
+  return "Give a function images -> logits of JAX operations that changes no state"
+
+
+def check_key(who: str, key: Any) -> None:
+  """Raises ValueError unless `key` is one PRNG key of JAX, of the new or the old form."""
+  is_array = isinstance(key, jax.Array)
+  if is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if key.ndim:
+      raise ValueError(
+        f"{who}: `key` has shape {key.shape}; expected one PRNG key, such as key[0]; each image "
+        "gets a key of its own from it"
+      )
+  elif not is_array or key.dtype != jnp.uint32 or key.ndim != 1:
+    found = "an array" if hasattr(key, "shape") and np.ndim(key) else repr(key)
+    seed = key if isinstance(key, int | np.integer) and not isinstance(key, bool) else 0
+    raise ValueError(
+      f"{who}: `key` is {found} ({type(key).__name__}); expected a PRNG key: jax.random.key({seed})"
+    )
+
+
+def check_clean(who: str, predict: Predict, images: jax.Array, *keys: jax.Array) -> None:
+  """Checks that the outputs on the clean images are not probabilities.
+
+  It makes one pass outside of `jax.jit`. Inside `jax.jit` it does nothing, because the values are
+  not known there.
+
+  Args:
+    who: name of the attack, which begins the message.
+    predict: from `prepare`.
+    images: float array [batch, height, width, channels].
+    *keys: PRNG keys [batch] of a model that draws random numbers.
+
+  Raises:
+    ValueError: all outputs are at least 0 and sum to 1.
+  """
+  if _known(images) is None:
+    return
+  logits = _known(predict(images, *keys))
+  if logits is not None:
+    check_no_probabilities(who, logits)
+
+
+def check_no_probabilities(who: str, logits: np.ndarray) -> None:
+  """Raises ValueError if the outputs, a host array [n, classes], are at least 0 and sum to 1."""
+  logits = logits.astype(np.float64)
+  # A sum of 1,000 bfloat16 is off by more.
+  if len(logits) and (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 0.01:
+    raise ValueError(
+      f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
+      "logits before the softmax, or their gradients vanish and the model looks robust"
     )
 
 

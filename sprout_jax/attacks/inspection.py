@@ -80,7 +80,7 @@ def _forward(mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
   """One compiled pass through the model, with its outputs checked."""
 
   def forward(predict: Predict, images: jax.Array, *keys: jax.Array) -> jax.Array:
-    logits = predict(images, *keys)
+    logits = inputs.ask("auto_attack", predict, images, *keys)
     inputs.check_logits("auto_attack", logits, len(images))
     return logits
 
@@ -120,7 +120,7 @@ def all_logits(
         if np.abs(logits - again).max() > 1e-4 * max(1, np.abs(logits).max()):
           raise ValueError(
             "auto_attack: two passes over the same images differ; for a model that draws "
-            "random numbers, use version='rand'"
+            "random numbers, use version='rand', or any version on attacks.averaged(predict, 20)"
           )
     else:
       data, impl = keys
@@ -174,9 +174,4 @@ def check_outputs(logits: np.ndarray, labels: np.ndarray, who: str = "auto_attac
       f"{who}: `predict` gives outputs that are not finite on the clean images; expected finite "
       "logits (look for a division by zero or a logarithm of zero in the model)"
     )
-  sums = logits.astype(np.float64).sum(-1)  # a sum of 1,000 bfloat16 is off by more
-  if (logits >= 0).all() and np.abs(sums - 1).max() < 0.01:
-    raise ValueError(
-      f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
-      "logits before the softmax, or their gradients vanish and the model looks robust"
-    )
+  inputs.check_no_probabilities(who, logits)

@@ -65,7 +65,9 @@ def carlini_wagner(
     inputs.check_number("carlini_wagner", what, value)
   inputs.check_count("carlini_wagner", "num_steps", num_steps, 1)
   inputs.check_count("carlini_wagner", "num_searches", num_searches, 1)
+  given = images
   predict, images, labels, _ = inputs.prepare("carlini_wagner", predict, images, labels)
+  inputs.check_clean("carlini_wagner", predict, images)
   search = functools.partial(
     _search,
     confidence=confidence,
@@ -74,7 +76,7 @@ def carlini_wagner(
     learning_rate=learning_rate,
     first_constant=first_constant,
   )
-  return under_any_mesh(search, predict, images, labels)
+  return inputs.as_given(under_any_mesh(search, predict, images, labels), given)
 
 
 def _search(

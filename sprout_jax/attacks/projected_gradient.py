@@ -74,6 +74,16 @@ class PgdTrace(NamedTuple):
   broken: jax.Array
   size: jax.Array
 
+  def __repr__(self) -> str:
+    """Returns one line: the shapes, and the share that is robust after the last step."""
+    count, columns = self.broken.shape
+    robust = (
+      ""
+      if isinstance(self.broken, jax.core.Tracer)
+      else (f", {int((~self.broken[:, -1]).sum())} robust after the last")
+    )
+    return f"<PgdTrace of {count} images, {columns - 1} steps{robust}>"
+
 
 def pgd(
   key: jax.Array,
@@ -243,6 +253,7 @@ def _ascend(
   any_labels: bool = False,
 ) -> Result:
   """Checks the arguments of `pgd` and calls `search` with the ascent; `who` begins messages."""
+  inputs.check_key(who, key)
   inputs.check_choice(who, "start", start, STARTS)
   if not callable(loss):
     inputs.check_choice(who, "loss", loss, LOSSES)
@@ -257,8 +268,10 @@ def _ascend(
     any_labels=any_labels,
     num_classes=1 if callable(loss) else 2,
   )
-  inputs.check_radius(who, epsilon, norm, len(images))
-  inputs.check_number(who, "step_size", step_size, len(images))
+  inputs.check_radius(who, epsilon, norm, len(arrays[0]))
+  inputs.check_number(who, "step_size", step_size, len(arrays[0]))
+  if not callable(loss):  # another loss may be one of probabilities
+    inputs.check_clean(who, checked, arrays[0])
   ascent = functools.partial(
     _Ascent,
     num_steps=num_steps,
@@ -267,9 +280,11 @@ def _ascend(
     start=STARTS[start],
     momentum=momentum,
   )
-  return under_any_mesh(
+  found = under_any_mesh(
     lambda *arguments: search(ascent(*arguments)), checked, *arrays, key, epsilon, step_size
   )
+  finish = lambda leaf: inputs.as_given(leaf, images) if leaf.ndim == 4 else leaf
+  return jax.tree.map(finish, found)
 
 
 class _Visited(NamedTuple):

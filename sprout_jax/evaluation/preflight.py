@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sprout_jax.attacks import inputs
 from sprout_jax.attacks import inspection
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation.subject import PASSES
@@ -125,7 +126,7 @@ def _advice(error: Exception, predict: Predict, image: jax.ShapeDtypeStruct) -> 
       "Is it a model of images of another size or number of channels? Give images of its size, or "
       "resize them within the function"
     )
-  return "Give a function images -> logits of JAX operations that changes no state"
+  return inputs.advice(error)
 
 
 def _accepted(
@@ -198,8 +199,8 @@ def _check_passes(subject: Subject, say: Callable[[str], None]) -> None:
   if (differ > allowed).any():
     raise UserError(
       f"the outputs of {PASSES} passes over the same images differ by up to {differ.max():.2g}: "
-      "the model draws random numbers. Switch it to evaluation mode, or attack it with "
-      "attacks.auto_attack(..., version='rand')"
+      "the model draws random numbers. Switch it to evaluation mode; or give the mean of draws, "
+      "attacks.averaged(predict, draws=20), of a function predict(images, keys)"
     )
   first = to_float(subject.images[:1])
   mixed = to_float(subject.images[:few])[::-1]

@@ -1,6 +1,7 @@
 """Input checks of every public attack: wrong inputs raise, right inputs pass."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,175 @@ def test_outputs_that_are_no_logits(name, change, message):
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_predict_that_cannot_be_called(name):
   refuse(name, "`predict` is a ndarray; expected a function", predict=WEIGHTS)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_probabilities_are_no_logits(name):
+  """Their gradients vanish on confident models, so that a model looks robust."""
+  softmax = lambda images: jax.nn.softmax(predict(images))
+  refuse(name, r"probabilities \(they sum to 1\); give the logits", predict=softmax)
+  refuse(name, "probabilities", predict=lambda x: softmax(x).astype(jnp.bfloat16))
+  one_hot = lambda images: jax.nn.one_hot(predict(images).argmax(-1), 3)
+  refuse(name, "probabilities", predict=one_hot)
+
+
+def test_probabilities_pass_where_they_cannot_be_seen_and_where_the_loss_wants_them():
+  softmax = lambda images: jax.nn.softmax(predict(images))
+  attack = lambda x: PUBLIC["pgd"](softmax, x, LABELS, 0.1, "linf")
+  assert jax.jit(attack)(IMAGES).shape == IMAGES.shape
+  likelihood = lambda outputs, labels: -jnp.take_along_axis(outputs, labels[:, None], 1)[:, 0]
+  found = attacks.pgd(
+    KEY, softmax, IMAGES, LABELS, epsilon=0.1, step_size=0.05, num_steps=3, loss=likelihood
+  )
+  assert (likelihood(softmax(found), LABELS) > likelihood(softmax(IMAGES), LABELS)).all()
+
+
+WITH_KEY = [name for name in PUBLIC if name not in ("fgsm", "carlini_wagner")]
+
+
+@pytest.mark.parametrize("name", WITH_KEY)
+@pytest.mark.parametrize(
+  "key, message",
+  [
+    (7, r"`key` is 7 \(int\); expected a PRNG key: jax.random.key\(7\)"),
+    (np.uint32(7), r"jax.random.key\(7\)"),
+    (None, r"`key` is None \(NoneType\); .*jax.random.key\(0\)"),
+    (jnp.int32(7), r"\(ArrayImpl\); expected a PRNG key"),
+    (jax.random.split(jax.random.key(0), 2), r"`key` has shape \(2,\); expected one PRNG key"),
+  ],
+)
+def test_seeds_are_no_keys(monkeypatch, name, key, message):
+  monkeypatch.setitem(globals(), "KEY", key)
+  refuse(name, message)
+
+
+@pytest.mark.parametrize("name", WITH_KEY)
+def test_keys_of_the_old_form_are_keys(monkeypatch, name):
+  expected = plain(name)
+  monkeypatch.setitem(globals(), "KEY", jax.random.PRNGKey(6))  # the same seed
+  found = PUBLIC[name](predict, IMAGES, LABELS, 0.1, "linf")
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+class Tensor:
+  """As a tensor of another framework: no function of JAX takes it."""
+
+
+class Module:
+  """As a module of PyTorch."""
+
+  def __call__(self, images):
+    raise TypeError("linear(): argument 'input' (position 1) must be Tensor, not ArrayImpl")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize(
+  "wrong, message",
+  [
+    (Module(), r"JAX cannot trace `predict` .*must be Tensor.*'PyTorch models' in docs/own_model"),
+    (lambda images: np.asarray(predict(images)), "use jax.numpy.*'PyTorch models'"),
+    (lambda images, keys: predict(images), "It is called with images alone; .*attacks.averaged"),
+    (lambda images: images.logits, "AttributeError: .*JAX operations that changes no state"),
+  ],
+)
+def test_functions_that_jax_cannot_trace(name, wrong, message):
+  refuse(name, message, predict=wrong)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_module_of_another_framework_is_named(name):
+  """A class says where it comes from; the framework itself is not needed."""
+  kind = type("Net", (type("Module", (Module,), {"__module__": "torch.nn.modules.module"}),), {})
+  refuse(
+    name,
+    "`predict` is a Net of torch, which JAX cannot trace; see 'PyTorch models'",
+    predict=kind(),
+  )
+
+
+def test_errors_of_the_model_itself_stay_as_they_are():
+  def fail(images):
+    raise ValueError("images of another size")
+
+  with pytest.raises(ValueError, match="^images of another size"):
+    PUBLIC["pgd"](fail, IMAGES, LABELS, 0.1, "linf")
+
+
+@functools.cache
+def plain(name):
+  """What an attack finds, for several tests."""
+  return np.asarray(PUBLIC[name](predict, IMAGES, LABELS, 0.1, "linf"))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_batch_of_one_is_attacked_as_in_a_larger_batch(name):
+  alone = PUBLIC[name](predict, IMAGES[:1], LABELS[:1], 0.1, "linf")
+  np.testing.assert_allclose(alone, plain(name)[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "name, norm, dtype",
+  [
+    *((name, "linf", jnp.bfloat16) for name in PUBLIC if name != "auto_attack"),
+    ("square", "l1", jnp.bfloat16),
+    ("square", "l2", jnp.float16),
+  ],
+)
+def test_half_precision_stays_in_the_ball(name, norm, dtype):
+  """The images come back in their own type, and rounding makes no perturbation larger."""
+  images = jnp.asarray(IMAGES, dtype)
+  narrow = lambda x: predict(x.astype(jnp.float32)).astype(dtype)
+  found = PUBLIC[name](narrow, images, LABELS, 0.1, norm)
+  assert found.dtype == dtype
+  moved = np.asarray(found, np.float64) - np.asarray(images, np.float64)
+  size = np.abs(moved).reshape(4, -1)
+  size = {"linf": size.max(-1), "l2": np.sqrt((size**2).sum(-1)), "l1": size.sum(-1)}[norm]
+  assert name == "carlini_wagner" or size.max() <= 0.1 + 1e-6
+  assert np.asarray(found, np.float32).min() >= 0 and np.asarray(found, np.float32).max() <= 1
+
+
+def test_auto_attack_takes_half_precision():
+  """It works in float32 and returns float32; the outputs may be short as well."""
+  found = PUBLIC["auto_attack"](
+    lambda x: predict(x).astype(jnp.bfloat16),
+    jnp.asarray(IMAGES, jnp.bfloat16),
+    LABELS,
+    0.1,
+    "linf",
+  )
+  assert found.dtype == np.float32
+
+
+def test_the_public_list_is_complete():
+  """Every function and class that is imported is on it, and nothing else."""
+  there = {name for name in vars(attacks) if not name.startswith("_")}
+  modules = {name for name in there if inspect.ismodule(getattr(attacks, name))}
+  assert there - modules == set(attacks.__all__)
+  assert attacks.__all__ == sorted(
+    attacks.__all__, key=lambda n: (not n.isupper(), n[0].islower(), n)
+  )
+
+
+def test_results_are_shown_in_one_line():
+  result = attacks.auto_attack(
+    KEY, predict, IMAGES, LABELS, epsilon=8 / 255, version="apgd-ce", batch_size=8
+  )
+  share = 100 * result.robust.mean()
+  low, high = (100 * limit for limit in result.spec["robust"]["interval"])
+  assert repr(result) == (
+    f"<AttackResult apgd-ce, linf epsilon 0.03137: {share:.1f} % [{low:.1f}, {high:.1f}] of 4 "
+    f"images robust; after apgd-ce {share:.1f} %>"
+  )
+  trace = attacks.pgd_trace(KEY, predict, IMAGES, LABELS, epsilon=0.1, step_size=0.1, num_steps=2)
+  robust = int((~np.asarray(trace.broken[:, -1])).sum())
+  assert repr(trace) == f"<PgdTrace of 4 images, 2 steps, {robust} robust after the last>"
+  shown = []
+  jax.jit(
+    lambda key: shown.append(
+      repr(attacks.pgd_trace(key, predict, IMAGES, LABELS, epsilon=0.1, step_size=0.1, num_steps=2))
+    )
+  )(KEY)
+  assert shown == ["<PgdTrace of 4 images, 2 steps>"]
 
 
 @pytest.mark.parametrize("name", WITH_RADIUS)
@@ -229,20 +399,6 @@ def test_vectors_by_the_closed_form():
     batch_size=16,
   )
   np.testing.assert_array_equal(found.robust, distance > epsilon)
-
-
-def test_half_precision_comes_back_as_it_was_given():
-  for norm in attacks.NORMS:
-    found = attacks.square(
-      KEY,
-      lambda x: predict(x.astype(jnp.float32)).astype(jnp.bfloat16),
-      jnp.asarray(IMAGES, jnp.bfloat16),
-      LABELS,
-      epsilon=0.1,
-      norm=norm,
-      num_steps=3,
-    )
-    assert found.dtype == jnp.bfloat16
 
 
 def test_a_targeted_attack_has_no_more_runs_than_wrong_classes():

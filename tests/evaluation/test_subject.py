@@ -252,3 +252,10 @@ def test_the_digest_of_data():
   }
   assert len(digests) == 5
   assert subject_lib.data_digest(images[::-1], labels) in digests  # equal bytes, another stride
+
+
+def test_a_subject_is_shown_in_one_line():
+  subject = subjects.make()
+  assert repr(subject) == "<Subject: 40 images 8x8x1 float32>"
+  assert subject.num_classes == 4
+  assert repr(subject) == "<Subject: 40 images 8x8x1 float32, 4 classes>"
