@@ -136,6 +136,24 @@ def parity():
   return markdown(["norm", "network", "epsilon", "images", *attacks], lines)
 
 
+def defences():
+  """Broken defences under attack without and with the hooks, see defences.py."""
+  columns = {
+    "clean": "clean",
+    "pgd": "PGD",
+    "auto_attack": "AutoAttack",
+    "pgd_with_hook": "PGD with the hook",
+    "auto_attack_with_hook": "AutoAttack with the hook",
+    "undefended": "undefended, AutoAttack",
+  }
+  found = json.loads((RESULTS / "auto_attack" / "defences.json").read_text())
+  rows = [
+    [row["defence"], f"{row['epsilon']:g}", *(f"{100 * row[key]:.0f}" for key in columns)]
+    for row in found
+  ]
+  return markdown(["defence", "epsilon", *columns.values()], rows)
+
+
 TABLES = {
   "headline": headline,
   "methods_digits": lambda: methods("digits"),
@@ -144,6 +162,7 @@ TABLES = {
   "evidence_cifar10": lambda: evidence("cifar10"),
   "failures_digits": lambda: failures("digits"),
   "parity": parity,
+  "defences": defences,
 }
 
 

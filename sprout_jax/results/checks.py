@@ -103,7 +103,7 @@ def gradients(evidence: Evidence) -> Iterable[Finding]:
     listed = ", ".join(f"{FAULTS[n.metric]} for {n['loss']} in {n.value:.1%}" for n in bad)
     text = (
       f"{threat}some input gradients {place} are unusable ({listed} of {first.count} images). "
-      "Gradient-based attacks may miss adversarial examples."
+      f"Gradient-based attacks may miss adversarial examples.{HOOK}"
       if bad
       else f"{threat}all input gradients {place} are finite and not zero, for "
       f"{', '.join(here.values('loss'))} on {first.count} images."
@@ -118,7 +118,12 @@ def gradients(evidence: Evidence) -> Iterable[Finding]:
     )
 
 
-MASKED = " The gradients are probably masked."
+# What to do where gradients hide something; for a failed check.
+HOOK = (
+  " Give the attacks the gradient of a surrogate (attacks.with_surrogate) or, for a model that "
+  "draws random numbers, a mean of draws (attacks.averaged)."
+)
+MASKED = " The gradients are probably masked." + HOOK
 FAULTS = {
   "zero_gradients": "zero",
   "nan_gradients": "not a number",
@@ -262,7 +267,7 @@ def large_radius(evidence: Evidence) -> Iterable[Finding]:
   for number in evidence.of("sanity", metric="accuracy_at_large_radius"):
     points = 100 * number.defined
     passed = points <= LARGE_RADIUS_POINTS + ROUNDING
-    fails = " At this radius every image can be made grey, so the attack is too weak."
+    fails = f" At this radius every image can be made grey, so the attack is too weak.{HOOK}"
     text = (
       f"{number.value:.1%} of {number.count} images are still classified correctly at epsilon "
       f"{number['epsilon']:g}.{'' if passed else fails}"
@@ -389,7 +394,7 @@ def binarization(evidence: Evidence) -> Iterable[Finding]:
     beside_noise = "" if random is None else f"; random noise finds {random.value:.1%}"
     text = (
       f"{_threat(found)}: PGD finds {found.value:.1%} of {found.count} planted adversarial "
-      f"examples{beside_noise}.{'' if passed else ' PGD is too weak for this model.'}"
+      f"examples{beside_noise}.{'' if passed else f' PGD is too weak for this model.{HOOK}'}"
     )
     yield Finding("binarization", passed, found.value, BINARIZATION_SHARE, _sentence(text), beside)
 

@@ -121,6 +121,9 @@ def test_a_model_behind_rounding_has_no_gradients_and_is_found_out():
   texts = " ".join(finding.text for finding in found)
   assert "zero for cross_entropy in 100.0%" in texts and "Square lowers the accuracy by" in texts
   assert "The gradients are probably masked." in texts
+  hints = {f.check for f in found if "attacks.with_surrogate" in f.text}
+  assert hints == {"gradients", "black_box", "large_radius", "square"}  # and only where they fire
+  assert all(not f.passed for f in found if f.check in hints and "with_surrogate" in f.text)
   pgd = numbers.first(evaluation="pgd", epsilon=EPSILON)
   assert {f.check for f in found if f.is_about(pgd) and not f.passed} >= {"gradients", "gap"}
 
