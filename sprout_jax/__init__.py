@@ -4,6 +4,7 @@ Usage::
 
     sprout_jax.load("runs/digits")                    # a trained model
     sprout_jax.evaluation.evaluate(predict, ...)      # the robustness of any JAX model
+    sprout_jax.verify("bundle", predict)              # whether its evidence holds
     from sprout_jax import vicinity, losses, attacks  # pure functions
 
 `vicinity`, `losses` and `attacks` can be used on their own: of the package they import only each
@@ -26,18 +27,21 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 if TYPE_CHECKING:
+  from sprout_jax.evaluation.replay import verify
   from sprout_jax.launcher.trained import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "verify"]
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `load` and the modules when they are first used."""
+  """Imports `load`, `verify` and the modules when they are first used."""
   import importlib
 
   if name == "load":
     return importlib.import_module("sprout_jax.launcher.trained").load
+  if name == "verify":
+    return importlib.import_module("sprout_jax.evaluation.replay").verify
   if name in ("attacks", "evaluation", "losses", "methods", "models", "results", "vicinity"):
     return importlib.import_module(f"sprout_jax.{name}")
   raise AttributeError(f"module 'sprout_jax' has no attribute {name!r}")
