@@ -40,6 +40,8 @@ class Batch(NamedTuple):
     keys: PRNG keys [batch], one per example, the same in every run of the attack.
     run: int [batch], number of the restart or of the target: 0, 1, ...
     epsilon: float scalar, radius in pixel units.
+    given: what each example's run is given beforehand: its start [batch, height, width, channels]
+      or its target, int [batch]; None where the attack finds its own.
   """
 
   images: jax.Array
@@ -47,6 +49,7 @@ class Batch(NamedTuple):
   keys: jax.Array
   run: jax.Array
   epsilon: jax.Array
+  given: jax.Array | None = None
 
 
 class Start(Protocol):
@@ -80,6 +83,7 @@ class Attack:
     spec: every constant, for the record.
     targeted: True where each run has a target, see `ranked_targets`.
     num_samples: draws of a step. With more than one, `predict` takes (images, keys [batch]).
+    passes: forward passes of a step, of one example; a backward pass counts as two.
     note: change that few classes made necessary; "" if none.
   """
 
@@ -92,6 +96,7 @@ class Attack:
   spec: dict[str, Any]
   targeted: bool = False
   num_samples: int = 1
+  passes: int = 3
   note: str = ""
 
 
@@ -245,11 +250,14 @@ def attack_batch(
   Raises:
     ValueError: a wrong argument, see `inputs`.
   """
+  inputs.check_key(attack.name, key)
   inputs.check_radius(attack.name, epsilon, attack.norm)
+  given = images
   predict, images, labels, indices = inputs.prepare(attack.name, predict, images, labels, indices)
+  draws = (example_keys(key, indices),) if attack.num_samples > 1 else ()
+  inputs.check_clean(attack.name, predict, images, *draws)
   num_runs = attack.num_runs
   if attack.targeted:
-    draws = (example_keys(key, indices),) if attack.num_samples > 1 else ()
     num_runs = min(num_runs, jax.eval_shape(predict, images, *draws).shape[-1] - 1)
 
   def all_runs(
@@ -278,4 +286,5 @@ def attack_batch(
     best = {"adversarial": images, "broken": jnp.zeros(labels.shape, bool)}
     return jax.lax.fori_loop(0, num_runs, body, best)["adversarial"]
 
-  return under_any_mesh(all_runs, predict, images, labels, indices, key, epsilon)
+  found = under_any_mesh(all_runs, predict, images, labels, indices, key, epsilon)
+  return inputs.as_given(found, given)

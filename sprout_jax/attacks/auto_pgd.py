@@ -61,11 +61,29 @@ def checkpoints(num_steps: int) -> list[int]:
 
 DECISION = 2**30  # first number of the draws that decide about a random model; no step uses it
 
+
+def probability_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Margin of probabilities: max_{k != y} p_k - p_y with p = softmax(z), from -1 to 1.
+
+  (Xie et al., "Towards Million-scale Adversarial Robustness Evaluation with Stronger Individual
+  Attacks", arXiv 2411.15210.)
+
+  Args:
+    logits: float array [batch, classes], at least two classes.
+    labels: int array [batch].
+
+  Returns:
+    Float array [batch].
+  """
+  return losses.margin(jax.nn.softmax(logits), labels)
+
+
 # Untargeted: (logits, labels) -> [batch]. Targeted: (logits, labels, targets) -> [batch].
 LOSSES: dict[str, Callable[..., jax.Array]] = {
   "cross_entropy": losses.log_odds,  # monotone in it: the same steps, without vanishing gradients
   "dlr": losses.difference_of_logits_ratio,
   "margin": losses.margin,
+  "probability_margin": probability_margin,
 }
 TARGETED_LOSSES: dict[str, Callable[..., jax.Array]] = {
   "dlr": losses.targeted_difference_of_logits_ratio,
@@ -81,8 +99,12 @@ def apgd_attack(
   num_steps: int,
   num_runs: int,
   num_samples: int,
+  given: str = "",
 ) -> Attack:
   """Builds the `Attack` behind `apgd`, from arguments of the same names.
+
+  With `given` "start" a run starts at `Batch.given` in place of a random point. With "target" its
+  target is `Batch.given` in place of `ranked_targets`.
 
   With more than one sample, no run stops early. At the end of a run the mean logits of
   `num_samples` fresh draws decide. So an image that is wrong in one of a hundred draws is not
@@ -103,7 +125,7 @@ def apgd_attack(
   loss_fn = table[loss]
   if num_samples > 1 and loss == "cross_entropy":
     loss_fn = losses.cross_entropy  # means of gradients of log odds are not those of the loss
-  oracle = _Oracle(loss_fn, targeted, num_samples)
+  oracle = _Oracle(loss_fn, targeted, num_samples, given)
   ascent = _l1_ascent(oracle, num_steps) if norm == "l1" else _ascent(oracle, norm, num_steps)
   spec = {
     "loss": loss,
@@ -111,6 +133,7 @@ def apgd_attack(
     "steps": num_steps,
     "runs": num_runs,
     "samples": num_samples,
+    **({"given": given} if given else {}),
     **ascent.spec,
   }
   return Attack(
@@ -123,6 +146,7 @@ def apgd_attack(
     spec,
     targeted=targeted,
     num_samples=num_samples,
+    passes=3 * num_samples,
   )
 
 
@@ -134,11 +158,13 @@ class _Oracle:
     loss: (logits, labels) -> [batch]; if targeted, (logits, labels, targets) -> [batch].
     targeted: whether the loss has a target.
     num_samples: number of draws of a random model; 1 for a model that is not random.
+    given: what `Batch.given` is: "start", "target", or "" for nothing.
   """
 
   loss: Callable[..., jax.Array]
   targeted: bool
   num_samples: int
+  given: str = ""
 
   @property
   def is_random(self) -> bool:
@@ -149,8 +175,14 @@ class _Oracle:
     """Targets of each example's run; zeros where the loss has none."""
     if not self.targeted:
       return jnp.zeros_like(batch.labels)
+    if self.given == "target":
+      return jnp.asarray(batch.given)
     extra = (run_keys(batch, DECISION),) if self.is_random else ()
     return ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
+
+  def first(self, batch: Batch, away: Callable[[], jax.Array]) -> jax.Array:
+    """The first point of a run, before its projection: the given one, or the image moved away."""
+    return jnp.asarray(batch.given) if self.given == "start" else batch.images + away()
 
   def look(
     self, predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array, number: ArrayLike
@@ -218,9 +250,8 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
   windows = np.diff(review_at, prepend=np.int32(0))
 
   def start(predict: Predict, batch: Batch) -> State:
-    x = project(
-      batch.images + geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon), batch, norm
-    )
+    away = lambda: geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon)
+    x = project(oracle.first(batch, away), batch, norm)
     targets = oracle.targets(predict, batch)
     gradient, values, wrong = oracle.look(predict, batch, x, targets, 1)
     return {
@@ -308,9 +339,9 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
     return jnp.sum(x != batch.images, axis=(1, 2, 3)).astype(x.dtype)
 
   def start(predict: Predict, batch: Batch) -> State:
-    noise = norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
+    away = lambda: norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
     radius = STAGES[0][0] * batch.epsilon
-    x = norms.project(batch.images + noise, batch.images, radius, "l1")
+    x = norms.project(oracle.first(batch, away), batch.images, radius, "l1")
     targets = oracle.targets(predict, batch)
     gradient, values, _ = oracle.look(predict, batch, x, targets, 1)
     return {
@@ -402,7 +433,7 @@ def apgd(
     labels: int array [batch].
     epsilon: radius of the ball in pixel units.
     norm: a key of `NORMS`.
-    loss: "cross_entropy", "dlr" or "margin"; if targeted, "dlr" or "margin".
+    loss: "cross_entropy", "dlr", "margin" or "probability_margin"; if targeted, "dlr" or "margin".
     targeted: True: each run maximises the loss towards a target, see `ranked_targets`.
     num_steps: steps of a run.
     num_runs: number of restarts; if targeted, number of targets, at most classes - 1.

@@ -46,6 +46,31 @@ TOLERANCE = 1e-6  # allowed excess over epsilon by rounding, times max(1, epsilo
 CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; those of attacks are their ids in ATTACKS
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """What an attack may use before it starts, see `Row.given`.
+
+  Attributes:
+    key: PRNG key of the ensemble.
+    predict: the model on the devices.
+    examples: host arrays (images, labels, indices) of the examples that wait for the attack.
+    classes: number of classes.
+    epsilon: radius in pixel units.
+    batch_size: examples of a compiled call, a multiple of the number of devices.
+    mesh: mesh of the devices.
+    build: row of a table -> its attack in this ensemble.
+  """
+
+  key: jax.Array
+  predict: jax.tree_util.Partial
+  examples: tuple[np.ndarray, np.ndarray, np.ndarray]
+  classes: int
+  epsilon: float
+  batch_size: int
+  mesh: jax.sharding.Mesh
+  build: "Callable[[Row], Attack]"
+
+
 class Build(Protocol):
   """Construction of an attack of the ensemble."""
 
@@ -90,7 +115,9 @@ def _fab(targeted: bool) -> Build:
   ) -> Attack:
     del image_shape, samples
     runs = min(TARGETS, classes - 1) if targeted else restarts
-    return fab_attack(norm=norm, targeted=targeted, num_steps=STEPS, num_runs=runs)
+    attack = fab_attack(norm=norm, targeted=targeted, num_steps=STEPS, num_runs=runs)
+    # A gradient and a look at the next point; untargeted, the gradients of all classes.
+    return dataclasses.replace(attack, passes=4 if targeted else 2 * classes + 2)
 
   return build
 
@@ -110,11 +137,14 @@ class Row:
     id: number that determines its random draws. Never changed, and never given to another attack.
     build: (norm, number of classes, image shape, restarts, gradient samples) -> `Attack`.
     chunk: number of steps between two searches for broken examples.
+    given: (attack, `Given`) -> host array [examples, runs, ...] of `Batch.given`, and the forward
+      passes that it took; None where the attack needs nothing.
   """
 
   id: int
   build: Build
   chunk: int = 10
+  given: Callable[[Attack, Given], tuple[np.ndarray, int]] | None = None
 
 
 ATTACKS = {
@@ -127,7 +157,7 @@ ATTACKS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AttackResult:
   """Result of an ensemble of attacks.
 
@@ -138,6 +168,8 @@ class AttackResult:
       robust after this attack and all before it.
     images: float [n, height, width, channels], the adversarial image where one was found, else the
       given one.
+    correct: bool [n], True where the given image is classified correctly.
+    predicted: int [n], the classes of `images`, from a last pass.
     spec: version, norm, epsilon, every attack's constants, seed, counts, accuracies with 95 %
       intervals, the largest perturbation, and notes.
   """
@@ -145,7 +177,29 @@ class AttackResult:
   robust: np.ndarray
   per_attack: dict[str, np.ndarray]
   images: np.ndarray
+  correct: np.ndarray
+  predicted: np.ndarray
   spec: dict[str, Any]
+
+  def __repr__(self) -> str:
+    """Returns one line: the attack, the accuracy with its interval, and that after each attack.
+
+    Example:
+      >>> attacks.auto_attack(key, predict, images, labels, epsilon=4/255)
+      <AttackResult standard, linf epsilon 0.01569: 37.5 % [26.7, 49.7] of 64 images robust; ...>
+    """
+    spec = self.spec
+    low, high = (100 * limit for limit in spec["robust"]["interval"])
+    version = spec["version"]
+    name = version if isinstance(version, str) else " + ".join(version)
+    listed = ", ".join(
+      f"{key} {100 * robust.mean():.1f}" for key, robust in self.per_attack.items()
+    )
+    return (
+      f"<AttackResult {name}, {spec['norm']} epsilon {spec['epsilon']:.4g}: "
+      f"{100 * self.robust.mean():.1f} % [{low:.1f}, {high:.1f}] of {len(self.robust)} images "
+      f"robust; after {listed} %>"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +319,73 @@ def auto_attack(
     inputs.check_choice("auto_attack", "an attack of version", name, ATTACKS)
   if not names or len(set(names)) < len(names):
     raise ValueError(f"auto_attack: version is {names!r}; give at least one attack, each once")
-  inputs.check_count("auto_attack", "batch_size", batch_size, 1)
-  inputs.check_radius("auto_attack", epsilon, norm)
-  inputs.check_predict("auto_attack", predict)
-  images, labels, indices = map(
-    np.asarray, inputs.check_examples("auto_attack", images, labels, indices)
+  return attack_all(
+    "auto_attack",
+    key,
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    norm=norm,
+    version=ensemble,
+    restarts=RESTARTS.get(ensemble or "", 1),
+    rows={name: ATTACKS[name] for name in names},
+    after=None,
+    batch_size=batch_size,
+    indices=indices,
+    devices=devices,
+    on_progress=on_progress,
+    state_file=state_file,
+    save_seconds=save_seconds,
   )
+
+
+def attack_all(
+  who: str,
+  key: jax.Array,
+  predict: Predict,
+  images: Array,
+  labels: Array,
+  *,
+  epsilon: float,
+  norm: str,
+  version: str | None,
+  restarts: int,
+  rows: dict[str, Row],
+  after: AttackResult | None,
+  batch_size: int,
+  indices: Array | None,
+  devices: Sequence[jax.Device] | None,
+  on_progress: Callable[[Progress], Any] | None,
+  state_file: str | os.PathLike[str] | None,
+  save_seconds: float,
+) -> AttackResult:
+  """Runs the attacks of some rows one after the other, as `auto_attack` does.
+
+  Args:
+    who: name of the public function, which begins messages.
+    key: a PRNG key.
+    predict: as for `auto_attack`.
+    images: as for `auto_attack`.
+    labels: as for `auto_attack`.
+    epsilon: as for `auto_attack`.
+    norm: as for `auto_attack`.
+    version: name of the ensemble; None for a list of attacks.
+    restarts: restarts of untargeted attacks of `ATTACKS`.
+    rows: name -> row, in the order of the attacks.
+    after: result of the first attacks, which are not repeated; None where there is none.
+    batch_size: as for `auto_attack`.
+    indices: as for `auto_attack`.
+    devices: as for `auto_attack`.
+    on_progress: as for `auto_attack`.
+    state_file: as for `auto_attack`.
+    save_seconds: as for `auto_attack`.
+  """
+  inputs.check_key(who, key)
+  inputs.check_count(who, "batch_size", batch_size, 1)
+  inputs.check_radius(who, epsilon, norm)
+  inputs.check_predict(who, predict)
+  images, labels, indices = map(np.asarray, inputs.check_examples(who, images, labels, indices))
   key_data = np.asarray(jax.random.key_data(key))
   with jax.set_mesh(None):  # the programs have a mesh of their own
     return _attack_all(
@@ -279,8 +394,11 @@ def auto_attack(
       (images.astype(np.float32), labels.astype(np.int32), indices),
       epsilon=float(epsilon),
       norm=norm,
-      ensemble=ensemble,
-      names=names,
+      ensemble=version,
+      restarts=restarts,
+      rows=rows,
+      after=after,
+      who=who,
       batch_size=batch_size,
       devices=jax.devices() if devices is None else devices,
       on_progress=on_progress,
@@ -297,20 +415,23 @@ def _attack_all(
   epsilon: float,
   norm: str,
   ensemble: str | None,
-  names: tuple[str, ...],
+  restarts: int,
+  rows: dict[str, Row],
+  after: AttackResult | None,
+  who: str,
   batch_size: int,
   devices: Sequence[jax.Device],
   on_progress: Callable[[Progress], Any] | None,
   state_file: str | os.PathLike[str] | None,
   save_seconds: float,
 ) -> AttackResult:
-  """`auto_attack` on checked arguments; `ensemble` is None for a list of attacks."""
+  """`attack_all` on checked arguments; `ensemble` is None for a list of attacks."""
   images, labels, indices = examples
   mesh = jax.make_mesh(
     (len(devices),), ("examples",), devices=devices, axis_types=(jax.sharding.AxisType.Auto,)
   )
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  samples, restarts = SAMPLES.get(ensemble or "", 1), RESTARTS.get(ensemble or "", 1)
+  samples = SAMPLES.get(ensemble or "", 1)
   shapes = [jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), np.float32)]
   if samples > 1:
     shapes.append(jax.eval_shape(lambda key: jax.random.split(key, batch_size), key))
@@ -322,14 +443,12 @@ def _attack_all(
     return inspection.all_logits(model, images, batch_size, mesh, keys)
 
   logits = look(images, CLEAN)
-  inspection.check_outputs(logits, labels)
-  attacks = {
-    name: _build(name, norm, logits.shape[-1], images.shape[1:], restarts, samples)
-    for name in names
-  }
+  inspection.check_outputs(logits, labels, who)
+  build = lambda row: _build(row, norm, logits.shape[-1], images.shape[1:], restarts, samples)
+  attacks = {name: build(row) for name, row in rows.items()}
   clean = ~is_wrong(logits, labels)
   spec = {
-    "version": ensemble or list(names),
+    "version": ensemble or list(rows),
     "norm": norm,
     "epsilon": epsilon,
     "seed": np.asarray(jax.random.key_data(key)).tolist(),
@@ -345,18 +464,27 @@ def _attack_all(
     ),
   }
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
+  if after is not None and not state.per_attack:
+    _continue_after(after, state, spec, rows, who)
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
+      waiting = np.flatnonzero(state.robust & ~state.done)
       _attack_with(
         name,
+        rows[name],
         number,
         attack,
-        key,
-        model,
-        examples,
-        epsilon,
-        batch_size,
-        mesh,
+        Given(
+          key,
+          model,
+          (images[waiting], labels[waiting], indices[waiting]),
+          logits.shape[-1],
+          epsilon,
+          batch_size,
+          mesh,
+          build,
+        ),
+        waiting,
         state,
         len(attacks),
         on_progress,
@@ -366,47 +494,73 @@ def _attack_all(
 
 @functools.lru_cache(maxsize=64)
 def _build(
-  name: str, norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
+  row: Row, norm: str, classes: int, image_shape: tuple[int, ...], restarts: int, samples: int
 ) -> Attack:
   """The same object for the same options, so that its compiled programs are found again."""
-  return ATTACKS[name].build(norm, classes, image_shape, restarts, samples)
+  return row.build(norm, classes, image_shape, restarts, samples)
+
+
+def _continue_after(
+  after: AttackResult, state: resume.State, spec: dict[str, Any], rows: dict[str, Row], who: str
+) -> None:
+  """Enters the outcomes of an earlier call in the state.
+
+  Raises:
+    ValueError: the earlier call was another one, or did not run the first attacks.
+  """
+  same = ("norm", "epsilon", "seed", "examples", "classes")
+  differ = [name for name in same if after.spec[name] != spec[name]]
+  first = list(after.per_attack)
+  if differ or first != list(rows)[: len(first)] or after.images.shape != state.images.shape:
+    what = ", ".join(differ) or "attacks or images"
+    raise ValueError(
+      f"{who}: `after` is the result of another call (other {what}); give that of "
+      "auto_attack(..., version='standard') with the same key, images and epsilon, or None"
+    )
+  state.robust[:] &= after.robust
+  state.images[:] = after.images
+  state.per_attack = {name: robust.copy() for name, robust in after.per_attack.items()}
+  state.passes = dict(after.spec["passes"])
 
 
 def _attack_with(
   name: str,
+  row: Row,
   number: int,
   attack: Attack,
-  key: jax.Array,
-  predict: jax.tree_util.Partial,
-  examples: tuple[np.ndarray, np.ndarray, np.ndarray],
-  epsilon: float,
-  batch_size: int,
-  mesh: jax.sharding.Mesh,
+  given: Given,
+  waiting: np.ndarray,
   state: resume.State,
   count: int,
   on_progress: Callable[[Progress], Any] | None,
 ) -> None:
-  """Attacks the examples that are robust and not yet done, and enters the outcomes in the state."""
-  waiting = np.flatnonzero(state.robust & ~state.done)
+  """Attacks the waiting examples, and enters the outcomes in the state."""
   start, already = time.monotonic(), int(state.done.sum())
   total = int((state.robust | state.done).sum())
-  attack_key = jax.random.fold_in(key, ATTACKS[name].id)
+  attack_key = jax.random.fold_in(given.key, row.id)
+  own = None
+  if row.given is not None and len(waiting):
+    own, passes = row.given(attack, given)
+    state.passes.setdefault(name, passes)  # after an interruption they are not counted again
   for outcomes, runs, behind in slots.attack_examples(
     attack,
-    predict,
+    given.predict,
     attack_key,
-    examples,
-    waiting,
-    epsilon,
-    batch_size,
-    mesh,
-    ATTACKS[name].chunk,
+    given.examples,
+    np.arange(len(waiting)),
+    given.epsilon,
+    given.batch_size,
+    given.mesh,
+    row.chunk,
+    own,
   ):
     for outcome in outcomes:
-      state.done[outcome.position] = True
+      position = waiting[outcome.position]
+      state.done[position] = True
+      state.passes[name] = state.passes.get(name, 0) + attack.passes * outcome.steps
       if outcome.broken:
-        state.robust[outcome.position] = False
-        state.images[outcome.position] = outcome.image
+        state.robust[position] = False
+        state.images[position] = outcome.image
     state.save()
     if on_progress is not None:
       done, seconds = int(state.done.sum()), time.monotonic() - start
@@ -459,13 +613,28 @@ def _result(
       for name, robust in state.per_attack.items()
     },
     "robust": intervals.proportion(state.robust.sum(), len(state.robust)),
+    # Forward passes of each attack, and the images that it broke.
+    "passes": state.passes,
+    "gains": _gains(state, clean),
     "largest_perturbation": float(size.max(initial=0)),
     # Misclassified in the attack, but not in the last pass: rounding, or other draws of the model.
     "not_misclassified_again": int((attacked & ~is_wrong(again, labels)).sum()),
     "not_finite": int((~np.isfinite(again).all(-1)).sum()),
     "seconds": state.seconds(),
   }
-  return AttackResult(state.robust, state.per_attack, state.images, spec)
+  predicted = again.argmax(-1).astype(np.int32)
+  return AttackResult(state.robust, state.per_attack, state.images, clean, predicted, spec)
+
+
+def _gains(state: resume.State, clean: np.ndarray) -> dict[str, dict[str, float]]:
+  """For each attack: the images that it broke, its forward passes, and the first per million."""
+  found, before = {}, int(clean.sum())
+  for name, robust in state.per_attack.items():
+    broken, passes = before - int(robust.sum()), state.passes.get(name, 0)
+    before = int(robust.sum())
+    per_million = 1e6 * broken / passes if passes else 0.0
+    found[name] = {"broken": broken, "passes": passes, "per_million_passes": per_million}
+  return found
 
 
 def _size(perturbation: np.ndarray, norm: str) -> float:

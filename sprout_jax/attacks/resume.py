@@ -29,6 +29,7 @@ class State:
     done: bool [n], True where the current attack is done with the example.
     images: float [n, height, width, channels], the adversarial images found so far, else the clean.
     per_attack: name of a finished attack -> `robust` after it.
+    passes: name of an attack -> forward passes on the examples that it is done with.
   """
 
   def __init__(
@@ -66,6 +67,7 @@ class State:
     self.robust, self.done = clean.copy(), np.zeros_like(clean)
     self.images, self._earlier = images.copy(), 0.0
     self.per_attack: dict[str, np.ndarray] = {}
+    self.passes: dict[str, int] = {}
     decides = {key: value for key, value in spec.items() if key not in PROVENANCE}
     identity = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
     for array in (images, labels, indices):
@@ -92,6 +94,7 @@ class State:
     self.robust, self.done, broken = stored["robust"], stored["done"], stored["broken"]
     self.images[broken] = stored["adversarial"]
     self.per_attack = {name: stored[f"after {name}"] for name in stored["finished"].tolist()}
+    self.passes = json.loads(str(stored["passes"]))
     self._earlier = float(stored["seconds"])
 
   def seconds(self) -> float:
@@ -132,6 +135,7 @@ class State:
         "adversarial": self.images[broken],
         "finished": np.array(list(self.per_attack), dtype=str),
         "seconds": np.array(self.seconds()),
+        "passes": np.array(json.dumps(self.passes)),
         **{f"after {name}": robust for name, robust in self.per_attack.items()},
       },
     )

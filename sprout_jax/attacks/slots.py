@@ -54,11 +54,13 @@ class Outcome(NamedTuple):
   Attributes:
     position: position of the example among all examples.
     broken: True where it is misclassified.
+    steps: steps of all its runs.
     image: adversarial image [height, width, channels]; None where it is not broken.
   """
 
   position: int
   broken: bool
+  steps: int
   image: np.ndarray | None
 
 
@@ -80,6 +82,7 @@ def attack_examples(
   batch_size: int,
   mesh: Mesh,
   chunk: int,
+  given: np.ndarray | None = None,
 ) -> Iterator[tuple[list[Outcome], list[int], float]]:
   """Attacks the waiting examples and yields the outcomes after every compiled call.
 
@@ -94,6 +97,7 @@ def attack_examples(
     batch_size: number of slots, a multiple of the number of devices.
     mesh: mesh with the one axis "examples".
     chunk: number of steps of one compiled call.
+    given: host array [n, runs, ...] of `Batch.given`; None where the attack needs none.
 
   Yields:
     The outcomes of the examples that left, the run of each occupied slot, and how much work on the
@@ -101,7 +105,7 @@ def attack_examples(
   """
   programs = _programs(attack, mesh, chunk, str(jax.random.key_impl(key)))
   split, replicated = shardings(mesh)
-  given = predict, *put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
+  fixed = predict, *put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
   queue = list(reversed(waiting))
   all_sizes = sizes(batch_size, mesh.size)
   size = _fitting(all_sizes, len(queue))
@@ -121,8 +125,9 @@ def attack_examples(
     if fresh.any():
       rows = np.maximum(index, 0)
       images, labels, indices = (array[rows] for array in examples)
-      new = put((images, labels, indices.astype(np.uint32), number, fresh), split)
-      slots = programs.refill(slots, *given, *new) if slots else programs.begin(*given, *new)
+      own = () if given is None else (given[rows, np.minimum(number, given.shape[1] - 1)],)
+      new = put((images, labels, indices.astype(np.uint32), number, fresh, *own), split)
+      slots = programs.refill(slots, *fixed, *new) if slots else programs.begin(*fixed, *new)
       fresh[:] = False
     slots = programs.advance(slots, predict, put(index >= 0, split))
     broken, step = map(np.asarray, programs.look(slots))
@@ -133,7 +138,12 @@ def attack_examples(
     fresh[next_run] = True
     found = np.asarray(programs.fetch(slots)) if (leaving & broken).any() else np.empty(size)
     outcomes = [
-      Outcome(int(index[slot]), bool(broken[slot]), found[slot] if broken[slot] else None)
+      Outcome(
+        int(index[slot]),
+        bool(broken[slot]),
+        int(number[slot] * attack.num_steps + step[slot]),
+        found[slot] if broken[slot] else None,
+      )
       for slot in np.flatnonzero(leaving)
     ]
     index[leaving] = -1
@@ -180,16 +190,18 @@ def _programs(attack: Attack, mesh: Mesh, chunk: int, key_impl: str) -> _Program
     indices: jax.Array,
     run: jax.Array,
     fresh: jax.Array,
+    given: jax.Array | None = None,
   ) -> Slots:
     del fresh
     keys = example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices)
-    batch = Batch(images, labels, keys, run, epsilon)
+    batch = Batch(images, labels, keys, run, epsilon, given)
     return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
 
   def refill(slots: Slots, *args: Any) -> Slots:
-    new, fresh = begin(*args), args[-1]
-    images, labels, keys, run = select(fresh, tuple(new.batch[:4]), tuple(slots.batch[:4]))
-    batch = Batch(images, labels, keys, run, slots.batch.epsilon)
+    new, fresh = begin(*args), args[7]
+    apart = {"epsilon": slots.batch.epsilon}  # a scalar
+    old, other = (batch._asdict() | {"epsilon": None} for batch in (slots.batch, new.batch))
+    batch = Batch(**select(fresh, other, old) | apart)
     return Slots(batch, *select(fresh, (new.state, new.step), (slots.state, slots.step)))
 
   def advance(slots: Slots, predict: jax.tree_util.Partial, occupied: jax.Array) -> Slots:

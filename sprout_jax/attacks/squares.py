@@ -113,7 +113,7 @@ def square_attack(
     "halve_after": HALVE_AFTER,
     "loss": "margin",
   }
-  return Attack("square", norm, start, step, num_steps, num_runs, spec)
+  return Attack("square", norm, start, step, num_steps, num_runs, spec, passes=1)
 
 
 def _signs(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

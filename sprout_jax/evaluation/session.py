@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sprout_jax
+from sprout_jax import attacks
 from sprout_jax.attacks import convolutions
 from sprout_jax.errors import EvaluationFailed
 from sprout_jax.errors import ProcessLost
@@ -123,6 +124,7 @@ def measure(
   is_first = jax.process_index() == 0
   identity = {"subject": identity, "numerics": subject_lib.numerics()}
   store = Store(workdir, identity, versions(), is_first, wait_for_all)
+  subject = dataclasses.replace(subject, folder=pathlib.Path(workdir), about=_about(about))
   (clean,) = store.fetch("clean", 1, {}, lambda memo: _clean(subject)).numbers
   refused: dict[str, str] = {}
   failed: dict[str, str] = {}
@@ -187,6 +189,17 @@ def measure(
   return collect(), refused, failed
 
 
+def _about(about: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what a bundle says about the model, from the entries `summary.ABOUT`."""
+  label, data = about["label"] or {}, about["data"] or {}
+  return {
+    "name": label.get("name") or " ".join(str(label[key]) for key in label),
+    "sha256": about["parameters_sha256"],
+    "data": data.get("name") or label.get("data"),
+    "architecture": label.get("model"),
+  }
+
+
 def _reason(error: Exception) -> str:
   text = (str(error).strip().splitlines() or [""])[0][:300]
   advice = ". Give a smaller batch_size" if "RESOURCE_EXHAUSTED" in str(error) else ""
@@ -248,7 +261,8 @@ def evaluate(
 
   Args:
     predict: images [batch, height, width, channels] in [0, 1] -> logits [batch, classes]. The model
-      is in evaluation mode and normalises its input itself.
+      is in evaluation mode and normalises its input itself. A model that draws random numbers is
+      given as `attacks.averaged(predict, draws)`; then "redraws" is measured as well.
     images: test images [n, height, width, channels], uint8 or floats in [0, 1].
     labels: int [n], the classes.
     workdir: the folder for the results.
@@ -318,6 +332,9 @@ def evaluate(
       "classes"
     )
   digest = subject_lib.digest(model, shape)
+  if isinstance(predict, attacks.Averaged):
+    subject = dataclasses.replace(subject, redraw=_redraw(predict))
+    evaluations = (*evaluations, *({"redraws"} - set(evaluations)))
   if features is not None:
     known = _checked("features", features, shape)
     subject = dataclasses.replace(
@@ -401,6 +418,12 @@ def _nearest(name: str, names: Collection[str]) -> str:
   ends = [other for other in names if other.endswith(f"_{name}")]  # num_steps for steps
   question = did_you_mean(ends[0] if ends else name, names)
   return question and f".{question}"
+
+
+def _redraw(model: attacks.Averaged) -> Callable[[jax.Array], Predict]:
+  """Returns the function key -> the model with the draws of this key."""
+  pure = dataclasses.replace(model, predict=subject_lib.as_pytree(model.predict))
+  return lambda key: pure.redrawn(key)
 
 
 def _source(name: str, predict: Predict, image_shape: tuple[int, ...]) -> Source:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
@@ -73,6 +75,10 @@ class Images(NamedTuple):
   indices: np.ndarray
   correct: np.ndarray
 
+  def take(self, rows: np.ndarray) -> "Images":
+    """Returns the images at the given places of this choice."""
+    return Images(*(array[rows] for array in self))
+
 
 class Source(NamedTuple):
   """Another model, whose adversarial images are tried on the subject.
@@ -88,7 +94,7 @@ class Source(NamedTuple):
   predict: Predict
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Subject:
   """A model under evaluation, with its test images. It handles batches and devices.
 
@@ -102,9 +108,13 @@ class Subject:
     features: images -> [batch, features], the input of the model's last layer. None where it is
       unknown; the logits are used in its place.
     features_sha256: the digest of `features`, where the model's digest does not determine them.
+    redraw: key -> the same model with other draws, for a randomised model (`attacks.Averaged`);
+      None for a model that draws no random numbers.
     beta: [classes], SPROUT's learned concentration; None for other models.
     find_source: name -> `Source`, for transferred attacks.
     find_corrupted: (corruption, severity) -> (images, labels) of a prepared set.
+    folder: where evaluations leave files for readers: the workdir; None leaves none.
+    about: JSON about the model for such files: {"name", "sha256", "data", "architecture"}.
     memo: (piece, compute) -> the value of the piece, stored on disk (`results.store.Memo`).
     shows_progress: whether to show progress bars.
     programs: the compiled programs, {function: program}. Models that differ only in their weights
@@ -118,15 +128,24 @@ class Subject:
   batch_size: int = 256
   features: Predict | None = None
   features_sha256: str | None = None
+  redraw: Callable[[jax.Array], Predict] | None = None
   beta: np.ndarray | None = None
   find_source: Callable[[str], Source] | None = None
   find_corrupted: Callable[[str, int], tuple[np.ndarray, np.ndarray]] | None = None
+  folder: pathlib.Path | None = None
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   memo: MemoFunction = lambda piece, compute: compute()
   shows_progress: bool = True
   programs: dict[BatchFunction, Callable[..., Any]] = dataclasses.field(
     default_factory=dict, repr=False
   )
   _known: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+  def __repr__(self) -> str:
+    """Returns one line: the images, and the classes where the model was asked."""
+    shape = "x".join(map(str, self.images.shape[1:]))
+    classes = f", {self._known['logits'].shape[-1]} classes" if "logits" in self._known else ""
+    return f"<Subject: {len(self.labels)} images {shape} {self.images.dtype}{classes}>"
 
   @property
   def num_classes(self) -> int:
@@ -155,6 +174,15 @@ class Subject:
   def take(self, rows: np.ndarray) -> Images:
     """Returns the test images at the given positions."""
     return Images(self.images[rows], self.labels[rows], rows, self.correct[rows])
+
+  @property
+  def is_random(self) -> bool:
+    """Whether the model is the mean of draws, which can be drawn again."""
+    return self.redraw is not None
+
+  def redrawn(self, key: jax.Array) -> Predict:
+    """Returns the model with the draws of a PRNG key; the model itself where it draws nothing."""
+    return self.predict if self.redraw is None else place(self.redraw(key))
 
   def known(self, name: str, compute: Callable[[], T]) -> T:
     """Returns what `compute` returned for this name and this subject, and calls it only once."""
@@ -312,10 +340,10 @@ def _split(predict: Predict) -> tuple[Callable[..., jax.Array], tuple[Any, ...],
   if not weights:
     return predict, (), False
 
-  def call(weights: list[jax.Array], images: jax.Array) -> jax.Array:
+  def call(weights: list[jax.Array], *inputs: jax.Array) -> jax.Array:
     rest = iter(weights)
     both = [next(rest) if known else leaf for known, leaf in zip(is_array, fixed, strict=True)]
-    return jax.tree.unflatten(structure, both)(images)
+    return jax.tree.unflatten(structure, both)(*inputs)
 
   return call, (weights,), False
 

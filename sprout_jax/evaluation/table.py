@@ -27,17 +27,23 @@ from sprout_jax.evaluation.calibration import evaluate_calibration
 from sprout_jax.evaluation.changed import evaluate_corruptions
 from sprout_jax.evaluation.changed import evaluate_invariance
 from sprout_jax.evaluation.changed import prepared_digests
+from sprout_jax.evaluation.corrupted_attack import evaluate_corrupted_attack
+from sprout_jax.evaluation.estimate import evaluate_estimate
 from sprout_jax.evaluation.examples import evaluate_examples
+from sprout_jax.evaluation.extended import evaluate_extended
 from sprout_jax.evaluation.gradients import evaluate_gradients
 from sprout_jax.evaluation.landscape import evaluate_landscape
 from sprout_jax.evaluation.noise import evaluate_noise
 from sprout_jax.evaluation.pgd import evaluate_pgd
+from sprout_jax.evaluation.probabilistic import evaluate_probabilistic
+from sprout_jax.evaluation.redraws import evaluate_redraws
 from sprout_jax.evaluation.sanity import evaluate_sanity
 from sprout_jax.evaluation.smoothing import evaluate_smoothing
 from sprout_jax.evaluation.strength import evaluate_strength
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.transfer import evaluate_transfer
 from sprout_jax.evaluation.transfer import source_digests
+from sprout_jax.evaluation.union import evaluate_union
 from sprout_jax.results.store import Measurement
 
 
@@ -68,7 +74,7 @@ class Evaluation:
 
 EVALUATIONS: dict[str, Evaluation] = {
   "pgd": Evaluation(evaluate_pgd, 1, "accuracy under PGD"),
-  "auto_attack": Evaluation(evaluate_auto_attack, 3, "accuracy under AutoAttack"),
+  "auto_attack": Evaluation(evaluate_auto_attack, 4, "accuracy under AutoAttack"),
   "strength": Evaluation(evaluate_strength, 1, "PGD with more steps, restarts and losses"),
   "noise": Evaluation(evaluate_noise, 1, "accuracy under random noise"),
   "transfer": Evaluation(
@@ -85,6 +91,14 @@ EVALUATIONS: dict[str, Evaluation] = {
   "sanity": Evaluation(evaluate_sanity, 1, "attacks for the checks"),
   "binarization": Evaluation(evaluate_binarization, 1, "binarisation test", features_digest),
   "examples": Evaluation(evaluate_examples, 2, "adversarial images"),
+  "redraws": Evaluation(evaluate_redraws, 1, "spread over the draws of a randomised model"),
+  "extended": Evaluation(evaluate_extended, 1, "AutoAttack and the attacks after it"),
+  "union": Evaluation(evaluate_union, 1, "accuracy in Linf, L2 and L1 at once"),
+  "estimate": Evaluation(evaluate_estimate, 1, "AutoAttack within a budget of passes"),
+  "corrupted_attack": Evaluation(evaluate_corrupted_attack, 1, "AutoAttack on corrupted images"),
+  "probabilistic": Evaluation(
+    evaluate_probabilistic, 1, "random perturbations that fool the model"
+  ),
 }
 
 

@@ -39,6 +39,12 @@ def settings(**changes):
     binarization=dict(num_examples=8, num_inner=100),
     examples=dict(num_examples=3),
     transfer=dict(sources=("there",)),
+    redraws=dict(num_examples=20, repeats=2),
+    union=dict(version="apgd-ce", linf=EPSILON, l2=0.1, l1=0.3),
+    estimate=dict(version="apgd-ce", million_passes=0.003, group=8),
+    extended=dict(first="apgd-ce", extensions=("apgd-malt", "apgd-best")),
+    corrupted_attack=dict(num_examples=20, version="apgd-ce", corruptions=("contrast",)),
+    probabilistic=dict(num_draws=120),
   )
   for values in (small, changes):
     for key, value in values.items():

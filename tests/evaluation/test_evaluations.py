@@ -144,6 +144,12 @@ def test_auto_attack_says_what_ran(results):
   assert spec["epsilon"] == EPSILON and spec["spec"]["examples"] == 40
 
 
+def fake(robust, per_attack, spec):
+  """A result of AutoAttack."""
+  more = dict(correct=np.ones(40, bool), predicted=np.zeros(40, int))
+  return types.SimpleNamespace(robust=robust, per_attack=per_attack, spec=spec, **more)
+
+
 @pytest.mark.parametrize(
   "version, entry, keys",
   [
@@ -155,7 +161,7 @@ def test_auto_attack_says_what_ran(results):
 def test_targets_and_queries_are_not_called_restarts_and_steps(monkeypatch, version, entry, keys):
   right = np.arange(40) < 20
   spec = {"attacks": {version: entry}, "notes": [], "not_misclassified_again": 0, "not_finite": 0}
-  result = types.SimpleNamespace(robust=right, per_attack={version: right}, spec=spec)
+  result = fake(right, {version: right}, spec)
   monkeypatch.setattr("sprout_jax.attacks.auto_attack", lambda *args, **kwargs: result)
   found = subjects.measure("auto_attack", subjects.make(), auto_attack={"version": version})
   assert len(found.numbers) == 2 and all(n.matches(**keys) for n in found.numbers)
@@ -230,7 +236,7 @@ def test_auto_attack_of_several_attacks_has_a_number_after_each(monkeypatch):
     "notes": ["few classes"],
   }
   spec |= {"not_misclassified_again": 2, "not_finite": 0}
-  result = types.SimpleNamespace(robust=right["square"], per_attack=right, spec=spec)
+  result = fake(right["square"], right, spec)
   monkeypatch.setattr("sprout_jax.attacks.auto_attack", lambda *args, **kwargs: result)
   found = subjects.measure("auto_attack", subjects.make(), auto_attack={"version": "plus"})
   at = [(n["epsilon"], n["stage"], n.value) for n in found.numbers]

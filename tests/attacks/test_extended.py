@@ -1,0 +1,220 @@
+"""Attacks after AutoAttack: targets by hand, starts by replay, gains that add up, nothing lost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sprout_jax import attacks
+from sprout_jax import losses
+from sprout_jax.attacks import auto_pgd
+from sprout_jax.attacks import extended
+from sprout_jax.attacks.attack import example_keys
+
+KEY = jax.random.key(4)
+SHAPE = (6, 6, 1)
+SLOTS = dict(batch_size=16, devices=jax.devices()[:2])
+
+
+def _linear(weights, images):
+  return (images - 0.5).reshape(len(images), -1) @ weights
+
+
+def _network(first, second, images):
+  return jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
+
+
+def network():
+  rng = np.random.default_rng(0)
+  first, second = (rng.normal(size=shape).astype(np.float32) for shape in ((36, 32), (32, 5)))
+  return jax.tree_util.Partial(_network, first, second)
+
+
+def data(count=24):
+  images = np.random.default_rng(3).random((count, *SHAPE)).astype(np.float32)
+  return images, np.asarray(network()(images)).argmax(-1).astype(np.int32)
+
+
+@pytest.mark.parametrize("norm, dual", [("linf", 1), ("l2", 2), ("l1", np.inf)])
+def test_targets_by_the_distance_of_a_linear_model(norm, dual):
+  """(z_y - z_t) / |w_t - w_y| in the dual norm; by the logits they would be others."""
+  rng = np.random.default_rng(1)
+  weights = (rng.normal(size=(36, 8)) * rng.uniform(0.2, 3, 8)).astype(np.float32)
+  images = rng.random((10, *SHAPE)).astype(np.float32)
+  logits = (images - 0.5).reshape(10, -1) @ weights
+  labels = logits.argmax(-1)
+  found = jax.jit(
+    lambda images: extended.linearised_targets(
+      jax.tree_util.Partial(_linear, weights), images, labels, norm, 4
+    )
+  )(images)
+  by_logits = 0
+  for row, label in enumerate(labels):
+    others = [t for t in range(8) if t != label]
+    distance = [
+      (logits[row, label] - logits[row, t])
+      / np.linalg.norm(weights[:, t] - weights[:, label], dual)
+      for t in others
+    ]
+    expected = [others[place] for place in np.argsort(distance)][:4]
+    assert found[row].tolist() == expected
+    by_logits += expected == sorted(others, key=lambda t: -logits[row, t])[:4]
+  assert by_logits < 5
+
+
+def test_of_many_classes_only_candidates_are_ranked(monkeypatch):
+  """With one candidate it is the class of the largest logit."""
+  monkeypatch.setattr(extended, "CANDIDATES", 1)
+  images, labels = data(6)
+  found = extended.linearised_targets(network(), images, labels, "linf", 1)
+  logits = np.array(network()(images))
+  logits[np.arange(6), labels] = -np.inf
+  np.testing.assert_array_equal(found[:, 0], logits.argmax(-1))
+
+
+def test_the_margin_of_probabilities():
+  logits = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
+  shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  expected = [shares[0, 1] - shares[0, 0], shares[1, 1] - shares[1, 0]]
+  np.testing.assert_allclose(
+    auto_pgd.probability_margin(logits, np.array([0, 0])), expected, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_best_points_are_those_of_the_attack(norm):
+  """Their margins are above those of its start, and the points lie in ball and box."""
+  images, labels = data(4)
+  epsilon = {"linf": 0.03, "l2": 0.1, "l1": 0.5}[norm]
+  source = auto_pgd.apgd_attack(
+    norm=norm, loss="margin", targeted=False, num_steps=10, num_runs=2, num_samples=1
+  )
+  keys = example_keys(KEY, jnp.arange(4))
+  points, margins = jax.jit(
+    lambda x: extended.best_points(source, network(), x, labels, keys, jnp.float32(epsilon))
+  )(jnp.asarray(images))
+  assert points.shape == (2, 4, *SHAPE)
+  clean = losses.margin(network()(images), labels)
+  for run in range(2):
+    size = attacks.NORMS[norm].size(points[run] - images)
+    assert size.max() <= epsilon + 1e-6 and points.min() >= 0 and points.max() <= 1
+    np.testing.assert_allclose(
+      margins[run], losses.margin(network()(points[run]), labels), rtol=1e-4, atol=1e-4
+    )
+    assert (margins[run] > clean).all()
+
+
+FIRST = ("apgd-ce", "apgd-t")
+
+
+@pytest.fixture(scope="module")
+def results():
+  """AutoAttack's APGD, and all attacks after it."""
+  images, labels = data()
+  given = KEY, network(), images, labels
+  options = dict(epsilon=0.03, **SLOTS)
+  auto = attacks.auto_attack(*given, version=FIRST, **options)
+  return auto, attacks.extended_attack(*given, first=FIRST, after=auto, **options)
+
+
+def test_it_only_adds(results):
+  auto, more = results
+  assert 2 < auto.robust.sum() < 22
+  assert list(more.per_attack) == [*FIRST, *attacks.EXTENSIONS]
+  np.testing.assert_array_equal(more.per_attack["apgd-t"], auto.robust)
+  before = auto.correct
+  for robust in more.per_attack.values():
+    assert not (robust & ~before).any()
+    before = robust
+  np.testing.assert_array_equal(more.robust, before)
+  assert more.spec["version"] == "extended" and "extended" in repr(more)
+  assert more.spec["largest_perturbation"] <= 0.03 + 1e-6
+  np.testing.assert_array_equal(
+    np.asarray(network()(more.images)).argmax(-1) == data()[1], more.robust
+  )
+
+
+def test_the_gains_add_up(results):
+  auto, more = results
+  gains = more.spec["gains"]
+  assert list(gains) == list(more.per_attack)
+  assert sum(gain["broken"] for gain in gains.values()) == (more.correct & ~more.robust).sum()
+  assert auto.spec["gains"] == {name: gains[name] for name in FIRST}
+  for gain in gains.values():
+    assert gain["per_million_passes"] == 1e6 * gain["broken"] / gain["passes"]
+  # A step is a forward and a backward pass, which counts as two. Robust images take all steps.
+  left = int(more.robust.sum())
+  assert gains["apgd-pma"]["passes"] >= 300 * left
+  assert gains["apgd-long"]["passes"] == 3 * 10 * 500 * left
+  assert gains["apgd-malt"]["passes"] >= (4 * 300 + 1 + 2 * 4) * left
+  best = (1 + 4) * 300 + 3 * 300  # its sources again, of one run and 4 targets; then 3 runs
+  assert gains["apgd-best"]["passes"] == best * int(more.per_attack["apgd-pma"].sum())
+
+
+def test_passes_of_attacks_that_break_nothing():
+  """Of each example: steps times runs times passes of a step."""
+  images, labels = data(6)
+  result = attacks.auto_attack(
+    KEY, network(), images, labels, epsilon=1e-6, version=("apgd-ce", "fab-t"), **SLOTS
+  )
+  assert result.robust.all()
+  assert result.spec["passes"] == {
+    "apgd-ce": 6 * 100 * 3,
+    "fab-t": 6 * 4 * 100 * 4,
+  }
+  # Untargeted FAB takes the gradients of all classes. Square makes one pass in each step.
+  built = {
+    name: attacks.ATTACKS[name].build("linf", 5, SHAPE, 1, 1).passes for name in ("fab", "square")
+  }
+  assert built == {"fab": 2 + 2 * 5, "square": 1}
+
+
+def test_interrupted_and_continued(results, tmp_path):
+  """During the last attacks; nothing before them is repeated."""
+  images, labels = data()
+  auto, whole = results
+  options = dict(epsilon=0.03, first=FIRST, after=auto, state_file=tmp_path / "state.npz", **SLOTS)
+  options["save_seconds"] = 0.0
+
+  def stop(progress):
+    if progress.attack == "apgd-best":
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    attacks.extended_attack(KEY, network(), images, labels, on_progress=stop, **options)
+  seen = []
+  found = attacks.extended_attack(
+    KEY, network(), images, labels, on_progress=lambda now: seen.append(now.attack), **options
+  )
+  assert set(seen) <= {"apgd-best", "apgd-long"}
+  np.testing.assert_array_equal(found.robust, whole.robust)
+  np.testing.assert_array_equal(found.images, whole.images)
+  assert found.spec["gains"] == whole.spec["gains"]
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (dict(epsilon=0.05), r"`after` is the result of another call \(other epsilon\)"),
+    (dict(first="apgd-ce"), r"another call \(other attacks or images\)"),
+    (dict(first="rand", after=None), "first is 'rand'; choose one of: apgd-ce"),
+    (dict(first=["square", "extra"], after=None), "an attack of first is 'extra'"),
+    (dict(first=[], after=None), "give at least one in `first`, each once"),
+    (dict(extensions=["square"], after=None), "an entry of extensions is 'square'; choose one of"),
+    (dict(epsilon=3), "did you mean 3/255"),
+  ],
+)
+def test_wrong_arguments(results, changes, message):
+  images, labels = data()
+  options = dict(epsilon=0.03, first=FIRST, after=results[0], **SLOTS) | changes
+  with pytest.raises(ValueError, match=f"^extended_attack: .*{message}"):
+    attacks.extended_attack(KEY, network(), images, labels, **options)
+
+
+def test_the_ids_of_extensions_are_stable():
+  assert {name: row.id for name, row in attacks.EXTENSIONS.items()} == {
+    "apgd-malt": 6,
+    "apgd-pma": 7,
+    "apgd-best": 8,
+    "apgd-long": 9,
+  }
