@@ -37,7 +37,9 @@ class InMemory:
     state_sharding: Any,
   ) -> None:
     self._config, self._count = config, len(split.labels)
-    self._data = sharding.put((split.images, split.labels), sharding.replicated(mesh))
+    everywhere = sharding.replicated(mesh)
+    self._images: jax.Array = sharding.put(split.images, everywhere)
+    self._labels: jax.Array = sharding.put(split.labels, everywhere)
     self._steps = parallel.compile_steps(
       step_fn, mesh, config.parallelism, config.log_every, state_sharding
     )
@@ -51,7 +53,7 @@ class InMemory:
     indices = order.batch_indices(
       self._config.seed, start, end - start, self._count, self._config.batch_size
     )
-    return self._steps(state, *self._data, indices)
+    return self._steps(state, self._images, self._labels, indices)
 
   def seconds_waited(self) -> float:
     """Returns 0: nothing is read during training."""
