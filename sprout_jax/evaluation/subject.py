@@ -173,7 +173,9 @@ class Subject:
 
   def take(self, rows: np.ndarray) -> Images:
     """Returns the test images at the given positions."""
-    return Images(self.images[rows], self.labels[rows], rows, self.correct[rows])
+    is_all = np.array_equal(rows, np.arange(len(self.labels)))
+    images = self.images if is_all else self.images[rows]  # a copy of all may not fit in memory
+    return Images(images, self.labels[rows], rows, self.correct[rows])
 
   @property
   def is_random(self) -> bool:
