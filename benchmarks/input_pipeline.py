@@ -18,16 +18,19 @@ The parts:
 - "labels": the time of SPROUT's vicinity with 1,000 classes and minibatches of 256, with sampled
   labels and with their mean.
 
-The file keeps the parts that are not measured again.
+The file keeps the parts that are not measured again, and the rounds of an interrupted "stream".
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import itertools
 import os
 import pathlib
+import statistics
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -153,19 +156,26 @@ def write_tfds(root):
   Pictures(data_dir=root, file_format="array_record").download_and_prepare()
 
 
-def stream_iterators(root, batch_size, workers):
-  """{name: function that starts an iterator of minibatches, which ends by `close`}."""
+def load_streams(root, workers):
+  """{kind: data set} of the folder and of the TFDS set."""
   options = dict(
     image_size=(SIDE, SIDE),
     random_resized_crop=SMALLEST_AREA,
     cache_dir=str(root / "cache"),
     validation_fraction=0,
+    workers=workers,
   )
+  return {
+    "folder": data_lib.load("folder", data_dir=str(root / "folder"), **options),
+    "TFDS": data_lib.load("pictures", data_dir=str(root / "tfds"), **options),
+  }
+
+
+def stream_iterators(root, batch_size, workers):
+  """{name: function that starts an iterator of minibatches, which ends by `close`}."""
   found = {}
   for count in workers:
-    folder = data_lib.load("folder", data_dir=str(root / "folder"), workers=count, **options)
-    prepared = data_lib.load("pictures", data_dir=str(root / "tfds"), workers=count, **options)
-    for kind, dataset in (("folder", folder), ("TFDS", prepared)):
+    for kind, dataset in load_streams(root, count).items():
       assert len(dataset.train) == CLASSES * PER_CLASS
       found[f"{kind}, {count} workers"] = functools.partial(
         dataset.train.batches, 0, 0, 10**6, batch_size, slice(None)
@@ -177,22 +187,30 @@ def stream_iterators(root, batch_size, workers):
   return found
 
 
-def torch_iterator(root, batch_size, workers):
-  """A function that starts PyTorch's DataLoader with torchvision's transforms."""
-  import torch
+def torch_dataset(root):
+  """torchvision's data set of the folder, with its transforms."""
   from torchvision import datasets
   from torchvision import transforms
 
+  transform = transforms.Compose(
+    [
+      transforms.RandomResizedCrop(SIDE, scale=(SMALLEST_AREA, 1), ratio=(3 / 4, 4 / 3)),
+      transforms.RandomHorizontalFlip(),
+      transforms.PILToTensor(),
+    ]
+  )
+  return datasets.ImageFolder(root / "train", transform)
+
+
+def torch_iterator(root, batch_size, workers):
+  """A function that starts PyTorch's DataLoader with torchvision's transforms."""
+  import torch
+
+  dataset = torch_dataset(root)
+
   def start():
-    transform = transforms.Compose(
-      [
-        transforms.RandomResizedCrop(SIDE, scale=(SMALLEST_AREA, 1), ratio=(3 / 4, 4 / 3)),
-        transforms.RandomHorizontalFlip(),
-        transforms.PILToTensor(),
-      ]
-    )
     loader = torch.utils.data.DataLoader(
-      datasets.ImageFolder(root / "train", transform),
+      dataset,
       batch_size,
       shuffle=True,
       num_workers=workers,
@@ -209,44 +227,97 @@ def torch_iterator(root, batch_size, workers):
   return start
 
 
-def stream(batch_size, minibatches, rounds, workers):
-  """Images/s of each iterator, a list [rounds], and the hardware; in turn within a round."""
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
+def one_thread(root, rounds, count=300):
+  """CPU milliseconds per image of one thread, in turn: {name: list [rounds]}.
+
+  Unlike images/s, they hardly depend on what else the machine does.
+  """
+  datasets = load_streams(root, 0)
+  programs = {
+    kind: lambda i, decoder=dataset.train.decoder: decoder.training(i, 0, 0, i)
+    for kind, dataset in datasets.items()
+  }
+  with contextlib.suppress(ImportError):
+    programs["torch"] = torch_dataset(root / "folder").__getitem__
+  found = {name: [] for name in programs}
+  for number in range(rounds + 1):
+    for name, program in programs.items():
+      began = time.process_time()
+      for i in range(0, CLASSES * PER_CLASS, CLASSES * PER_CLASS // count):
+        program(i)
+      found[name] += [1e3 * (time.process_time() - began) / count] * (number > 0)
+  return found
+
+
+def stream(args, result):
+  """Measures the iterators in turn, a round after the other, and stores each round.
+
+  Args:
+    args: the flags.
+    result: the result of earlier calls, whose rounds are kept.
+  """
+  settings = {"batch_size": args.batch_size, "minibatches": args.minibatches}
+  found = result.get("stream", {})
+  if not found.items() >= settings.items():
+    found = settings | {"rounds": []}
+  root = args.data or pathlib.Path(tempfile.mkdtemp())
+  if not (root / "folder").exists():
     write_folder(root / "folder")
+  if not (root / "tfds").exists():
     write_tfds(root / "tfds")
-    size = sum(p.stat().st_size for p in (root / "folder" / "train").rglob("*.jpg"))
-    iterators = stream_iterators(root, batch_size, workers)
-    speeds, first = {name: [] for name in iterators}, {name: [] for name in iterators}
-    for _ in range(rounds):
-      for name, start in iterators.items():
-        began = timing.time.perf_counter()
-        iterator = start()
-        next(iterator)
-        begun = timing.time.perf_counter()
-        for _ in itertools.islice(iterator, minibatches):
-          pass
-        ended = timing.time.perf_counter()
-        iterator.close()
-        first[name].append(begun - began)
-        speeds[name].append(batch_size * minibatches / (ended - begun))
-        print(f"{name:20} {speeds[name][-1]:7.0f} images/s, first minibatch {begun - began:.1f} s")
-  ratios = {
-    name: timing.ratios(values, speeds[f"torch, {name.split(', ')[1]}"])
-    for name, values in speeds.items()
-    if f"torch, {name.split(', ')[1]}" in speeds and not name.startswith("torch")
+  found["bytes_per_image"] = statistics.mean(
+    path.stat().st_size for path in (root / "folder" / "train").rglob("*.jpg")
+  )
+  iterators = stream_iterators(root, args.batch_size, [int(n) for n in args.workers.split(",")])
+  while len(found["rounds"]) < args.rounds:
+    measured = {"load": os.getloadavg()[0]}
+    for name, start in iterators.items():
+      began = time.perf_counter()
+      iterator = start()
+      next(iterator)
+      begun = time.perf_counter()
+      for _ in itertools.islice(iterator, args.minibatches):
+        pass
+      ended = time.perf_counter()
+      iterator.close()
+      measured[name] = {
+        "images_per_second": args.batch_size * args.minibatches / (ended - begun),
+        "seconds_to_first": begun - began,
+      }
+      print(
+        f"{name:20} {measured[name]['images_per_second']:7.0f} images/s, first minibatch after "
+        f"{begun - began:.1f} s",
+        flush=True,
+      )
+    found["rounds"].append(measured)
+    timing.write(args.output, result | {"stream": found})
+  found["images_per_second"] = {
+    name: timing.median([row[name]["images_per_second"] for row in found["rounds"]])
+    for name in iterators
   }
-  for name, values in ratios.items():
-    print(f"{name}: {timing.median(values):.2f} ({values[0]:.2f}-{values[-1]:.2f}) times torch")
-  return {
-    "batch_size": batch_size,
-    "minibatches": minibatches,
-    "bytes_per_image": size / (CLASSES * PER_CLASS),
-    "images_per_second": speeds,
-    "seconds_to_first": first,
-    "times_torch": ratios,
-    "load": os.getloadavg()[0],
+  kinds = {
+    kind: [n for n in iterators if n.startswith(kind)] for kind in ("folder", "TFDS", "torch")
   }
+  best = {
+    kind: [max(row[name]["images_per_second"] for name in names) for row in found["rounds"]]
+    for kind, names in kinds.items()
+    if names
+  }
+  found["times_torch"] = {}
+  for kind in ("folder", "TFDS"):
+    if "torch" in best:
+      ratios = found["times_torch"][kind] = timing.ratios(best[kind], best["torch"])
+      print(
+        f"{kind}, fastest number of workers of each round: {timing.median(ratios):.2f} "
+        f"({ratios[0]:.2f}-{ratios[-1]:.2f}) times the fastest of torch"
+      )
+  found["cpu_milliseconds"] = one_thread(root, args.rounds)
+  for name, values in found["cpu_milliseconds"].items():
+    print(
+      f"{name}: {timing.median(values):.2f} ({min(values):.2f}-{max(values):.2f}) ms of CPU time "
+      "per image in one thread"
+    )
+  return found | {"hardware": timing.hardware()}
 
 
 def labels(rounds):
@@ -340,6 +411,7 @@ def main():
     "--minibatches", type=int, default=40, help="minibatches of a stream's timing"
   )
   parser.add_argument("--workers", default="0,1,2", help="worker processes of the streams")
+  parser.add_argument("--data", type=pathlib.Path, help="folder of the drawn files, to keep them")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--output", help="JSON file")
   args = parser.parse_args()
@@ -348,9 +420,7 @@ def main():
     if part == "step":
       result |= step(args)
     elif part == "stream":
-      workers = [int(count) for count in args.workers.split(",")]
-      found = stream(args.batch_size, args.minibatches, args.rounds, workers)
-      result["stream"] = found | {"hardware": timing.hardware()}
+      result["stream"] = stream(args, result)
     elif part == "labels":
       result["labels"] = labels(args.rounds) | {"hardware": timing.hardware()}
     else:

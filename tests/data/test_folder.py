@@ -205,9 +205,6 @@ def break_(fault, root):
   elif fault == "test without classes":
     pictures.folder(root / "train", {"a": 1, "b": 1})
     (root / "test").mkdir()
-  elif fault == "unreadable":
-    (root / "b" / "001.png").unlink()
-    (root / "b" / "001.png").mkdir()
 
 
 @pytest.mark.parametrize(
