@@ -207,7 +207,7 @@ def check_launcher(argv, monkeypatch):
   """The launcher up to the point where a mode begins; the config is read, changed and checked."""
   begun = []
 
-  def begin(config, workdir):
+  def begin(config, workdir, **options):
     configuration.validate(config)
     methods.create(config.method.name, configuration.options(config.method))
     begun.append(workdir)
