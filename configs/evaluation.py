@@ -23,7 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Evaluations at the end of a training run, rows of EVALUATIONS.
   config.after_training = ("pgd",)
   # Evaluations of --mode evaluate, rows of EVALUATIONS. "transfer" is not among the defaults,
-  # because it needs transfer.sources.
+  # because it needs transfer.sources. "extended", "union", "estimate", "corrupted_attack",
+  # "probabilistic" and "redraws" are asked for by name.
   config.evaluations = (
     "pgd",
     "strength",

@@ -333,7 +333,7 @@ def attack_functions() -> str:
   rows = []
   for name in attacks.__all__:
     found = getattr(attacks, name)
-    if inspect.isfunction(found) and name != "is_wrong":
+    if inspect.isfunction(found) and name not in ("averaged", "is_wrong", "with_surrogate"):
       rows.append((f"`attacks.{name}`", sentence(found)))
   return table(("function", "attack"), rows)
 

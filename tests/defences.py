@@ -22,7 +22,7 @@ LEVELS = 4  # steps of grey of the quantised input, and bits of the thermometer 
 STEP = 0.4  # of the rounded coefficients of the cosine transform
 UNITS, WINNERS = 128, 10  # hidden units, and those of them that stay on
 MEMBERS, SEEN = 5, 0.4  # networks of the ensemble, and the share of the pixels that each sees
-TRAINING_STEPS = 300
+TRAINING_IMAGES, TRAINING_STEPS = 500, 150
 DRAWS = 20  # of the averages under attack
 JUDGED = 50  # fresh draws that decide what is broken
 
@@ -118,27 +118,30 @@ def one_of_many(members, images, keys):
   return logits[chosen, jnp.arange(len(images))]
 
 
-def trained(function, encode, seed=0):
-  """Weights of a network after some steps of Adam on all training images.
-
-  Args:
-    function: (weights, inputs) -> logits.
-    encode: (images, PRNG key) -> inputs.
-    seed: of the weights and the draws.
-  """
-  images, labels, _, _ = digits()
+def first_weights(size, seed):
+  """Random weights of a network of two layers."""
   draw = np.random.RandomState(seed).randn
-  size = encode(images[:1], jax.random.key(0)).shape[-1]
-  weights = {
+  return {
     "first": (draw(size, UNITS) / size**0.5).astype(np.float32),
     "bias": np.zeros(UNITS, np.float32),
     "second": (draw(UNITS, 10) / UNITS**0.5).astype(np.float32),
   }
+
+
+def trained(function, encode, weights):
+  """Weights of a network after some steps of Adam on some training images.
+
+  Args:
+    function: (weights, inputs) -> logits.
+    encode: (images, PRNG key) -> inputs.
+    weights: the first weights.
+  """
+  images, labels = (array[:TRAINING_IMAGES] for array in digits()[:2])
   optimizer = optax.adam(3e-3)
 
   def step(carry, number):
     weights, state = carry
-    inputs = encode(images, jax.random.fold_in(jax.random.key(seed), number))
+    inputs = encode(images, jax.random.fold_in(jax.random.key(0), number))
 
     def loss(weights):
       logits = function(weights, inputs)
@@ -147,12 +150,21 @@ def trained(function, encode, seed=0):
     updates, state = optimizer.update(jax.grad(loss)(weights), state)
     return (optax.apply_updates(weights, updates), state), None
 
-  @jax.jit
-  def run(weights):
-    numbers = jnp.arange(TRAINING_STEPS)
-    return jax.lax.scan(step, (weights, optimizer.init(weights)), numbers)[0][0]
+  start = weights, optimizer.init(weights)
+  return jax.lax.scan(step, start, jnp.arange(TRAINING_STEPS))[0][0]
 
-  return run(jax.tree.map(jnp.asarray, weights))
+
+def trained_alone(function, encode):
+  """Weights of one network."""
+  size = encode(digits()[0][:1], jax.random.key(0)).shape[-1]
+  return jax.jit(lambda weights: trained(function, encode, weights))(first_weights(size, 0))
+
+
+def trained_together():
+  """Weights of all members of the ensemble, [members, ...]."""
+  every = [first_weights(64, seed) for seed in range(MEMBERS)]
+  train = lambda w, mask: trained(relu, lambda x, key: flat(x) * mask[None], w)
+  return jax.jit(jax.vmap(train))(jax.tree.map(lambda *leaves: np.stack(leaves), *every), masks())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +198,7 @@ def usual_cross_entropy(logits, labels):
 def defences():
   """{name: `Defence`}; trains the networks."""
   part = jax.tree_util.Partial
-  network = trained(relu, lambda x, key: flat(x))
+  network = trained_alone(relu, lambda x, key: flat(x))
   undefended = part(plain, network)
 
   def straight_through(g):
@@ -200,19 +212,15 @@ def defences():
     judge = attacks.averaged(random, JUDGED, key=jax.random.key(1))
     return Defence(judge, attacks.averaged(random, 1), attacks.averaged(random, DRAWS), undefended)
 
-  coded = trained(relu, lambda x, key: codes(x))
+  coded = trained_alone(relu, lambda x, key: codes(x))
   thermometer = part(lambda w, x: relu(w, codes(x)), coded)
   smooth = part(lambda w, x: relu(w, soft_codes(x)), coded)
-  gated = trained(winners, lambda x, key: flat(x))
+  gated = trained_alone(winners, lambda x, key: flat(x))
   sparse, gates = (
     part(lambda w, x, s=softness: winners(w, flat(x), s), gated) for softness in (0.0, 0.3)
   )
-  moved = trained(relu, lambda x, key: flat(resized(x, jax.random.split(key, len(x)))))
-  each = [
-    trained(relu, lambda x, key, mask=mask: flat(x) * mask[None], seed)
-    for seed, mask in enumerate(masks())
-  ]
-  members = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+  moved = trained_alone(relu, lambda x, key: flat(resized(x, jax.random.split(key, len(x)))))
+  members = trained_together()
   loud = part(lambda w, x: 1e4 * plain(w, x), network)
   return {
     "quantised input": straight_through(quantised),

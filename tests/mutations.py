@@ -308,6 +308,45 @@ FAULTS = (
     "report",
   ),
   Fault("report/headline.py", "statistics.stdev(one)", "statistics.pstdev(one)", "report"),
+  # Published weights on the command line, and constants of other codes.
+  Fault(
+    "launcher/published.py",
+    "if key in typed or config.model[name] != usual[name]:",
+    "if key:",
+    "launcher/test_published.py",
+  ),
+  Fault("launcher/published.py", "if classes != num_classes:", "if not classes:", "launcher"),
+  Fault(
+    "launcher/published.py",
+    '(record["sha256"], record["entry"]) != (file_sha256, file.entry)',
+    'record["entry"] != file.entry',
+    "launcher/test_published.py",
+  ),
+  Fault("launcher/modes.py", '"training": None,', '"training": {"seconds": 0.0},', "launcher"),
+  Fault(
+    "launcher/modes.py",
+    "different = published.differences(found, config.model)",
+    "different = []",
+    "launcher/test_published.py",
+  ),
+  Fault(
+    "launcher/trained.py",
+    "variables = replicate(weights.variables)",
+    "variables = replicate({**weights.variables, 'batch_stats': {}})",
+    "launcher/test_published.py",
+  ),
+  Fault(
+    "models/weights/__init__.py",
+    "tuple(float(str(value)) for value in part)",
+    "tuple(float(value) for value in part)",
+    "launcher/test_published.py",
+  ),
+  Fault(
+    "methods/adversarial.py",
+    "jax.nn.softmax(logits) + 1e-8",
+    "jax.nn.softmax(logits) + 1e-12",
+    "methods/test_closed_forms.py",
+  ),
   Fault(
     "report/headline.py",
     "best = max(sound, key=statistics.fmean, default=[])",

@@ -8,6 +8,9 @@ Usage::
       key, predict, images, labels, epsilon=8/255, step_size=2/255, num_steps=20
     )
 
+`extended_attack` runs further attacks after `auto_attack`. Through `with_surrogate` and `averaged`,
+every attack sees gradients that a defence hides.
+
 An attack is an initialisation, a step, a projection and a loss. `norms` has the geometry of Linf,
 L2 and L1, `sprout_jax.losses` the losses, `inputs` the input checks. `auto_attack` drives compiled
 programs of its own; all other attacks can be jitted. A wrong argument raises ValueError; values of

@@ -53,7 +53,8 @@ class Given:
   Attributes:
     key: PRNG key of the ensemble.
     predict: the model on the devices.
-    examples: host arrays (images, labels, indices) of the examples that wait for the attack.
+    examples: host arrays (images, labels, indices) of all examples.
+    waiting: positions of the examples that wait for the attack.
     classes: number of classes.
     epsilon: radius in pixel units.
     batch_size: examples of a compiled call, a multiple of the number of devices.
@@ -64,6 +65,7 @@ class Given:
   key: jax.Array
   predict: jax.tree_util.Partial
   examples: tuple[np.ndarray, np.ndarray, np.ndarray]
+  waiting: np.ndarray
   classes: int
   epsilon: float
   batch_size: int
@@ -137,7 +139,7 @@ class Row:
     id: number that determines its random draws. Never changed, and never given to another attack.
     build: (norm, number of classes, image shape, restarts, gradient samples) -> `Attack`.
     chunk: number of steps between two searches for broken examples.
-    given: (attack, `Given`) -> host array [examples, runs, ...] of `Batch.given`, and the forward
+    given: (attack, `Given`) -> host array [waiting, runs, ...] of `Batch.given`, and the forward
       passes that it took; None where the attack needs nothing.
   """
 
@@ -468,7 +470,6 @@ def _attack_all(
     _continue_after(after, state, spec, rows, who)
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
-      waiting = np.flatnonzero(state.robust & ~state.done)
       _attack_with(
         name,
         rows[name],
@@ -477,14 +478,14 @@ def _attack_all(
         Given(
           key,
           model,
-          (images[waiting], labels[waiting], indices[waiting]),
+          examples,
+          np.flatnonzero(state.robust & ~state.done),
           logits.shape[-1],
           epsilon,
           batch_size,
           mesh,
           build,
         ),
-        waiting,
         state,
         len(attacks),
         on_progress,
@@ -529,7 +530,6 @@ def _attack_with(
   number: int,
   attack: Attack,
   given: Given,
-  waiting: np.ndarray,
   state: resume.State,
   count: int,
   on_progress: Callable[[Progress], Any] | None,
@@ -539,7 +539,7 @@ def _attack_with(
   total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(given.key, row.id)
   own = None
-  if row.given is not None and len(waiting):
+  if row.given is not None and len(given.waiting):
     own, passes = row.given(attack, given)
     state.passes.setdefault(name, passes)  # after an interruption they are not counted again
   for outcomes, runs, behind in slots.attack_examples(
@@ -547,7 +547,7 @@ def _attack_with(
     given.predict,
     attack_key,
     given.examples,
-    np.arange(len(waiting)),
+    given.waiting,
     given.epsilon,
     given.batch_size,
     given.mesh,
@@ -555,7 +555,7 @@ def _attack_with(
     own,
   ):
     for outcome in outcomes:
-      position = waiting[outcome.position]
+      position = outcome.position
       state.done[position] = True
       state.passes[name] = state.passes.get(name, 0) + attack.passes * outcome.steps
       if outcome.broken:

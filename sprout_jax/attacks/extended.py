@@ -120,16 +120,17 @@ def best_points(
 def _in_batches(
   program: Callable[..., Any], given: Given, fixed: tuple[Any, ...], *arrays: np.ndarray
 ) -> list[np.ndarray]:
-  """Applies a compiled function of (predict, *fixed, *rows) to host arrays, in batches of one size.
+  """Applies a compiled function of (predict, *fixed, *rows) to the waiting rows of host arrays.
 
-  The outputs are [batch, ...].
+  The outputs are [batch, ...]. All batches have one size.
   """
   split, replicated = slots.shardings(given.mesh)
   fixed = slots.put(fixed, replicated)
   parts = []
-  count = len(arrays[0])
+  count = len(given.waiting)
   for start in range(0, count, given.batch_size):
-    rows = np.minimum(np.arange(start, start + given.batch_size), count - 1)
+    places = np.minimum(np.arange(start, start + given.batch_size), count - 1)
+    rows = given.waiting[places]
     batch = slots.put(tuple(array[rows] for array in arrays), split)
     found = program(given.predict, *fixed, *batch)
     parts.append([np.asarray(leaf)[: count - start] for leaf in found])
@@ -148,10 +149,9 @@ def _rank_program(attack: Attack, mesh: jax.sharding.Mesh) -> Callable[..., Any]
 
 def _malt_targets(attack: Attack, given: Given) -> tuple[np.ndarray, int]:
   """The targets of each example's runs, [n, runs], and the passes that they took."""
-  images, labels, _ = given.examples
-  (found,) = _in_batches(_rank_program(attack, given.mesh), given, (), images, labels)
+  (found,) = _in_batches(_rank_program(attack, given.mesh), given, (), *given.examples[:2])
   passes = 1 + 2 * min(CANDIDATES, given.classes - 1)
-  return found.astype(np.int32), len(labels) * passes
+  return found.astype(np.int32), len(found) * passes
 
 
 @functools.lru_cache(maxsize=64)
@@ -186,7 +186,7 @@ def _best_starts(attack: Attack, given: Given) -> tuple[np.ndarray, int]:
     found, margin = _in_batches(program, given, fixed, *rows)
     points.append(found)
     margins.append(margin)
-    passes += len(labels) * source.num_runs * source.num_steps * source.passes
+    passes += len(found) * source.num_runs * source.num_steps * source.passes
   every, margin = np.concatenate(points, 1), np.concatenate(margins, 1)
   order = np.argsort(-margin, axis=1, kind="stable")[:, : attack.num_runs]
   return np.take_along_axis(every, order[..., None, None, None], 1), passes

@@ -97,7 +97,8 @@ def attack_examples(
     batch_size: number of slots, a multiple of the number of devices.
     mesh: mesh with the one axis "examples".
     chunk: number of steps of one compiled call.
-    given: host array [n, runs, ...] of `Batch.given`; None where the attack needs none.
+    given: host array [waiting, runs, ...] of `Batch.given`, in the order of `waiting`; None where
+      the attack needs none.
 
   Yields:
     The outcomes of the examples that left, the run of each occupied slot, and how much work on the
@@ -107,6 +108,8 @@ def attack_examples(
   split, replicated = shardings(mesh)
   fixed = predict, *put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
   queue = list(reversed(waiting))
+  places = np.zeros(len(examples[0]), int)  # of the examples among those that wait
+  places[np.asarray(waiting, int)] = np.arange(len(waiting))
   all_sizes = sizes(batch_size, mesh.size)
   size = _fitting(all_sizes, len(queue))
   index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
@@ -125,7 +128,7 @@ def attack_examples(
     if fresh.any():
       rows = np.maximum(index, 0)
       images, labels, indices = (array[rows] for array in examples)
-      own = () if given is None else (given[rows, np.minimum(number, given.shape[1] - 1)],)
+      own = () if given is None else (given[places[rows], np.minimum(number, given.shape[1] - 1)],)
       new = put((images, labels, indices.astype(np.uint32), number, fresh, *own), split)
       slots = programs.refill(slots, *fixed, *new) if slots else programs.begin(*fixed, *new)
       fresh[:] = False

@@ -11,6 +11,9 @@ The files:
 - `session`: `evaluate`, and the order in which evaluations are measured and stored.
 - `randomness`: seeds and the choice of test images. `threat`: the threat model.
 - Attacks: `pgd`, `auto_attack`, `strength`, `noise`, `transfer`, `sanity`, `binarization`.
+- After AutoAttack: `extended`, `union`, `estimate`, `corrupted_attack`. Random perturbations:
+  `probabilistic`. Randomised models: `redraws`.
+- `replay`: whether the model fails on the adversarial images of a bundle.
 - `changed`: accuracy on images changed by `transformations` or `corruptions`.
 - `smoothing`: certified accuracy. `calibration`, `landscape`, `gradients`, `examples`: properties
   of the model on clean images and around them.

@@ -118,9 +118,13 @@ def bars(subject: Subject) -> Iterator[Callable[[float, Any], None]]:
 def remarks(found: dict[str, Any], epsilon: float) -> list[str]:
   """The notes about what `measure` found."""
   spec = found["spec"]
-  return spec["notes"] + [
-    f"At epsilon {epsilon:g}, {spec[key]} {text}." for key, text in REMARKS.items() if spec[key]
-  ]
+  gib = found.get("too_large", 0) / 2**30
+  large = f"At epsilon {epsilon:g}, no bundle was left in evidence: it would have {gib:.0f} GiB."
+  return (
+    ([large] if gib else [])
+    + spec["notes"]
+    + [f"At epsilon {epsilon:g}, {spec[key]} {text}." for key, text in REMARKS.items() if spec[key]]
+  )
 
 
 def details(found: dict[str, Any], epsilon: float) -> dict[str, Any]:
@@ -186,7 +190,11 @@ def measure(
   found = {"robust": result.robust, "per_attack": result.per_attack, "spec": result.spec}
   found["classes"] = by_class(images.labels, result, subject.num_classes)
   if bundle and subject.folder is not None:
-    found["bundle"] = _leave_bundle(subject, images, result)
+    unpacked = bundle_lib.size(images.images, int((result.correct & ~result.robust).sum()))
+    if unpacked <= bundle_lib.LARGEST:
+      found["bundle"] = _leave_bundle(subject, images, result)
+    else:
+      found["too_large"] = unpacked
   return found
 
 

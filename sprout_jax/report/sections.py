@@ -11,6 +11,7 @@ from typing import Any
 
 from sprout_jax import results as results_lib
 from sprout_jax.report import blocks
+from sprout_jax.report import classes
 from sprout_jax.report import figures
 from sprout_jax.report import tables
 from sprout_jax.report import wording
@@ -25,7 +26,11 @@ ALL_PAIRS = 5  # most runs of which all pairs are compared; of more, each with t
 GALLERY_BYTES = 900_000  # largest size of all pictures
 ELSEWHERE = ("config", "training", "data")  # entries of results.json that other sections show
 # Sections of evaluations: title, evaluations, figures. The template has a caption for each title.
-ATTACKS = ("Accuracy under attack", ("auto_attack", "pgd"), (figures.robustness,))
+ATTACKS = (
+  "Accuracy under attack",
+  ("auto_attack", "pgd"),
+  (figures.robustness, classes.accuracies, classes.confusions),
+)
 KINDS = (
   ("Stronger attacks", ("strength",), (figures.best_loss,)),
   ("Noise, transfer and sanity", ("noise", "transfer", "sanity", "binarization"), ()),

@@ -8,7 +8,8 @@
 The files: `numbers` (a number, its keys, its outcome for each image), `store` (stored evaluations
 of a workdir), `summary` (results.json), `table` (the data frame), `checks` (findings, derived from
 stored numbers), `comparison` (two models on the same images), `workdir` (the files of a run's
-folder), `files` (files written atomically, with a digest).
+folder), `bundle` (evidence that others can check), `files` (files written atomically, with a
+digest).
 """
 
 from sprout_jax.results.comparison import Comparison

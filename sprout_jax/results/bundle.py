@@ -134,6 +134,12 @@ def write(
   folder = pathlib.Path(folder)
   correct, robust = np.asarray(correct, bool), np.asarray(robust, bool)
   images = np.asarray(images)
+  unpacked = size(images, int((correct & ~robust).sum()))
+  if unpacked > LARGEST:
+    raise UserError(
+      f"the bundle {folder} would have {unpacked / 2**30:.1f} GiB; the largest has "
+      f"{LARGEST >> 30} GiB: give fewer images"
+    )
   arrays = {
     "images": images if images.dtype == np.uint8 else images.astype(np.float32),
     "labels": np.asarray(labels, np.int32),
@@ -167,17 +173,33 @@ def write(
   problems = problems_of(made)
   if problems:
     raise UserError(f"the bundle {folder} is not written, because it is wrong: {problems[0]}")
-  packed = io.BytesIO()
-  np.savez_compressed(packed, **arrays)
+  temporary = folder / f"{ARRAYS}.tmp"
   try:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)  # a kill must not leave it beside other arrays
+    with open(temporary, "wb") as file:
+      np.savez_compressed(file, **arrays)
+    temporary.replace(folder / ARRAYS)
   except OSError as error:
-    raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
-  files.write(folder / ARRAYS, packed.getvalue())
+    temporary.unlink(missing_ok=True)
+    raise UserError(
+      f"{folder} cannot be written ({error.strerror or error}); free space, or leave no bundle"
+    ) from error
   files.write_json(folder / ROBUSTBENCH, robustbench(about))
   files.write_sealed(folder / DESCRIPTION, about)
   return folder
+
+
+def size(images: np.ndarray, broken: int) -> int:
+  """Bytes of the arrays of a bundle, unpacked: a bundle above `LARGEST` cannot be read.
+
+  Args:
+    images: [n, height, width, channels], the clean images.
+    broken: number of adversarial images.
+  """
+  pixels = int(np.prod(images.shape[1:], dtype=object))
+  width = 1 if images.dtype == np.uint8 else 4
+  return pixels * (width * len(images) + 4 * broken) + 32 * len(images)
 
 
 def read(folder: pathlib.Path | str) -> Bundle:

@@ -41,7 +41,7 @@ def measured(tmp_path_factory):
 def test_an_evaluation_leaves_a_bundle(measured):
   workdir, folder = measured
   found = bundle.read(folder)
-  assert folder.name.startswith("auto_attack-linf-0.01-apgd-ce-")
+  assert folder.name.startswith("auto_attack-apgd-ce-linf-0.01-")
   assert bundle.check(folder) == []
   assert found.about["model"]["name"] == "linear" and found.about["threat"]["epsilon"] == EPSILON
   results = sprout_jax.results.read(workdir)
@@ -170,6 +170,14 @@ def test_a_result_of_auto_attack_is_a_bundle(tmp_path):
     warnings.simplefilter("error")
     verdict = sprout_jax.verify(folder, PARTIAL)
   assert verdict.passed and verdict.same_model is None
+
+
+def test_too_large_a_bundle_is_said(tmp_path, monkeypatch):
+  monkeypatch.setattr(bundle, "LARGEST", 100)
+  subject = subjects.make(folder=tmp_path)
+  found = subjects.measure("auto_attack", subject, auto_attack={"epsilons": ()})
+  assert found.notes == ("At epsilon 0.01, no bundle was left in evidence: it would have 0 GiB.",)
+  assert not list(tmp_path.iterdir())
 
 
 def test_no_bundle_where_none_is_wanted(tmp_path):

@@ -103,6 +103,18 @@ def test_bytes_stay_bytes(tmp_path):
   assert found.images.dtype == np.uint8 and bundle.check(tmp_path) == []
 
 
+def test_too_large_a_bundle_is_not_written(tmp_path, monkeypatch):
+  """The images, of 4 bytes or 1, three adversarial images, and less than 32 bytes of outcomes."""
+  least = 4 * 16 * (COUNT + 3) + COUNT * (4 + 8 + 1 + 1 + 2)
+  assert least <= bundle.size(IMAGES, 3) <= least + 32 * COUNT
+  bytes_ = (255 * IMAGES).astype(np.uint8)
+  assert bundle.size(IMAGES, 3) - bundle.size(bytes_, 3) == 3 * 16 * COUNT
+  monkeypatch.setattr(bundle, "LARGEST", bundle.size(IMAGES, 3) - 1)
+  with pytest.raises(UserError, match="would have 0.0 GiB; the largest has 0 GiB: give fewer"):
+    write(tmp_path / "bundle")
+  assert not (tmp_path / "bundle").exists()
+
+
 def changed(array, place, value):
   array[place] = value
   return array
