@@ -5,7 +5,8 @@
 
 The step is compiled ahead of time for virtual CPU devices, on streamed minibatches, and nothing
 runs. From the compiled program come the collective operations of a step, with their bytes, and the
-memory of a device. Everything else is a prediction, and the results keep the two apart::
+memory of a device. Everything else is a prediction, and the results keep the two apart. Rows that
+the file has are not compiled again::
 
     compute seconds = 6 multiplications images / (peak FLOP/s utilisation)
     transfer seconds = sum over the operations of (bytes on the wire / bandwidth)
@@ -196,9 +197,12 @@ def main():
     return
   import timing
 
-  rows = []
+  rows = timing.read(args.output)
+  done = [(row["model"], row["way"], row["devices"], row["images_per_device"]) for row in rows]
   for num_devices in args.devices:
     for way in args.ways:
+      if (args.model, way, num_devices, args.images_per_device) in done:
+        continue
       flags = f"--xla_force_host_platform_device_count={num_devices}"
       out = subprocess.run(
         [sys.executable, *sys.argv, "--row", json.dumps([way, num_devices])],
