@@ -353,6 +353,105 @@ FAULTS = (
     "best = min(sound, key=statistics.fmean, default=[])",
     "report",
   ),
+  # Refusals, hooks, bundles, and what comes after AutoAttack.
+  Fault(
+    "attacks/inputs.py",
+    "np.abs(logits.sum(-1) - 1).max() < 0.01",
+    "np.abs(logits.sum(-1) - 1).max() < 1e-9",
+    "attacks/test_inputs.py",
+  ),
+  Fault(
+    "attacks/inputs.py",
+    "return jnp.where(is_larger, jnp.nextafter(rounded, images), rounded)",
+    "return rounded",
+    "attacks/test_inputs.py",
+  ),
+  Fault(
+    "attacks/hooks.py",
+    "jax.vjp(lambda images: surrogate(images, *keys), images)",
+    "jax.vjp(lambda images: predict(images, *keys), images)",
+    "attacks/test_hooks.py",
+  ),
+  Fault("attacks/hooks.py", "return total / self.draws", "return total", "attacks/test_hooks.py"),
+  Fault(
+    "attacks/extended.py",
+    "return -jnp.sum(one * logits, -1) / (slope + 1e-12)",
+    "return -jnp.sum(one * logits, -1)",
+    "attacks/test_extended.py",
+  ),
+  Fault(
+    "attacks/extended.py",
+    'np.argsort(-margin, axis=1, kind="stable")',
+    'np.argsort(margin, axis=1, kind="stable")',
+    "attacks/test_extended.py",
+  ),
+  Fault(
+    "attacks/ensemble.py",
+    "state.robust[:] &= after.robust",
+    "state.robust[:] |= after.robust",
+    "attacks/test_extended.py",
+  ),
+  Fault(
+    "attacks/slots.py",
+    "int(number[slot] * attack.num_steps + step[slot])",
+    "int(step[slot])",
+    "attacks/test_extended.py",
+  ),
+  Fault(
+    "evaluation/estimate.py",
+    "math.log(self._alpha / (m + 1))",
+    "math.log(self._alpha)",
+    "evaluation/test_beyond.py",
+  ),
+  Fault("evaluation/union.py", "robust.copy()", "robust", "evaluation/test_beyond.py"),
+  Fault(
+    "evaluation/probabilistic.py",
+    "scipy.stats.beta.ppf(1 - alpha, wrong + 1,",
+    "scipy.stats.beta.ppf(1 - alpha / 2, wrong + 1,",
+    "evaluation/test_beyond.py",
+  ),
+  Fault(
+    "evaluation/auto_attack.py",
+    "np.add.at(confusion, (labels, result.predicted), 1)",
+    "np.add.at(confusion, (result.predicted, labels), 1)",
+    "evaluation/test_beyond.py",
+  ),
+  Fault(
+    "evaluation/redraws.py",
+    "float(shares.std(ddof=1))",
+    "float(shares.std())",
+    "evaluation/test_redraws.py",
+  ),
+  Fault(
+    "evaluation/replay.py",
+    "if right > allowed:",
+    "if right > allowed + 1:",
+    "evaluation/test_replay.py",
+  ),
+  Fault(
+    "results/bundle.py",
+    "allowed = epsilon + TOLERANCE * max(1.0, epsilon)",
+    "allowed = 1.01 * epsilon",
+    "results/test_bundle.py",
+  ),
+  Fault(
+    "results/bundle.py",
+    "np.inf if np.isnan(distance) else distance",
+    "distance",
+    "results/test_bundle.py",
+  ),
+  Fault(
+    "results/bundle.py",
+    'if counts != bundle.about["counts"]:',
+    "if not counts:",
+    "results/test_bundle.py",
+  ),
+  Fault(
+    "report/classes.py",
+    "answers[label] = 0",
+    "answers[label] = answers[label]",
+    "report/test_classes.py",
+  ),
 )
 
 

@@ -123,6 +123,8 @@ def test_it_only_adds(results):
   assert 2 < auto.robust.sum() < 22
   assert list(more.per_attack) == [*FIRST, *attacks.EXTENSIONS]
   np.testing.assert_array_equal(more.per_attack["apgd-t"], auto.robust)
+  broken = auto.correct & ~auto.robust  # and not attacked again
+  np.testing.assert_array_equal(more.images[broken], auto.images[broken])
   before = auto.correct
   for robust in more.per_attack.values():
     assert not (robust & ~before).any()
