@@ -21,8 +21,8 @@ differs in these things, also from variant=released:
 
 - It selects the checkpoint on the test set, by the accuracy under PGD with epsilon 0.03, 5 steps of
   0.007 and one random start. Here the clean accuracy on a held-out tenth of the training images
-  selects it. The same attack on the held-out images: --config.validation.epsilon=0.03
-  --config.validation.step_size=0.007 --config.validation.num_steps=5.
+  selects it. The same attack on the held-out images: `--config.validation.epsilon=0.03
+  --config.validation.step_size=0.007 --config.validation.num_steps=5`.
 - It trains on all training images, and on the last, smaller batch of an epoch.
 - It resets the momentum of both optimizers at the boundaries.
 - Its VGG-16 starts from PyTorch's weights: uniform with variance 1 / (3 fan-in), biases too. Here

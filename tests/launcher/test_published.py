@@ -180,6 +180,12 @@ def test_reports_and_frames_of_it(evaluated, capsys):
   assert frame["run_method"].isna().all() and frame["run_seed"].isna().all()
 
 
+def test_it_is_a_source_of_transferred_attacks(evaluated):
+  source = modes._source(str(evaluated), data.load("digits"))
+  assert source.label == "net.safetensors, wrn_10_1"
+  assert source.digest == content(evaluated)["parameters_sha256"]
+
+
 def test_a_workdir_belongs_to_one_file_model_and_normalisation(evaluated, file, tmp_path):
   other = write(tmp_path / "other.safetensors", **{"fc.bias": np.zeros(10, np.float32)})
   start = ("--config", CONFIG, "--workdir", evaluated, *FEW)
@@ -222,7 +228,7 @@ def test_a_file_that_is_gone_or_changed_is_named(evaluated, name, tmp_path):
 )
 def test_what_the_file_does_not_state_is_demanded(flags, message, file, tmp_path):
   with pytest.raises(UserError, match=message):
-    evaluate("--weights", file, "--config", CONFIG, "--workdir", tmp_path / "run", *flags)
+    evaluate("--weights", file, "--config", CONFIG, "--workdir", tmp_path / "run", *FEW, *flags)
   assert not (tmp_path / "run").exists()
 
 
@@ -350,11 +356,11 @@ def test_training_starts_from_the_workdir_of_a_file(evaluated):
     ({"head.weight": np.zeros((2, 2), np.float32)}, NORMALISED, "not used: head.weight"),
   ],
 )
-def test_a_start_that_does_not_fit_is_an_error(changes, flags, message, tmp_path):
+def test_a_start_that_does_not_fit_is_an_error(changes, flags, message, started, tmp_path):
   path = write(tmp_path / "net.safetensors", **changes)
   with pytest.raises(UserError, match=message):
     train(tmp_path / "run", f"--config.init_from={path}", *flags)
-  assert not (tmp_path / "run").exists()
+  assert not (tmp_path / "run").exists() and not started
 
 
 def test_a_start_that_is_not_there_is_an_error(tmp_path):
