@@ -1,7 +1,9 @@
 """Reference networks in PyTorch with the names of published state dicts, and their outputs.
 
-    python -m tests.models.make_weights_golden      # with torch 2.13; writes weights_golden.json
+    python -m tests.models.make_weights_golden             # with torch 2.13; weights_golden.json
+    python -m tests.models.make_weights_golden published   # the same at the published sizes
 
+The second command writes weights_published.json, which `tests.models.compare_published` reads.
 The networks are written after the published descriptions; names and shapes of their state dicts are
 those of torchvision (ResNet, VGG-BN), RobustBench (Wide ResNet, PreActResNet-18, ResNet for
 CIFAR-10), DeepMind's PyTorch code (Wide ResNet) and kuangliu's CIFAR-10 code (VGG). Weights are
@@ -9,15 +11,16 @@ drawn by NumPy, from a seed that is a checksum of their name: the tests draw the
 no PyTorch. Importing this file needs none either.
 """
 
-import functools
 import hashlib
 import json
 import pathlib
+import sys
 import zlib
 
 import numpy as np
 
 GOLDEN = pathlib.Path(__file__).with_name("weights_golden.json")
+PUBLISHED = pathlib.Path(__file__).with_name("weights_published.json")
 VGG = {
   11: (1, 1, 2, 2, 2),
   13: (2, 2, 2, 2, 2),
@@ -28,14 +31,16 @@ RESNET = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36
 # name: (function that builds it, its arguments, image size).
 CASES = {
   "wrn": ("wide_resnet", {"depth": 10, "width": 2, "sub_block": True, "inside": True}, 32),
+  "wrn_16": ("wide_resnet", {"depth": 16, "width": 1}, 32),  # blocks without a convolution beside
   "deepmind": ("deepmind", {"depth": 10, "width": 2}, 32),
+  "deepmind_16": ("deepmind", {"depth": 16, "width": 1}, 32),
   "preact": ("preact_resnet18", {}, 32),
   "preact_final_norm": ("preact_resnet18", {"final_norm": True}, 32),
   "preact_raw": ("preact_resnet18", {"raw": True}, 32),
   "resnet18_cifar": ("resnet", {"depth": 18, "small": True, "classes": 10}, 32),
   "resnet18": ("resnet", {"depth": 18, "classes": 12}, 64),
   "resnet50": ("resnet", {"depth": 50, "classes": 12}, 64),
-  "vgg11": ("vgg", {"depth": 11}, 32),
+  "vgg16": ("vgg", {"depth": 16}, 32),
   "vgg11_imagenet": ("vgg", {"depth": 11, "hidden": 64, "classes": 12}, 64),
 }
 # Names and shapes only, as a digest: the same functions at published sizes.
@@ -50,7 +55,25 @@ LISTED = {
   **{f"vgg{n}": ("vgg", {"depth": n}) for n in VGG},
   **{f"vgg{n}_imagenet": ("vgg", {"depth": n, "hidden": 4096, "classes": 1000}) for n in VGG},
 }
-PGD = {"case": "wrn", "epsilon": 0.002, "step_size": 0.0005, "num_steps": 10, "count": 16}
+PREACT = {
+  "preact_resnet18": {},
+  "preact_resnet18_final_norm": {"final_norm": True},
+  "preact_resnet18_raw_shortcut": {"raw": True},
+}
+# Networks whose logits are compared at their published size: as LISTED, and the image size.
+SIZES = {
+  **{name: (*LISTED[name], 32) for name in LISTED if name.startswith("wrn")},
+  **{name: ("preact_resnet18", options, 32) for name, options in PREACT.items()},
+  **{f"resnet{n}": (*LISTED[f"resnet{n}"], 224) for n in RESNET},
+  **{f"resnet{n}_cifar": (*LISTED[f"resnet{n}_cifar"], 32) for n in (18, 50)},
+  "vgg16": (*LISTED["vgg16"], 32),
+  **{f"vgg{n}_imagenet": (*LISTED[f"vgg{n}_imagenet"], 224) for n in VGG},
+}
+# Those whose outcomes under PGD are compared too.
+ATTACKED_SIZES = ("wrn_28_10", "preact_resnet18_raw_shortcut", "vgg16")
+ATTACKED = ("wrn", "deepmind", "preact_raw", "resnet18")  # cases, one for each kind of block
+STEPS = 5  # of PGD in Linf, of a quarter of epsilon; from the clean images
+EPSILONS = tuple(2.0**-i for i in range(8, 18))
 
 
 def draw(name, shape):
@@ -343,9 +366,11 @@ def vgg(depth, hidden=0, classes=10):
 
 
 def attack(network, images, labels, epsilon, step_size, num_steps):
-  """PGD on cross-entropy, Linf, from the clean image: which images are never misclassified."""
+  """PGD on the margin, Linf, from the clean image: the least margin of each image.
+
+  The gradient of the cross-entropy is 0 where the label leads by 100, as in deep random networks.
+  """
   import torch
-  from torch.nn import functional as F
 
   clean = torch.from_numpy(images.transpose(0, 3, 1, 2))
   labels = torch.from_numpy(labels)
@@ -354,21 +379,69 @@ def attack(network, images, labels, epsilon, step_size, num_steps):
     x.requires_grad_(True)
     out = network(x)
     true = out.gather(1, labels[:, None])[:, 0]
-    rest = out.scatter(1, labels[:, None], -torch.inf).max(1).values
-    margins.append((true - rest).detach())
+    margin = true - out.scatter(1, labels[:, None], -torch.inf).max(1).values
+    margins.append(margin.detach())
     if step < num_steps:
-      gradient = torch.autograd.grad(F.cross_entropy(out, labels, reduction="sum"), x)[0]
+      gradient = torch.autograd.grad(-margin.sum(), x)[0]
       x = (x + step_size * gradient.sign()).detach()
       x = clean + (x - clean).clamp(-epsilon, epsilon)
       x = x.clamp(0, 1).detach()
-  margins = torch.stack(margins).min(0).values
-  return (margins > 0).tolist(), margins.tolist()
+  return torch.stack(margins).min(0).values.numpy()
+
+
+def attacked(network, images, num_steps=STEPS):
+  """PGD with the first epsilon that breaks some images and not others, with no margin near 0.
+
+  The labels are the clean predictions. The last bias is set so that every class has the mean logit
+  0 on these images: else all of them are of one class, and far from any other.
+  """
+  import torch
+
+  name = [key for key in network.state_dict() if key.endswith("bias")][-1]
+  bias = network.get_parameter(name)
+  with torch.no_grad():
+    bias -= torch.from_numpy(logits(network, images).mean(0))
+    bias.copy_(torch.tensor([float(f"{value:.5g}") for value in bias]))
+  clean = logits(network, images)
+  labels, scale = clean.argmax(1), np.abs(clean).max()
+  for epsilon in EPSILONS:
+    margins = attack(network, images, labels, epsilon, epsilon / 4, num_steps)
+    robust, distance = margins > 0, np.abs(margins).min() / scale
+    print(f"  PGD at {epsilon:.2g}: {robust.sum()} of {len(images)}, nearest {distance:.2g}")
+    if len(images) / 4 <= robust.sum() < len(images) and distance > 2e-3:
+      return {
+        "bias": [name, [float(f"{value:.5g}") for value in bias]],
+        "epsilon": epsilon,
+        "num_steps": num_steps,
+        "labels": labels.tolist(),
+        "robust": robust.tolist(),
+      }
+  raise ValueError("no epsilon breaks some images and not others")
+
+
+def published(names):
+  """Writes logits and PGD's outcomes at published sizes for a few images: of these networks."""
+  import torch
+
+  golden = json.loads(PUBLISHED.read_text()) if PUBLISHED.exists() else {}
+  for name in names or SIZES:
+    function, options, size = SIZES[name]
+    print(name, flush=True)
+    network, images = build(function, **options), images_of(4, size)
+    found = logits(network, images)
+    golden[name] = {
+      "torch": torch.__version__,
+      "largest": float(np.abs(found).max()),
+      "logits": [[float(f"{value:.8g}") for value in row[:20]] for row in found],
+      "pgd": attacked(network, images, num_steps=3) if name in ATTACKED_SIZES else None,
+    }
+    PUBLISHED.write_text(json.dumps(golden, indent=1) + "\n")
 
 
 def main():
   import torch
 
-  golden = {"torch": torch.__version__, "cases": {}, "digests": {}}
+  golden = {"torch": torch.__version__, "cases": {}, "digests": {}, "pgd": {}}
   for name, (function, options, size) in CASES.items():
     network = build(function, **options)
     golden["cases"][name] = {
@@ -380,15 +453,12 @@ def main():
     with torch.device("meta"):
       state = globals()[function](**options).state_dict()
     golden["digests"][name] = digest({key: tuple(tensor.shape) for key, tensor in state.items()})
-  function, options, size = CASES[PGD["case"]]
-  network, images = build(function, **options), images_of(PGD["count"], size)
-  labels = logits(network, images).argmax(1)
-  steps = functools.partial(attack, network, images, labels)
-  robust, margins = steps(PGD["epsilon"], PGD["step_size"], PGD["num_steps"])
-  print("PGD", robust, np.round(margins, 3))
-  golden["pgd"] = {"robust": robust, "margins": margins, "labels": labels.tolist()}
+  for name in ATTACKED:
+    function, options, size = CASES[name]
+    print(name)
+    golden["pgd"][name] = attacked(build(function, **options), images_of(8, size))
   GOLDEN.write_text(json.dumps(golden) + "\n")
 
 
 if __name__ == "__main__":
-  main()
+  published(sys.argv[2:]) if sys.argv[1:2] == ["published"] else main()
