@@ -163,15 +163,3 @@ def test_auto_attack_follows_the_hook():
   )
   assert plain.robust.mean() > 0.7 and hooked.robust.mean() < 0.1
   assert plain.spec["clean"] == hooked.spec["clean"]
-
-
-def test_auto_attack_takes_an_average():
-  """The model is a function without random numbers: two passes agree."""
-  model = attacks.averaged(part(noisy, WEIGHTS), 4)
-  labels = np.asarray(model(IMAGES)).argmax(-1)
-  found = attacks.auto_attack(
-    KEY, model, IMAGES, labels, epsilon=0.05, version="apgd-ce", batch_size=8
-  )
-  right = np.asarray(model(found.images)).argmax(-1) == labels
-  np.testing.assert_array_equal(found.robust, right)
-  assert 0 < right.sum() < 6

@@ -40,9 +40,9 @@ def settings(**changes):
     examples=dict(num_examples=3),
     transfer=dict(sources=("there",)),
     redraws=dict(num_examples=20, repeats=2),
-    union=dict(version="apgd-ce", linf=EPSILON, l2=0.1, l1=0.3),
+    union=dict(version="apgd-ce", linf=0.006, l2=0.05, l1=0.3),
     estimate=dict(version="apgd-ce", million_passes=0.003, group=8),
-    extended=dict(first="apgd-ce", extensions=("apgd-malt", "apgd-best")),
+    extended=dict(first="apgd-ce", extensions=("apgd-malt",)),
     corrupted_attack=dict(num_examples=20, version="apgd-ce", corruptions=("contrast",)),
     probabilistic=dict(num_draws=120),
   )
