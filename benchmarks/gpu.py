@@ -30,7 +30,9 @@ The program needs JAX, Flax, Optax, SciPy, and Pillow for --data. Comparisons ne
 """
 
 import argparse
+import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -45,6 +47,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import traceback
 import types
@@ -67,6 +70,8 @@ from sprout_jax import attacks  # noqa: E402
 from sprout_jax import losses  # noqa: E402
 from sprout_jax import methods  # noqa: E402
 from sprout_jax import models  # noqa: E402
+from sprout_jax.attacks import ensemble  # noqa: E402
+from sprout_jax.attacks import slots  # noqa: E402
 from sprout_jax.attacks.attack import example_keys  # noqa: E402
 from sprout_jax.data import order  # noqa: E402
 from sprout_jax.methods.method import cross_entropy  # noqa: E402
@@ -91,6 +96,7 @@ EPSILON = 8 / 255
 SLICE_MINUTES = 4.0  # the longest that a piece works before the next one is chosen
 SMALLEST_SLICE_MINUTES = 1.5  # of a run: less would be spent on compilation alone
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints of a run
+WARM_UP_CALLS = 12  # of an attack, until all of its programs are compiled
 BUNDLE_FILES, BUNDLE_BYTES, FILE_BYTES = 8, 62 * 2**20, 15 * 2**20
 
 # Dense peaks of the data sheets, in operations per second. XLA and PyTorch multiply float32 in TF32
@@ -569,10 +575,32 @@ def speed_group(context, dtype, members, compiled):
         other = seconds[f"{label}/{name}"]
         row[f"{label}_images_per_second"] = count / timing.median(other)
         row[f"{label}_ratios"] = timing.ratios(other, seconds[name])
+  for name in {"natural", "pgd", "attack"} & set(seconds):
+    attempt(rows[name], "profile_error", profile, rows[name], runs[name], sizes.steps)
   runs.clear()
   release()
   record["rounds"] = sizes.rounds
   return list(rows.values())
+
+
+def profile(row, run, steps):
+  """Enters the kernels of a step that take the longest, in milliseconds a step.
+
+  "kernels_ms" is the sum over all kernels. Where it is less than the time of a step, the device
+  waits.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      run()
+    (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    trace = jax.profiler.ProfileData.from_file(str(path))
+  times = collections.Counter()
+  for plane in trace.planes:
+    for line in plane.lines if "GPU" in plane.name else ():
+      for event in line.events if line.name.startswith("Stream") else ():
+        times[event.name[:80]] += event.duration_ns / 1e6 / steps
+  row["kernels_ms"] = sum(times.values())
+  row["kernels"] = [(name, round(ms, 4)) for name, ms in times.most_common(24)]
 
 
 def stepper(name, setting, program, sizes):
@@ -1200,6 +1228,7 @@ def pgd20(context, predict, data):
 def auto_attack(context, predict, data, chosen, weights_hash):
   """(robust [n], record) of AutoAttack standard at 8/255; a call that is stopped continues."""
   state_file = context.cache / f"{weights_hash[:16]}.auto_attack.npz"
+  compile_seconds = compile_auto_attack(context, predict, data, chosen)
   record, start = context.record, time.perf_counter()
   earlier = record.get("auto_attack_seconds", 0.0)
 
@@ -1238,10 +1267,49 @@ def auto_attack(context, predict, data, chosen, weights_hash):
       name: np.packbits(outcomes).tobytes().hex() for name, outcomes in result.per_attack.items()
     },
     "accuracy_after": {name: float(o.mean()) for name, o in result.per_attack.items()},
+    "compile_seconds": compile_seconds,
     "seconds": seconds,
     "images_per_second": len(chosen) / seconds,
     "spec": json.loads(json.dumps(result.spec, default=str)),
   }
+
+
+def compile_auto_attack(context, predict, data, chosen):
+  """Seconds to compile the programs of AutoAttack standard, the attacks side by side.
+
+  Each attack begins on as many images as fill each size of a batch, and ends after some calls.
+  """
+
+  class Enough(Exception):
+    pass
+
+  start, batch_size = time.perf_counter(), context.sizes.attack_batch
+  images = data.test_images[chosen].astype(np.float32) / 255
+  mesh = jax.make_mesh((jax.device_count(),), ("examples",))
+
+  def compile_one(name):
+    for size in slots.sizes(batch_size, mesh):
+      count, calls = len(chosen) if size == batch_size else size, iter(range(WARM_UP_CALLS))
+
+      def look(progress, calls=calls):
+        if next(calls, None) is None:
+          raise Enough
+
+      with contextlib.suppress(Enough):
+        attacks.auto_attack(
+          jax.random.key(0),
+          predict,
+          images[:count],
+          data.test_labels[chosen[:count]],
+          epsilon=EPSILON,
+          version=(name,),
+          batch_size=batch_size,
+          on_progress=look,
+        )
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    list(pool.map(compile_one, ensemble.VERSIONS["standard"]))
+  return time.perf_counter() - start
 
 
 # Passes that AutoAttack standard needs for an image that stays robust: two APGDs (1 + 9 runs of 100

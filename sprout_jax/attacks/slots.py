@@ -31,7 +31,9 @@ from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import select
 
 SHRINK = 4  # ratio of one batch size to the next smaller one
-SMALLEST = 8  # slots per device of the smallest batch, unless the largest is smaller
+# Slots per device of the smallest batch, unless the largest is smaller. On a GPU or TPU a pass over
+# 8 images takes as long as one over 64, and every size is compiled.
+SMALLEST_ON_CPU, SMALLEST = 8, 64
 
 
 class Slots(NamedTuple):
@@ -64,10 +66,13 @@ class Outcome(NamedTuple):
   image: np.ndarray | None
 
 
-def sizes(batch_size: int, devices: int) -> list[int]:
+def sizes(batch_size: int, mesh: Mesh) -> list[int]:
   """Batch sizes in use, from large to small: multiples of the number of devices."""
+  devices = mesh.size
+  is_cpu = mesh.devices.flat[0].platform == "cpu"
+  smallest = (SMALLEST_ON_CPU if is_cpu else SMALLEST) * devices
   found = [batch_size]
-  while found[-1] // SHRINK >= SMALLEST * devices and found[-1] // SHRINK % devices == 0:
+  while found[-1] // SHRINK >= smallest and found[-1] // SHRINK % devices == 0:
     found.append(found[-1] // SHRINK)
   return found
 
@@ -110,7 +115,7 @@ def attack_examples(
   queue = list(reversed(waiting))
   places = np.zeros(len(examples[0]), int)  # of the examples among those that wait
   places[np.asarray(waiting, int)] = np.arange(len(waiting))
-  all_sizes = sizes(batch_size, mesh.size)
+  all_sizes = sizes(batch_size, mesh)
   size = _fitting(all_sizes, len(queue))
   index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
   fresh = np.ones(size, bool)
