@@ -160,7 +160,10 @@ def norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
 def max_pool(x: jax.Array) -> jax.Array:
   """Takes maxima over 2x2 windows with stride 2.
 
-  It reshapes, because the gradient of XLA's pooling is a slow scatter on a CPU.
+  The gradient of a window goes to its maximum. Two equal maxima share it. The maxima are taken in
+  pairs, for two reasons. The gradient of XLA's pooling is a slow scatter on a CPU. The gradient of
+  a maximum over an axis divides by the number of values equal to it, and XLA may compute these
+  values a second time, with other rounding: then none is equal, and the gradient is not a number.
 
   Args:
     x: array [batch, height, width, channels]; height and width are even.
@@ -169,7 +172,9 @@ def max_pool(x: jax.Array) -> jax.Array:
     Array [batch, height / 2, width / 2, channels].
   """
   batch, height, width, channels = x.shape
-  return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+  rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
+  return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -331,8 +332,14 @@ def test_the_versions_are_the_published_ensembles():
 
 
 def test_batches_shrink_in_few_sizes():
-  assert slots.sizes(128, 1) == [128, 32, 8] and slots.sizes(64, 8) == [64]
-  assert slots.sizes(512, 8) == [512, 128] and slots.sizes(7, 1) == [7]
+  def sizes(batch_size, devices, platform="cpu"):
+    device = types.SimpleNamespace(platform=platform)
+    mesh = types.SimpleNamespace(size=devices, devices=np.array([device] * devices))
+    return slots.sizes(batch_size, mesh)
+
+  assert sizes(128, 1) == [128, 32, 8] and sizes(64, 8) == [64]
+  assert sizes(512, 8) == [512, 128] and sizes(7, 1) == [7]
+  assert sizes(512, 1, "gpu") == [512, 128] and sizes(512, 2, "tpu") == [512, 128]
 
 
 GOOD = dict(epsilon=0.1, version="apgd-ce")

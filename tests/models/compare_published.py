@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 from sprout_jax import attacks
 from sprout_jax import losses
 from sprout_jax import models
-from sprout_jax.models.vgg import VGG
 from sprout_jax.models.weights import names
 from tests.models import make_weights_golden as reference
 
@@ -85,10 +84,7 @@ def outcomes(weights, images, pgd):
     )
     return weights(adversarial)
 
-  # At level 0, XLA on a CPU compiles a wrong gradient of VGG's max pooling.
-  level = {"xla_backend_optimization_level": 1} if isinstance(weights.model, VGG) else None
-  attack = jax.jit(attack, compiler_options=level)
-  return (np.array(attack(with_bias(weights, pgd), images)).argmax(1) == labels).tolist()
+  return (np.array(jax.jit(attack)(with_bias(weights, pgd), images)).argmax(1) == labels).tolist()
 
 
 def compare(name, golden):

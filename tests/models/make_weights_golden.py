@@ -71,7 +71,8 @@ SIZES = {
 }
 # Those whose outcomes under PGD are compared too.
 ATTACKED_SIZES = ("wrn_28_10", "preact_resnet18_raw_shortcut", "vgg16")
-ATTACKED = ("wrn", "deepmind", "preact_raw", "resnet18")  # cases, one for each kind of block
+# Cases, one for each kind of block.
+ATTACKED = ("wrn", "deepmind", "preact_raw", "resnet18", "vgg11_imagenet")
 STEPS = 5  # of PGD in Linf, of a quarter of epsilon; from the clean images
 EPSILONS = tuple(2.0**-i for i in range(8, 18))
 

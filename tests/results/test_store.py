@@ -243,12 +243,17 @@ def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
   assert not list((tmp_path / "evaluation").iterdir())
 
 
-def test_all_processes_read_pieces_before_any_is_written(tmp_path):
+def test_processes_wait_for_one_another_before_the_first_piece_and_after_the_last(tmp_path):
   waited = []
-  store = Store(tmp_path, [], {}, wait=waited.append)
-  compute = lambda memo: [waited.append("computed"), number(1.0)][1]
-  store.fetch("pgd", 1, {}, compute)
-  assert len(waited) == 2 and waited[0].startswith("pgd-") and waited[1] == "computed"
+
+  def wait(name):
+    waited.append((name.partition(" is ")[2], len(list(tmp_path.glob("evaluation/pgd-*.json")))))
+
+  store = Store(tmp_path, [], {}, wait=wait)
+  store.fetch("pgd", 1, {}, lambda memo: [waited.append("computed"), number(1.0)][1])
+  assert waited == [("read", 0), "computed", ("written", 1)]
+  store.fetch("pgd", 1, {}, None)  # it is stored: nobody waits
+  assert len(waited) == 3
 
 
 class Killed(Exception):
