@@ -13,9 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
 
 from sprout_jax.errors import UserError
 from sprout_jax.results import files
@@ -43,6 +40,9 @@ class MetricsLog:
 
   def __init__(self, workdir: pathlib.Path | str, first_step: int) -> None:
     """Opens the files and drops the records of steps after `first_step`."""
+    from tensorboardX.proto import event_pb2  # it imports PyTorch where that is installed
+    from tensorboardX.record_writer import RecordWriter
+
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     kept = [
       record
@@ -74,6 +74,9 @@ class MetricsLog:
     Raises:
       UserError: the record cannot be written (a full disk).
     """
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
     now = time.monotonic()
     with self._explained():
       self._file.write(json.dumps({"step": step, "split": split, **values}).encode() + b"\n")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
 
 
 def both_axes(rows: jax.Array, image: jax.Array, columns: jax.Array) -> jax.Array:
@@ -21,6 +20,8 @@ def both_axes(rows: jax.Array, image: jax.Array, columns: jax.Array) -> jax.Arra
 @functools.cache
 def gaussian(size: int, stddevs: tuple[float, ...], mode: str, truncate: float) -> np.ndarray:
   """Returns SciPy's Gaussian filters, [len(stddevs), size, size]; see `gaussian_filter1d`."""
+  import scipy.ndimage  # slow to import
+
   smooth = lambda stddev: scipy.ndimage.gaussian_filter1d(
     np.eye(size), stddev, axis=0, mode=mode, truncate=truncate
   )
@@ -34,6 +35,8 @@ def clipped_zoom(size: int, factor: float) -> np.ndarray:
   As in `scipy.ndimage.zoom`, the zoomed row has round(ceil(size / factor) * factor) pixels, and its
   ends are the first and the last of the cut pixels. Its middle `size` pixels are kept.
   """
+  import scipy.ndimage
+
   kept = int(np.ceil(size / factor))
   start = (size - kept) // 2
   zoomed = scipy.ndimage.zoom(np.eye(size)[start : start + kept], (factor, 1), order=1)
