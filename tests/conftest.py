@@ -23,6 +23,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+# The files that take the longest go first: where one of two workers is given them last, the other
+# one has nothing to do.
+LONGEST = (
+  *("test_launch.py", "test_contract.py", "test_weights.py", "test_auto_attack.py"),
+  *("test_documentation.py", "test_findings.py", "test_reference.py", "test_step.py"),
+  *("test_several.py", "test_processes.py"),
+)
+
+
+def pytest_configure(config):
+  config.option.loadscopereorder = False  # of xdist, which begins with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+  order = {name: place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _release_programs():
   """Forgets what a module has compiled.

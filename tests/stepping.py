@@ -69,10 +69,7 @@ def run_steps(config, model, num_steps=2, devices=1):
   dataset = data.load("digits")
   recipe = make_recipe(config, model)
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  create = jax.jit(
-    functools.partial(state_lib.create, recipe, dataset.image_shape),
-    out_shardings=sharding.replicated(mesh),
-  )
+  create = jax.jit(functools.partial(state_lib.create, recipe, dataset.image_shape))
   run = parallel.compile_steps(
     functools.partial(step_lib.train_step, recipe), mesh, config.parallelism, max_steps=4
   )
@@ -81,7 +78,7 @@ def run_steps(config, model, num_steps=2, devices=1):
     (dataset.train.images, dataset.train.labels), sharding.replicated(mesh)
   )
   rows = order.batch_indices(config.seed, 0, num_steps, len(labels), config.batch_size)
-  state, history = run(create(), images, labels, rows)
+  state, history = run(sharding.put(first, sharding.replicated(mesh)), images, labels, rows)
   return (
     recipe,
     first,

@@ -25,6 +25,7 @@ SHORT = (
   "--config.evaluation.evaluations=pgd,calibration,noise",
   "--config.evaluation.noise.num_draws=3",
 )
+BRIEF = ("--config.num_epochs=2",)  # where nothing has to be killed
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,9 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_skipped(environment, uninterr
   assert records(workdir) == records(uninterrupted[0])
 
 
-def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, tmp_path):
+def test_two_processes_train_and_evaluate_like_one(environment, tmp_path):
+  code, _, err = finish(start(environment, tmp_path / "one", *BRIEF))
+  assert code == 0, err
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -180,6 +183,7 @@ def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, t
       f"--coordinator=127.0.0.1:{port}",
       "--num_processes=2",
       f"--process_id={number}",
+      *BRIEF,
       "--config.evaluation.after_training=pgd,noise,calibration",
     )
     for number in range(2)
@@ -187,7 +191,8 @@ def test_two_processes_train_and_evaluate_like_one(environment, uninterrupted, t
   (code, out, err), (other_code, other_out, _) = (finish(process) for process in processes)
   assert code == other_code == 0, err
   assert "2 device(s)" in out and "clean" in out and "clean" not in other_out
-  for one, two in zip(results(tmp_path / "run")["attacks"], results(uninterrupted[0])["attacks"]):
+  attacks = (results(tmp_path / name)["attacks"] for name in ("run", "one"))
+  for one, two in zip(*attacks, strict=True):
     assert abs(one["accuracy"] - two["accuracy"]) <= 2 / 300  # sums in another order
   assert set(results(tmp_path / "run")["evaluations"]) == {"pgd", "noise", "calibration"}
 
@@ -210,25 +215,20 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   environment, uninterrupted, tmp_path
 ):
   natural = tmp_path / "natural"
-  code, _, err = finish(start(environment, natural, config="configs/digits.py:method=natural"))
+  code, _, err = finish(
+    start(environment, natural, *BRIEF, config="configs/digits.py:method=natural")
+  )
   assert code == 0, err
   first = results(natural)
 
   sprout = tmp_path / "sprout"
-  code, _, err = finish(
-    start(
-      environment, sprout, f"--config.init_from={natural}", "--config.optimizer.learning_rate=1e-9"
-    )
-  )
+  follow = (*BRIEF, f"--config.init_from={natural}", "--config.optimizer.learning_rate=1e-9")
+  code, _, err = finish(start(environment, sprout, *follow))
   assert code == 0, err
   assert abs(results(sprout)["clean"]["accuracy"] - first["clean"]["accuracy"]) < 0.01
 
   moved = natural.rename(tmp_path / "moved")  # the finished run no longer needs it
-  code, _, err = finish(
-    start(
-      environment, sprout, f"--config.init_from={natural}", "--config.optimizer.learning_rate=1e-9"
-    )
-  )
+  code, _, err = finish(start(environment, sprout, *follow))
   assert code == 0, err
   moved.rename(natural)
 

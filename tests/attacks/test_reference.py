@@ -15,6 +15,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT.parent / "shared" / "golden" / "autoattack"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimized():
+  """Unlike in other files, programs run longer here than their compilation takes."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module")
 def benchmark():
   spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "auto_attack.py")

@@ -55,7 +55,7 @@ def test_average_of_sampled_gradients_is_the_closed_form(concentration, label_dr
     return jnp.concatenate([g.ravel() for g in jax.grad(loss, (0, 1))(beta, weights)])
 
   draws = np.asarray(
-    jax.jit(jax.vmap(lambda key: gradient(sampled, key)))(jax.random.split(KEY, 20_000))
+    jax.jit(jax.vmap(lambda key: gradient(sampled, key)))(jax.random.split(KEY, 6_000))
   )
   exact = np.asarray(gradient(mean, KEY))
   error = draws.std(0) / np.sqrt(len(draws))
