@@ -4,10 +4,11 @@
     python benchmarks/frontier.py measure                              # the cost of a step per row
     python benchmarks/frontier.py train --stage 1 --workdir DIR --data DIR
     python benchmarks/frontier.py train --row sprout --seed 1 --workdir DIR --data DIR
+    python benchmarks/frontier.py evaluate --workdir DIR               # the runs that are there
     python benchmarks/frontier.py status --workdir DIR
 
 All rows have the same protocol: Wide ResNet 16-1 with GELU, all 50,000 training images, random
-crops and flips, 20 epochs in batches of 128, SGD with momentum 0.9, weight decay 5e-4 and a rate
+crops and flips, 10 epochs in batches of 128, SGD with momentum 0.9, weight decay 5e-4 and a rate
 that rises to 0.1 in one epoch and falls to 0 along a cosine. These are common values, and they were
 not tuned. The last checkpoint is evaluated, and nothing is selected. The gradient-norm penalty
 needs a smooth activation, so all rows have GELU, and all rows have the same network. Rows of stage
@@ -15,8 +16,10 @@ needs a smooth activation, so all rows have GELU, and all rows have the same net
 
 Every run is a workdir of launch.py, DIR/NAME_SEED. The same command continues a run that was
 stopped or killed. A complete run has its weights in DIR/weights/NAME_SEED.npz and its record in
-benchmarks/results/frontier/NAME_SEED.json. `--stage` skips runs that have a record. This program
-measures only the clean accuracy on the test images.
+benchmarks/results/frontier/NAME_SEED.json. `--stage` skips runs that have a record.
+
+`evaluate` measures what EVALUATIONS lists, on the same images for all rows. Its results.json files
+are benchmarks/results/frontier/NAME_SEED/EVALUATION.json. Complete parts are not repeated.
 """
 
 import argparse
@@ -29,6 +32,7 @@ import os
 import pathlib
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +55,7 @@ from sprout_jax.training import checkpoints  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "frontier"
 COSTS = RESULTS / "costs.json"
 
-EPOCHS = 20
+EPOCHS = 10
 BATCH_SIZE = 128
 STEPS = EPOCHS * (50_000 // BATCH_SIZE)  # the remainder of a batch is dropped
 # Seconds of a step of natural training, `wrn_16_1` with ReLU, batch 128, on two cores with nothing
@@ -71,6 +75,33 @@ PROTOCOL = {
   "checkpoint.every_steps": 100,
   "evaluation.checkpoint": "last",
   "evaluation.after_training": (),
+}
+
+
+# Flags of `launch.py --mode evaluate`, one call for each.
+EVALUATIONS = {
+  # The protocol of SPROUT's paper for CIFAR-10: all test images, 20 steps, one random start.
+  "paper": (
+    "--config.evaluation.evaluations=('pgd',)",
+    "--config.evaluation.epsilon=0.03",
+    "--config.evaluation.epsilons=(0.03,)",
+    "--config.evaluation.num_steps=20",
+    "--config.evaluation.step_size=0.007",
+    "--config.evaluation.num_restarts=1",
+    "--config.evaluation.num_examples=10000",
+  ),
+  "main": (
+    "--config.evaluation.evaluations=('pgd','auto_attack','noise','invariance','corruptions',"
+    "'calibration')",
+    "--config.evaluation.epsilon=8/255",
+    "--config.evaluation.epsilons=(0.0,0.03137254901960784)",
+    "--config.evaluation.num_steps=50",
+    "--config.evaluation.step_size=2/255",
+    "--config.evaluation.num_restarts=10",
+    "--config.evaluation.num_examples=500",
+    "--config.evaluation.invariance.num_examples=1000",
+    "--config.evaluation.corruptions.num_examples=500",
+  ),
 }
 
 
@@ -486,6 +517,21 @@ def train(name, seed, workdir, data, lock):
   return True
 
 
+def evaluate(name, seed, workdir):
+  """Evaluates a complete run, and copies its results."""
+  run, folder = workdir / f"{name}_{seed}", RESULTS / f"{name}_{seed}"
+  for protocol, flags in EVALUATIONS.items():
+    if (folder / f"{protocol}.json").exists():
+      continue
+    say(f"{name}_{seed}: {protocol}")
+    command = [sys.executable, "launch.py", "--mode", "evaluate", "--workdir", str(run), *flags]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{protocol}.json.part"
+    shutil.copy(run / "results.json", part)
+    part.replace(folder / f"{protocol}.json")
+
+
 def unfinished(stage):
   """The runs of a stage that have no file in RESULTS."""
   return [run for run in runs(stage) if not result_file(*run).exists()]
@@ -564,8 +610,9 @@ def main():
   training.add_argument(
     "--data", type=pathlib.Path, required=True, help="folder of the TFDS data sets"
   )
+  evaluating = commands.add_parser("evaluate", help="evaluate the complete runs of a folder")
   showing = commands.add_parser("status", help="print how far each run is")
-  for command in (training, showing):
+  for command in (training, evaluating, showing):
     command.add_argument(
       "--workdir", type=pathlib.Path, required=True, help="folder of the workdirs"
     )
@@ -576,6 +623,11 @@ def main():
     measure(args.rounds, args.num_steps)
   elif args.command == "status":
     print(status(args.workdir))
+  elif args.command == "evaluate":
+    for stage in STAGES:
+      for name, seed in runs(stage):
+        if is_complete(args.workdir / f"{name}_{seed}"):
+          evaluate(name, seed, args.workdir.absolute())
   else:
     chosen = [(args.row, args.seed)] if args.row else unfinished(args.stage)
     workdir = args.workdir.absolute()

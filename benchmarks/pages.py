@@ -22,7 +22,7 @@ from sprout_jax import results as results_lib  # compare_methods has set the pat
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/results.md", "docs/attacks.md")
+PAGES = ("README.md", "docs/results.md", "docs/attacks.md", "docs/faults.md")
 PLACE = re.compile(r"(<!-- generated: ([a-z0-9_]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Rows of the README's table and their names for readers.
 HEADLINE = {
@@ -154,6 +154,70 @@ def defences():
   return markdown(["defence", "epsilon", *columns.values()], rows)
 
 
+def kills():
+  """Runs that were killed again and again, see kills.py."""
+  found = json.loads((RESULTS / "cpu" / "kills.json").read_text())
+  rows = []
+  for phase in ("training", "evaluation"):
+    own = [entry for entry in found["log"] if entry["phase"] == phase]
+    killed = [entry["seconds"] for entry in own if entry["killed"]]
+    rows.append(
+      [
+        phase,
+        f"{found['unkilled_seconds'][phase]:.0f}",
+        len(killed),
+        f"{min(killed):.1f} to {max(killed):.1f}",
+        len(own) - len(killed),
+      ]
+    )
+  text = markdown(
+    ["process", "seconds without a kill", "kills", "seconds until the kill", "ended by itself"],
+    rows,
+  )
+  return (
+    f"{text}\n\nRounds equal to the round without kills: {found['rounds_equal']} of "
+    f"{found['rounds']}."
+  )
+
+
+def long_run():
+  """Memory, threads and handles of a long training, see long_run.py."""
+  found = json.loads((RESULTS / "cpu" / "long_run.json").read_text())
+  rows = []
+  for step in (2_000, 5_000, 10_000, 15_000, 20_000):
+    near = min(found["samples"], key=lambda row: abs(row["step"] - step))
+    rows.append(
+      [
+        f"{near['step']:,}",
+        f"{near['seconds']:.0f}",
+        f"{near['memory_bytes'] / 2**20:.0f}",
+        near["threads"],
+        near["handles"],
+      ]
+    )
+  text = markdown(["step", "seconds", "memory in MiB", "threads", "file handles"], rows)
+  return (
+    f"{text}\n\nThe last quarter of the steps ran {found['speed_ratio']:.2f} times as fast as the "
+    "second quarter."
+  )
+
+
+def fuzz():
+  """Numbers of fuzzed configs, files and calls, see fuzz.py."""
+  found = json.loads((RESULTS / "cpu" / "fuzz.json").read_text())
+  rows = [
+    [
+      kind,
+      f"`{found[kind]['file']}`",
+      found[kind]["tests"],
+      f"{found[kind]['examples']:,}",
+      found[kind]["failed"],
+    ]
+    for kind in ("configs", "files", "calls")
+  ]
+  return markdown(["what is changed", "test", "tests", "examples", "failed"], rows)
+
+
 TABLES = {
   "headline": headline,
   "methods_digits": lambda: methods("digits"),
@@ -163,6 +227,9 @@ TABLES = {
   "failures_digits": lambda: failures("digits"),
   "parity": parity,
   "defences": defences,
+  "kills": kills,
+  "long_run": long_run,
+  "fuzz": fuzz,
 }
 
 

@@ -19,7 +19,7 @@ def config(name):
   """A row's config, without the launcher."""
   row = frontier.ROWS[name]
   config = cifar10.get_config(
-    f"model={row.model},method={row.method},penalty={row.penalty},variant={row.variant},epochs=20"
+    f"model={row.model},method={row.method},penalty={row.penalty},variant={row.variant},epochs=10"
   )
   config.update_from_flattened_dict(frontier.PROTOCOL | row.options)
   return config
@@ -57,7 +57,7 @@ def test_no_row_is_trained_before_the_one_that_it_starts_from():
 def test_the_command_line_of_a_run():
   command = shlex.join(frontier.launcher_arguments("sprout", 1, "DIR", "DATA"))
   for part in (
-    "--config configs/cifar10.py:model=wrn_16_1,method=sprout,penalty=none,variant=paper,epochs=20",
+    "--config configs/cifar10.py:model=wrn_16_1,method=sprout,penalty=none,variant=paper,epochs=10",
     "--workdir DIR/sprout_1",
     "--config.seed=1",
     "--config.init_from=DIR/natural_1",
@@ -111,9 +111,9 @@ def test_uniform_smoothing_learns_no_beta():
 
 
 def test_hours():
-  # 20 epochs of 390 steps, 0.15 s each: 1,170 s, twice that for a step of double cost.
-  assert frontier.hours("natural", {"natural": 2.0}) == pytest.approx(2 * 1170 / 3600)
-  assert frontier.hours("mixup", {"natural": 1.0}) == pytest.approx(0.325)  # a natural step
+  # 10 epochs of 390 steps, 0.15 s each: 585 s, twice that for a step of double cost.
+  assert frontier.hours("natural", {"natural": 2.0}) == pytest.approx(2 * 585 / 3600)
+  assert frontier.hours("mixup", {"natural": 1.0}) == pytest.approx(0.1625)  # a natural step
   assert frontier.hours("pgd", {"natural": 1.0}) is None
 
 
