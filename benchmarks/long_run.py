@@ -2,9 +2,9 @@
 
     python benchmarks/long_run.py --steps 20000 --output benchmarks/results/cpu/long_run.json
 
-The run trains SPROUT on the digits by the launcher. It logs every 20 steps, saves a checkpoint every
-100 steps, measures the validation split after each epoch, and is evaluated at the end. Linux only:
-the samples are read from /proc. Each sample belongs to the last step in metrics.jsonl.
+The run trains SPROUT on the digits by the launcher. It logs every 20 steps, saves a checkpoint
+every 100 steps, measures the validation split after each epoch, and is evaluated at the end. Linux
+only: the samples are read from /proc. Each sample belongs to the last step in metrics.jsonl.
 """
 
 import argparse
