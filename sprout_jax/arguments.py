@@ -1,18 +1,21 @@
-"""Checks of the arguments of `vicinity` and `losses`.
+"""Checks of the arguments of the public functions.
 
 Every check raises a ValueError that says what is wrong, what was expected and what to type. Shapes
 and dtypes are known inside `jax.jit` too, so that they are always checked. Numbers are checked
 where they are Python numbers.
 """
 
-import math
+from collections.abc import Collection
 from typing import Any
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 Kind = Literal["float", "int"]
 IMAGES = "batch height width channels"
+LARGEST = float(np.finfo(np.float32).max)
 KINDS = {"float": jnp.floating, "int": jnp.integer}
 
 
@@ -61,22 +64,119 @@ def check_arrays(who: str, **arrays: tuple[Any, Kind, str]) -> None:
         )
 
 
-def check_number(who: str, name: str, value: Any, *, positive: bool = False) -> None:
-  """Raises ValueError where a Python number is negative or not finite; arrays pass.
+def check_number(who: str, name: str, value: Any, *, positive: bool = False) -> Any:
+  """Raises ValueError unless the value is a finite scalar of at least 0, else returns it.
+
+  The value of a JAX array is not looked at: it may be traced.
 
   Args:
     who: name of the function that is called, which begins the message.
     name: name of the argument.
-    value: a number, or an array of any kind, which may be traced.
+    value: a Python number, or an array without axes.
     positive: refuses 0 as well.
 
+  Returns:
+    The value; a Python number as a float, because JAX takes no integers beyond 32 bits.
+
   Raises:
-    ValueError: the number is out of range.
+    ValueError: it is not a number, or the number is out of range.
   """
-  if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
-    raise ValueError(f"{who}: `{name}` is {value!r}; expected a finite number of at least 0")
-  if positive and isinstance(value, int | float) and value == 0:
-    raise ValueError(f"{who}: `{name}` is 0; expected a finite number greater than 0")
+  least = "greater than 0" if positive else "of at least 0"
+  expected = f"expected a finite number {least}"
+  is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if is_array:
+    is_real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    if value.shape != () or not is_real:
+      raise ValueError(
+        f"{who}: `{name}` is an array of shape {value.shape} and dtype {value.dtype}; {expected}"
+      )
+  elif not is_number:
+    raise ValueError(f"{who}: `{name}` is a {type(value).__name__}; {expected}")
+  if isinstance(value, jax.Array):
+    return value
+  if not 0 <= value <= LARGEST or (positive and value == 0):
+    raise ValueError(f"{who}: `{name}` is {value!r}; {expected}")
+  return float(value)
+
+
+def check_count(who: str, name: str, value: Any, least: int) -> None:
+  """Raises ValueError unless the value is a Python integer, `least` at least, of 32 bits."""
+  is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+  if not is_integer or not least <= value < 2**31:
+    raise ValueError(
+      f"{who}: {name} is {_shown(value)}; expected an integer of at least {least}, below 2^31"
+    )
+
+
+def check_choice(who: str, name: str, value: Any, choices: Collection[str]) -> None:
+  """Raises ValueError, listing the choices, unless the value is one of them."""
+  if not isinstance(value, str) or value not in choices:
+    raise ValueError(
+      f"{who}: {name} is {_shown(value)}; choose one of: {', '.join(sorted(choices))}"
+    )
+
+
+def check_key(who: str, key: Any) -> None:
+  """Raises ValueError unless `key` is one PRNG key of JAX, of the new or the old form."""
+  is_array = isinstance(key, jax.Array)
+  if is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if key.ndim:
+      raise ValueError(
+        f"{who}: `key` has shape {key.shape}; expected one PRNG key, such as key[0]; each image "
+        "gets a key of its own from it"
+      )
+  elif not is_array or key.dtype != jnp.uint32 or key.ndim != 1:
+    found = "an array" if hasattr(key, "shape") and np.ndim(key) else _shown(key)
+    seed = key if isinstance(key, int | np.integer) and not isinstance(key, bool) else 0
+    raise ValueError(
+      f"{who}: `key` is {found} ({type(key).__name__}); expected a PRNG key: jax.random.key({seed})"
+    )
+
+
+def per_example(who: str, name: str, function: Any, count: int, *args: Any) -> jax.Array:
+  """Calls a function of the user that returns one number per example, and checks the result.
+
+  Args:
+    who: name of the function that is called, which begins the message.
+    name: name of the argument.
+    function: the argument.
+    count: number of examples.
+    *args: arguments of the function.
+
+  Returns:
+    Float array [count].
+
+  Raises:
+    ValueError: the argument is no function, raises a TypeError (as JAX's errors of tracing are), or
+      returns something else.
+  """
+  expected = (
+    f"expected a function of {len(args)} arrays" if len(args) > 1 else "expected a function"
+  )
+  expected += f" that returns a float array [{count}], one number per example"
+  if not callable(function):
+    raise ValueError(f"{who}: `{name}` is {_shown(function)}; {expected}")
+  try:
+    values = function(*args)
+  except TypeError as error:
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    raise ValueError(
+      f"{who}: `{name}` raises {type(error).__name__}: {first}; {expected}, made of JAX operations"
+    ) from error
+  if not (hasattr(values, "shape") and hasattr(values, "dtype")):
+    raise ValueError(f"{who}: `{name}` returns a {type(values).__name__}; {expected}")
+  if values.shape != (count,) or not jnp.issubdtype(values.dtype, jnp.floating):
+    raise ValueError(
+      f"{who}: `{name}` returns shape {values.shape}, dtype {values.dtype}; {expected}"
+    )
+  return values
+
+
+def _shown(value: Any) -> str:
+  """The value as Python prints it, in at most 80 characters and one line."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _advice(name: str, ndim: int, axes: str) -> str:

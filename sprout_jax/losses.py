@@ -5,6 +5,7 @@
 ValueError.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,9 @@ import optax
 
 from sprout_jax.arguments import IMAGES
 from sprout_jax.arguments import check_arrays
+from sprout_jax.arguments import check_choice
 from sprout_jax.arguments import check_number
+from sprout_jax.arguments import per_example
 
 
 def soft_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -54,7 +57,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Raises:
     ValueError: wrong shapes or dtypes, or fewer than two classes.
   """
-  return jax.nn.softplus(log_odds(logits, labels))
+  return jax.nn.softplus(_log_odds("cross_entropy", logits, labels))
 
 
 def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -75,7 +78,11 @@ def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Raises:
     ValueError: wrong shapes or dtypes, or fewer than two classes.
   """
-  others, true = _split("log_odds", logits, labels)
+  return _log_odds("log_odds", logits, labels)
+
+
+def _log_odds(who: str, logits: jax.Array, labels: jax.Array) -> jax.Array:
+  others, true = _split(who, logits, labels)
   return jax.nn.logsumexp(others - true[:, None], axis=-1)
 
 
@@ -237,7 +244,7 @@ def _l1(values: jax.Array) -> jax.Array:
 
 def _l2(values: jax.Array) -> jax.Array:
   """L2 norm per example. The gradient is 0, not NaN, where all values are 0."""
-  return optax.safe_norm(values.reshape(len(values), -1), 1e-30, axis=-1)
+  return optax.safe_norm(values.reshape(len(values), math.prod(values.shape[1:])), 1e-30, axis=-1)
 
 
 # Norm of a ball -> dual norm: to first order, epsilon times it is what the ball adds to the loss.
@@ -265,14 +272,12 @@ def input_gradient_norm(loss: ImageLoss, images: jax.Array, norm: str = "linf") 
     training mode), the gradient is that of the sum of the batch's losses.
 
   Raises:
-    ValueError: an unknown norm (the choices are listed), or images of a wrong shape or dtype.
+    ValueError: an unknown norm (the choices are listed), images of a wrong shape or dtype, or a
+      `loss` that does not return [batch].
   """
-  if norm not in DUAL_NORMS:
-    raise ValueError(
-      f"input_gradient_norm: norm is {norm!r}; choose one of: {', '.join(sorted(DUAL_NORMS))}"
-    )
+  check_choice("input_gradient_norm", "norm", norm, DUAL_NORMS)
   check_arrays("input_gradient_norm", images=(images, "float", IMAGES))
-  return DUAL_NORMS[norm](_input_gradient(loss, images))
+  return DUAL_NORMS[norm](_input_gradient("input_gradient_norm", loss, images))
 
 
 def curvature(
@@ -294,16 +299,19 @@ def curvature(
     Float array [batch].
 
   Raises:
-    ValueError: images of a wrong shape or dtype, or an `h` that is not greater than 0.
+    ValueError: images of a wrong shape or dtype, an `h` that is not greater than 0, or a `loss`
+      that does not return [batch].
   """
   check_arrays("curvature", images=(images, "float", IMAGES))
-  check_number("curvature", "h", h, positive=True)
-  gradient = _input_gradient(loss, images)
+  h = check_number("curvature", "h", h, positive=True)
+  gradient = _input_gradient("curvature", loss, images)
   direction = jnp.sign(jax.lax.stop_gradient(gradient))
   size = _l2(direction)[:, None, None, None]
-  difference = _input_gradient(loss, images + h * direction / size) - gradient
+  moved = images + jnp.asarray(h, images.dtype) * direction / size
+  difference = _input_gradient("curvature", loss, moved) - gradient
   return jnp.sum(difference**2, axis=(1, 2, 3)) if squared else _l2(difference)
 
 
-def _input_gradient(loss: ImageLoss, images: jax.Array) -> jax.Array:
-  return jax.grad(lambda x: jnp.sum(loss(x)))(images)
+def _input_gradient(who: str, loss: ImageLoss, images: jax.Array) -> jax.Array:
+  total = lambda x: jnp.sum(per_example(who, "loss", loss, len(images), x))
+  return jax.grad(total)(jnp.asarray(images))

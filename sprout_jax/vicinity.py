@@ -17,9 +17,12 @@ SPROUT's vicinity (Cheng et al., "Self-Progressing Robust Training", AAAI 2021, 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sprout_jax.arguments import IMAGES
 from sprout_jax.arguments import check_arrays
+from sprout_jax.arguments import check_count
+from sprout_jax.arguments import check_key
 from sprout_jax.arguments import check_number
 
 
@@ -42,7 +45,8 @@ def gaussian_noise(key: jax.Array, images: jax.Array, stddev: jax.typing.ArrayLi
     ValueError: `images` has another shape or dtype, or `stddev` is negative.
   """
   check_arrays("gaussian_noise", images=(images, "float", IMAGES))
-  check_number("gaussian_noise", "stddev", stddev)
+  check_key("gaussian_noise", key)
+  stddev = check_number("gaussian_noise", "stddev", stddev)
   return images + jnp.asarray(stddev, images.dtype) * jax.random.normal(
     key, images.shape, images.dtype
   )
@@ -67,9 +71,17 @@ def mixup_pairs(
     are an int array [batch], a permutation.
 
   Raises:
-    ValueError: `alpha` is negative or not finite.
+    ValueError: `key` is no PRNG key, `batch_size` no count, or `alpha` negative or not finite.
   """
-  check_number("mixup_pairs", "alpha", alpha)
+  check_key("mixup_pairs", key)
+  check_count("mixup_pairs", "batch_size", batch_size, 1)
+  return _pairs(key, batch_size, check_number("mixup_pairs", "alpha", alpha))
+
+
+def _pairs(
+  key: jax.Array, batch_size: int, alpha: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+  """`mixup_pairs` on checked arguments."""
   key_weight, key_partners = jax.random.split(key)
   mixes = not (isinstance(alpha, int | float) and alpha == 0)
   weight = jax.random.beta(key_weight, alpha, alpha) if mixes else jnp.float32(1)
@@ -88,14 +100,13 @@ def mix(values: jax.Array, weight: jax.typing.ArrayLike, partners: jax.Array) ->
     An array like `values`.
 
   Raises:
-    ValueError: `values` is not floating point: the weight would be rounded to 0 or 1.
+    ValueError: `values` is not floating point (the weight would be rounded to 0 or 1), `weight` is
+      no scalar of at least 0, or `partners` has another shape or dtype.
   """
+  axes = " ".join(["batch", *(f"axis_{i}" for i in range(1, max(1, np.ndim(values))))])
+  check_arrays("mix", values=(values, "float", axes), partners=(partners, "int", "batch"))
   values = jnp.asarray(values)
-  if not jnp.issubdtype(values.dtype, jnp.floating):
-    raise ValueError(
-      f"mix: `values` has dtype {values.dtype}; expected floats: values.astype(jnp.float32)"
-    )
-  weight = jnp.asarray(weight, values.dtype)
+  weight = jnp.asarray(check_number("mix", "weight", weight), values.dtype)
   return weight * values + (1 - weight) * values[partners]
 
 
@@ -120,8 +131,8 @@ def mixup(
     ValueError: wrong shapes or dtypes, batch sizes that differ, or a negative `alpha`.
   """
   check_arrays("mixup", images=(images, "float", IMAGES), labels=(labels, "float", "batch classes"))
-  check_number("mixup", "alpha", alpha)
-  weight, partners = mixup_pairs(key, images.shape[0], alpha)
+  check_key("mixup", key)
+  weight, partners = _pairs(key, images.shape[0], check_number("mixup", "alpha", alpha))
   return mix(images, weight, partners), mix(labels, weight, partners)
 
 
@@ -155,8 +166,8 @@ def dirichlet_concentration(
     labels=(labels, "float", "batch classes"),
     beta=(beta, "float", "classes"),
   )
-  check_number("dirichlet_concentration", "label_weight", label_weight)
-  check_number("dirichlet_concentration", "beta_weight", beta_weight)
+  label_weight = check_number("dirichlet_concentration", "label_weight", label_weight)
+  beta_weight = check_number("dirichlet_concentration", "beta_weight", beta_weight)
   return label_weight * labels + beta_weight * beta[None, :]
 
 
@@ -184,6 +195,7 @@ def sample_dirichlet_labels(key: jax.Array, concentration: jax.Array) -> jax.Arr
   Raises:
     ValueError: `concentration` has another number of axes or another dtype.
   """
+  check_key("sample_dirichlet_labels", key)
   check_arrays("sample_dirichlet_labels", concentration=(concentration, "float", "batch classes"))
   positive = concentration > 0
   logits = jax.random.loggamma(key, jnp.where(positive, concentration, 1))

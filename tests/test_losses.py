@@ -177,6 +177,14 @@ HARD = jnp.array([0, 1])
       "^input_gradient_norm: norm is 'l1'; choose one of: l2, linf$",
     ),
     (
+      lambda: losses.input_gradient_norm(jnp.sum, np.zeros((2, 4, 4, 1), np.float32)),
+      r"^input_gradient_norm: `loss` returns shape \(\), dtype float32; .* \[2\], one number per",
+    ),
+    (
+      lambda: losses.curvature(lambda: None, np.zeros((2, 4, 4, 1), np.float32), 0.1),
+      "^curvature: `loss` raises TypeError: .* expected a function of one array",
+    ),
+    (
       lambda: losses.input_gradient_norm(jnp.sum, np.zeros((4, 4, 1), np.float32)),
       r"^input_gradient_norm: `images` has shape \(4, 4, 1\); .*; for one image, images\[None\]$",
     ),

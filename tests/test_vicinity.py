@@ -191,7 +191,7 @@ IMAGES, LABELS = images_and_labels()
     ),
     (
       lambda: vicinity.mix(LABELS.astype(int), 0.3, jnp.arange(6)),
-      r"^mix: `values` has dtype int32; expected floats: values.astype\(jnp.float32\)$",
+      r"^mix: `values` has dtype int32; expected a float array \[batch, axis_1\]: values.astype",
     ),
     (
       lambda: vicinity.dirichlet_concentration(LABELS, jnp.ones(2), 1.0, 1.0),
@@ -212,6 +212,26 @@ IMAGES, LABELS = images_and_labels()
     (
       lambda: vicinity.mean_dirichlet_labels(LABELS.astype(int)),
       "^mean_dirichlet_labels: `concentration` has dtype int32",
+    ),
+    (
+      lambda: vicinity.gaussian_noise(3, IMAGES, 0.1),
+      r"^gaussian_noise: `key` is 3 \(int\); expected a PRNG key: jax.random.key\(3\)$",
+    ),
+    (
+      lambda: vicinity.gaussian_noise(KEY, IMAGES, "0.1"),
+      "^gaussian_noise: `stddev` is a str; expected a finite number of at least 0$",
+    ),
+    (
+      lambda: vicinity.gaussian_noise(KEY, IMAGES, jnp.ones(3)),
+      r"^gaussian_noise: `stddev` is an array of shape \(3,\)",
+    ),
+    (
+      lambda: vicinity.mixup_pairs(KEY, 2.0, 0.2),
+      "^mixup_pairs: batch_size is 2.0; expected an integer of at least 1",
+    ),
+    (
+      lambda: vicinity.mix(IMAGES, 0.5, jnp.arange(9)),
+      r"^mix: `partners` has shape \(9,\); .* with batch = ",
     ),
   ],
 )

@@ -20,6 +20,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from sprout_jax import arguments
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.inputs import Array
@@ -250,7 +251,7 @@ def attack_batch(
   Raises:
     ValueError: a wrong argument, see `inputs`.
   """
-  inputs.check_key(attack.name, key)
+  arguments.check_key(attack.name, key)
   inputs.check_radius(attack.name, epsilon, attack.norm)
   given = images
   predict, images, labels, indices = inputs.prepare(attack.name, predict, images, labels, indices)

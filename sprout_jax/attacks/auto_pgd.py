@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from sprout_jax import arguments
 from sprout_jax import losses
-from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import Batch
@@ -114,14 +114,14 @@ def apgd_attack(
     ValueError: a wrong argument.
   """
   table = TARGETED_LOSSES if targeted else LOSSES
-  inputs.check_choice("apgd", "norm", norm, norms.NORMS)
-  inputs.check_choice("apgd", "targeted loss" if targeted else "loss", loss, table)
+  arguments.check_choice("apgd", "norm", norm, norms.NORMS)
+  arguments.check_choice("apgd", "targeted loss" if targeted else "loss", loss, table)
   for what, value in (
     ("num_steps", num_steps),
     ("num_runs", num_runs),
     ("num_samples", num_samples),
   ):
-    inputs.check_count("apgd", what, value, 1)
+    arguments.check_count("apgd", what, value, 1)
   loss_fn = table[loss]
   if num_samples > 1 and loss == "cross_entropy":
     loss_fn = losses.cross_entropy  # means of gradients of log odds are not those of the loss

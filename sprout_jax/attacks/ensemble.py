@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sprout_jax import arguments
 from sprout_jax import intervals
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import inspection
@@ -315,10 +316,10 @@ def auto_attack(
   """
   ensemble = version if isinstance(version, str) else None
   if ensemble is not None:
-    inputs.check_choice("auto_attack", "version", version, (*ATTACKS, *VERSIONS))
+    arguments.check_choice("auto_attack", "version", version, (*ATTACKS, *VERSIONS))
   names = tuple(version) if ensemble is None else VERSIONS.get(ensemble, (ensemble,))
   for name in names:
-    inputs.check_choice("auto_attack", "an attack of version", name, ATTACKS)
+    arguments.check_choice("auto_attack", "an attack of version", name, ATTACKS)
   if not names or len(set(names)) < len(names):
     raise ValueError(f"auto_attack: version is {names!r}; give at least one attack, each once")
   return attack_all(
@@ -383,8 +384,8 @@ def attack_all(
     state_file: as for `auto_attack`.
     save_seconds: as for `auto_attack`.
   """
-  inputs.check_key(who, key)
-  inputs.check_count(who, "batch_size", batch_size, 1)
+  arguments.check_key(who, key)
+  arguments.check_count(who, "batch_size", batch_size, 1)
   inputs.check_radius(who, epsilon, norm)
   inputs.check_predict(who, predict)
   images, labels, indices = map(np.asarray, inputs.check_examples(who, images, labels, indices))

@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sprout_jax import arguments
 from sprout_jax import losses
 from sprout_jax.attacks import ensemble
-from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks import slots
 from sprout_jax.attacks.attack import Attack
@@ -282,14 +282,14 @@ def extended_attack(
   restarts = 1
   if isinstance(first, str):
     choices = (*ATTACKS, *(version for version in ensemble.VERSIONS if version != "rand"))
-    inputs.check_choice(who, "first", first, choices)
+    arguments.check_choice(who, "first", first, choices)
     restarts = ensemble.RESTARTS.get(first, 1)
   before = ensemble.VERSIONS.get(first, (first,)) if isinstance(first, str) else tuple(first)
   for name in before:
-    inputs.check_choice(who, "an attack of first", name, ATTACKS)
+    arguments.check_choice(who, "an attack of first", name, ATTACKS)
   extensions = tuple(extensions)
   for name in extensions:
-    inputs.check_choice(who, "an entry of extensions", name, EXTENSIONS)
+    arguments.check_choice(who, "an entry of extensions", name, EXTENSIONS)
   names = (*before, *extensions)
   if not before or len(set(names)) < len(names):
     raise ValueError(f"{who}: the attacks are {names}; give at least one in `first`, each once")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from sprout_jax import arguments
 from sprout_jax import losses
-from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import Batch
@@ -101,9 +101,9 @@ def fab_attack(*, norm: str, targeted: bool, num_steps: int, num_runs: int) -> A
   Raises:
     ValueError: a wrong argument.
   """
-  inputs.check_choice("fab", "norm", norm, norms.NORMS)
-  inputs.check_count("fab", "num_steps", num_steps, 0)
-  inputs.check_count("fab", "num_runs", num_runs, 1)
+  arguments.check_choice("fab", "norm", norm, norms.NORMS)
+  arguments.check_count("fab", "num_steps", num_steps, 0)
+  arguments.check_count("fab", "num_runs", num_runs, 1)
   geometry = norms.NORMS[norm]
 
   def boundary(

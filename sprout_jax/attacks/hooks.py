@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sprout_jax import arguments
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks.inputs import Predict
 
@@ -105,7 +106,7 @@ class Averaged:
 
   def redrawn(self, key: jax.Array) -> "Averaged":
     """Returns the same model with other draws: those of another PRNG key."""
-    inputs.check_key("redrawn", key)
+    arguments.check_key("redrawn", key)
     return dataclasses.replace(self, key=key)
 
 
@@ -134,9 +135,9 @@ def averaged(predict: Predict, draws: int, *, key: jax.Array | None = None) -> A
     ValueError: a wrong argument.
   """
   inputs.check_predict("averaged", predict)
-  inputs.check_count("averaged", "draws", draws, 1)
+  arguments.check_count("averaged", "draws", draws, 1)
   key = jax.random.key(0) if key is None else key
-  inputs.check_key("averaged", key)
+  arguments.check_key("averaged", key)
   return Averaged(_as_pytree(predict), key, int(draws))
 
 

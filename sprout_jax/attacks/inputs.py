@@ -8,7 +8,6 @@ perturbation within epsilon whatever the images are.
 """
 
 from collections.abc import Callable
-from collections.abc import Collection
 from typing import Any
 from typing import TypeAlias
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sprout_jax import arguments
 from sprout_jax.attacks import norms
 
 Array: TypeAlias = jax.Array | np.ndarray
@@ -170,23 +170,6 @@ def advice(error: Exception, num_keys: int = 0) -> str:
   return "Give a function images -> logits of JAX operations that changes no state"
 
 
-def check_key(who: str, key: Any) -> None:
-  """Raises ValueError unless `key` is one PRNG key of JAX, of the new or the old form."""
-  is_array = isinstance(key, jax.Array)
-  if is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    if key.ndim:
-      raise ValueError(
-        f"{who}: `key` has shape {key.shape}; expected one PRNG key, such as key[0]; each image "
-        "gets a key of its own from it"
-      )
-  elif not is_array or key.dtype != jnp.uint32 or key.ndim != 1:
-    found = "an array" if hasattr(key, "shape") and np.ndim(key) else repr(key)
-    seed = key if isinstance(key, int | np.integer) and not isinstance(key, bool) else 0
-    raise ValueError(
-      f"{who}: `key` is {found} ({type(key).__name__}); expected a PRNG key: jax.random.key({seed})"
-    )
-
-
 def check_clean(who: str, predict: Predict, images: jax.Array, *keys: jax.Array) -> None:
   """Checks that the outputs on the clean images are not probabilities.
 
@@ -328,7 +311,7 @@ def check_radius(who: str, epsilon: Any, norm: str, count: int | None = None) ->
   A radius is a finite number of at least 0, in Linf at most 1. With `count`, an array [count] of
   radii is allowed too.
   """
-  check_choice(who, "norm", norm, norms.NORMS)
+  arguments.check_choice(who, "norm", norm, norms.NORMS)
   known = check_number(who, "epsilon", epsilon, count)
   if norm == "linf" and known is not None and known.max() > 1:
     raise ValueError(
@@ -351,7 +334,9 @@ def check_number(who: str, what: str, value: Any, count: int | None = None) -> n
   Raises:
     ValueError: it is neither.
   """
-  known = _known(value)
+  given = getattr(value, "dtype", None)
+  is_key = given is not None and jnp.issubdtype(given, jax.dtypes.prng_key)
+  known = None if is_key else _known(value)
   shape, dtype = np.shape(value), known.dtype if known is not None else value.dtype
   is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
   is_shape = shape == () or shape == (count,)
@@ -361,16 +346,9 @@ def check_number(who: str, what: str, value: Any, count: int | None = None) -> n
   return known
 
 
-def check_count(who: str, what: str, value: Any, least: int) -> None:
-  """Raises ValueError unless `value` is a Python integer of at least `least`."""
-  if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-    raise ValueError(f"{who}: {what} is {value!r}; expected an integer of at least {least}")
-
-
-def check_choice(who: str, what: str, value: Any, choices: Collection[str]) -> None:
-  """Raises ValueError, listing the choices, unless `value` is one of them."""
-  if value not in choices:
-    raise ValueError(f"{who}: {what} is {value!r}; choose one of: {', '.join(sorted(choices))}")
+def as_float(value: Any) -> Any:
+  """Converts a checked Python number to a float: JAX takes no integers beyond 32 bits."""
+  return float(value) if isinstance(value, int | float) else value
 
 
 def _known(array: Any) -> np.ndarray | None:
@@ -383,4 +361,4 @@ def _known(array: Any) -> np.ndarray | None:
 
 
 def _is_finite(values: np.ndarray) -> np.ndarray:
-  return (values >= 0) & (values < np.inf)
+  return (values >= 0) & (values <= arguments.LARGEST)

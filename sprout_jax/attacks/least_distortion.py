@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sprout_jax import arguments
 from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks.attack import select
@@ -63,8 +64,8 @@ def carlini_wagner(
     ("first_constant", first_constant),
   ):
     inputs.check_number("carlini_wagner", what, value)
-  inputs.check_count("carlini_wagner", "num_steps", num_steps, 1)
-  inputs.check_count("carlini_wagner", "num_searches", num_searches, 1)
+  arguments.check_count("carlini_wagner", "num_steps", num_steps, 1)
+  arguments.check_count("carlini_wagner", "num_searches", num_searches, 1)
   given = images
   predict, images, labels, _ = inputs.prepare("carlini_wagner", predict, images, labels)
   inputs.check_clean("carlini_wagner", predict, images)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from sprout_jax import arguments
 from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
@@ -143,8 +144,8 @@ def pgd(
     ValueError: a wrong argument, see `inputs`; or more than one restart without a random start or
       with keep="last".
   """
-  inputs.check_choice("pgd", "keep", keep, KEEP)
-  inputs.check_count("pgd", "num_restarts", num_restarts, 1)
+  arguments.check_choice("pgd", "keep", keep, KEEP)
+  arguments.check_count("pgd", "num_restarts", num_restarts, 1)
   if num_restarts > 1 and start == "clean":
     raise ValueError(
       f"pgd: num_restarts is {num_restarts}, but from start='clean' all restarts coincide; choose "
@@ -253,11 +254,11 @@ def _ascend(
   any_labels: bool = False,
 ) -> Result:
   """Checks the arguments of `pgd` and calls `search` with the ascent; `who` begins messages."""
-  inputs.check_key(who, key)
-  inputs.check_choice(who, "start", start, STARTS)
+  arguments.check_key(who, key)
+  arguments.check_choice(who, "start", start, STARTS)
   if not callable(loss):
-    inputs.check_choice(who, "loss", loss, LOSSES)
-  inputs.check_count(who, "num_steps", num_steps, 0)
+    arguments.check_choice(who, "loss", loss, LOSSES)
+  arguments.check_count(who, "num_steps", num_steps, 0)
   inputs.check_number(who, "momentum", momentum)
   checked, *arrays = inputs.prepare(
     who,
@@ -272,8 +273,10 @@ def _ascend(
   inputs.check_number(who, "step_size", step_size, len(arrays[0]))
   if not callable(loss):  # another loss may be one of probabilities
     inputs.check_clean(who, checked, arrays[0])
+  epsilon, step_size, momentum = map(inputs.as_float, (epsilon, step_size, momentum))
   ascent = functools.partial(
     _Ascent,
+    who=who,
     num_steps=num_steps,
     norm=norm,
     loss=loss if callable(loss) else LOSSES[loss],
@@ -315,6 +318,7 @@ class _Ascent:
   loss: Loss
   start: Start
   momentum: float
+  who: str  # the public function, which begins messages
 
   def last(self) -> jax.Array:
     """The last iterate of one run."""
@@ -358,7 +362,7 @@ class _Ascent:
 
   def _total_loss(self, points: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     logits = self.predict(points)
-    values = self.loss(logits, self.labels)
+    values = arguments.per_example(self.who, "loss", self.loss, len(points), logits, self.labels)
     return jnp.sum(values), (values, logits)
 
   def _look(self, points: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from sprout_jax import arguments
 from sprout_jax import losses
 from sprout_jax.attacks import inputs
 from sprout_jax.attacks import norms
@@ -71,9 +72,9 @@ def square_attack(
   Raises:
     ValueError: a wrong argument.
   """
-  inputs.check_choice("square", "norm", norm, norms.NORMS)
-  inputs.check_count("square", "num_steps", num_steps, 0)
-  inputs.check_count("square", "num_runs", num_runs, 1)
+  arguments.check_choice("square", "norm", norm, norms.NORMS)
+  arguments.check_count("square", "num_steps", num_steps, 0)
+  arguments.check_count("square", "num_runs", num_runs, 1)
   height, width, channels = image_shape
   # The side takes few values: they are tabulated once and looked up in every step.
   bounds = [0] + [bound + 1 for bound in HALVE_AFTER if bound + 1 < num_steps]
