@@ -151,10 +151,10 @@ def per_example(who: str, name: str, function: Any, count: int, *args: Any) -> j
     ValueError: the argument is no function, raises a TypeError (as JAX's errors of tracing are), or
       returns something else.
   """
+  arrays = "one array" if len(args) == 1 else f"{len(args)} arrays"
   expected = (
-    f"expected a function of {len(args)} arrays" if len(args) > 1 else "expected a function"
+    f"expected a function of {arrays} that returns a float array [{count}], one number per example"
   )
-  expected += f" that returns a float array [{count}], one number per example"
   if not callable(function):
     raise ValueError(f"{who}: `{name}` is {_shown(function)}; {expected}")
   try:
