@@ -100,7 +100,7 @@ def lock(workdir: pathlib.Path | str, doing: str) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      file = stack.enter_context(open(path, "a+"))
+      file = stack.enter_context(open(path, "ab+", buffering=0))
     except OSError as error:
       raise UserError(
         f"{workdir} cannot be written ({error.strerror or error}); change the folder's "
@@ -117,8 +117,7 @@ def lock(workdir: pathlib.Path | str, doing: str) -> Iterator[None]:
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         holder = {"process": os.getpid(), "host": platform.node(), "doing": doing, "since": now}
         with contextlib.suppress(OSError):  # a full disk: the lock holds nevertheless
-          file.write(json.dumps(holder))
-          file.flush()
+          file.write(json.dumps(holder).encode())
         for left in (*path.parent.glob("*.tmp"), *path.parent.glob("evaluation/*.tmp")):
           left.unlink(missing_ok=True)  # by a process that was killed while it wrote
     yield

@@ -1,8 +1,10 @@
 """session: stored results are found again; damaged or different ones are measured again."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import sprout_jax
 from sprout_jax import results as results_lib
@@ -598,3 +601,48 @@ def test_sources_are_tried_without_being_asked_for(tmp_path):
   numbers = found.numbers.where(evaluation="transfer")
   assert len(numbers) == 2 and numbers.values("source")[0].startswith("other (")
   assert found.failed == {}
+
+
+@contextlib.contextmanager
+def largest_file(size):
+  """No file may grow beyond `size` bytes: for the writer, a full disk."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def own_programs(tmp_path):
+  """A cache of programs of its own: those that are cut off are not for other tests."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()
+
+
+# JAX warns of its cache of programs, which is full as well.
+@pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation cache")
+@pytest.mark.parametrize("size", [0, 100, 1500])
+def test_a_full_disk_is_one_error_and_the_same_call_continues(tmp_path, own_programs, size):
+  subject = subjects.make()
+
+  def call():
+    return evaluate(
+      subject.predict,
+      subject.images,
+      subject.labels,
+      workdir=tmp_path / "run",
+      evaluations=("noise",),
+      epsilon=0.1,
+      progress=False,
+    )
+
+  with largest_file(size), pytest.raises(UserError, match=r"cannot be written .*command again"):
+    call()
+  assert not list(tmp_path.rglob("*.tmp"))
+  assert call().numbers.first(evaluation="noise", epsilon=0.1)
