@@ -24,8 +24,8 @@ KINDS = {
   "files": "tests/results/test_fuzz.py",
   "calls": "tests/test_fuzz.py",
 }
-# What hypothesis prints for each test with --hypothesis-show-statistics.
-PASSING = re.compile(r"(\d+) passing examples, (\d+) failing examples, (\d+) invalid")
+# What Hypothesis prints for each test with --hypothesis-show-statistics.
+PASSING = re.compile(r"(\d+) passing[a-z ]*, (\d+) failing[a-z ]*,(?: and)? (\d+) invalid")
 
 
 def fuzz(path, examples):

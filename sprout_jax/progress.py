@@ -43,12 +43,19 @@ class Progress:
         unit=unit,
         desc=description,
         dynamic_ncols=True,
-        bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {remaining}",
+        bar_format="{desc} {n}/{total} |{bar:12}|{postfix}  left {left}",
       )
 
-  def update(self, done: float, text: str) -> None:
-    """Shows the amount of work done, and a text of current values."""
+  def update(self, done: float, text: str, seconds_left: float | None = None) -> None:
+    """Shows the amount of work done.
+
+    Args:
+      done: the amount.
+      text: current values.
+      seconds_left: the time left; None estimates it from the speed so far.
+    """
     if self._bar is not None:
+      self._bar.seconds_left = seconds_left
       self._bar.set_postfix_str(text, refresh=False)
       self._bar.update(done - self._bar.n)
     now = time.monotonic()
@@ -59,6 +66,7 @@ class Progress:
       self._last_line = now
       speed = (done - self._first) / max(now - self._start, 1e-9)
       left = (self._total - done) / speed if speed else (0 if done == self._total else math.inf)
+      left = left if seconds_left is None else seconds_left
       print(
         f"{self._description} {done}/{self._total} {self._unit}  {text}  "
         f"left {format_seconds(left)}",
@@ -73,11 +81,23 @@ class Progress:
 
 
 class _Bar(tqdm.tqdm):
-  """A bar that fits the terminal: it shows as many values of its text as there is room for."""
+  """A bar that fits the terminal: it shows as many values of its text as there is room for.
+
+  Attributes:
+    seconds_left: the time left; None where tqdm estimates it.
+  """
+
+  seconds_left: float | None = None
 
   @property
   def format_dict(self) -> dict[str, Any]:
     found = super().format_dict
+    left = self.seconds_left
+    if left is None:
+      rate = found["rate"] or (found["n"] - found["initial"]) / max(found["elapsed"], 1e-9)
+      undone = found["total"] - found["n"]
+      left = undone / rate if rate else (math.inf if undone else 0)
+    found["left"] = format_seconds(left)
     found["ncols"] = columns = found["ncols"] or 80  # the width of some terminals is unknown
     text = found["postfix"] or ""
     # Values end with two spaces or a comma. A value must not be cut: it would look like another.

@@ -40,7 +40,24 @@ def test_a_bar_on_a_terminal(monkeypatch):
   bar.update(10, "loss 0.5")
   bar.close()
   text = terminal.getvalue()
-  assert "training 10/10 |" in text and "left 00:00" in text and "loss 0.5" in text and "\r" in text
+  assert "training 10/10 |" in text and "left 0:00" in text and "loss 0.5" in text and "\r" in text
+
+
+def test_a_time_left_that_is_known_is_shown_on_lines_and_bars(monkeypatch, capsys):
+  def show(done, left):
+    line = progress.Progress(10, 0, "images", "apgd-t", seconds_per_line=0)
+    line.update(done, "run 1 of 9", left)
+    bar = progress._Bar(total=10, file=terminal, bar_format="left {left}")
+    bar.seconds_left = left
+    bar.update(done)
+    shown = str(bar)
+    bar.close()
+    return capsys.readouterr().err.strip().rpartition("  ")[2], shown
+
+  terminal = io.StringIO()
+  assert show(9, 754.0) == ("left 12:34", "left 12:34")
+  assert show(10, 0.0) == ("left 0:00", "left 0:00")
+  assert show(10, 754.0) == ("left 12:34", "left 12:34")  # the attacks that follow
 
 
 TEXT = "epoch 1.0  loss 1.2345  accuracy 0.9876  12,345 images/s"
@@ -75,7 +92,7 @@ def test_a_bar_is_never_wider_than_the_terminal(monkeypatch, columns, shown):
   if shown:
     assert f"|, {shown}  left 0" in last
   if columns >= 60:
-    assert last.endswith(("left 00:00", "left ?"))
+    assert last.endswith(("left 0:00", "left ?"))
 
 
 def test_other_processes_are_silent(capsys):

@@ -28,6 +28,7 @@ from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.auto_pgd import apgd_attack
 from sprout_jax.attacks.fast_boundary import fab_attack
+from sprout_jax.attacks.forecast import Forecast
 from sprout_jax.attacks.inputs import Array
 from sprout_jax.attacks.inputs import Predict
 from sprout_jax.attacks.squares import square_attack
@@ -43,6 +44,7 @@ STEPS = 100  # of each attack with gradients
 QUERIES = 5000  # of Square, after that of its start
 TARGETS = 9  # largest number of targets of a targeted attack
 L1_RUNS = 5  # in L1: restarts of untargeted APGD, and largest number of targets of targeted APGD
+clock = time.monotonic
 TOLERANCE = 1e-6  # allowed excess over epsilon by rounding, times max(1, epsilon)
 CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; those of attacks are their ids in ATTACKS
 
@@ -221,7 +223,8 @@ class Progress:
     robust: examples still robust.
     examples: all examples.
     seconds: seconds since the ensemble was started.
-    seconds_left: estimate for this attack at the present speed; None at its beginning.
+    seconds_left: estimate for this attack and all attacks after it (see `forecast`); None at the
+      beginning.
   """
 
   attack: str
@@ -469,6 +472,7 @@ def _attack_all(
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
   if after is not None and not state.per_attack:
     _continue_after(after, state, spec, rows, who)
+  forecast = Forecast(list(attacks.values()), slots.sizes(batch_size, mesh))
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
       _attack_with(
@@ -488,7 +492,7 @@ def _attack_all(
           build,
         ),
         state,
-        len(attacks),
+        forecast,
         on_progress,
       )
   return _result(state, spec, images, labels, clean, lambda adversarial: look(adversarial, FINAL))
@@ -532,18 +536,18 @@ def _attack_with(
   attack: Attack,
   given: Given,
   state: resume.State,
-  count: int,
+  forecast: Forecast,
   on_progress: Callable[[Progress], Any] | None,
 ) -> None:
   """Attacks the waiting examples, and enters the outcomes in the state."""
-  start, already = time.monotonic(), int(state.done.sum())
+  last, finished, survived, steps = clock(), 0, 0, 0
   total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(given.key, row.id)
   own = None
   if row.given is not None and len(given.waiting):
     own, passes = row.given(attack, given)
     state.passes.setdefault(name, passes)  # after an interruption they are not counted again
-  for outcomes, runs, behind in slots.attack_examples(
+  for call in slots.attack_examples(
     attack,
     given.predict,
     attack_key,
@@ -555,32 +559,36 @@ def _attack_with(
     row.chunk,
     own,
   ):
-    for outcome in outcomes:
+    for outcome in call.outcomes:
       position = outcome.position
+      finished, survived = finished + 1, survived + (not outcome.broken)
+      steps += outcome.steps
       state.done[position] = True
       state.passes[name] = state.passes.get(name, 0) + attack.passes * outcome.steps
       if outcome.broken:
         state.robust[position] = False
         state.images[position] = outcome.image
     state.save()
+    now = clock()
+    forecast.measure(number - 1, call.size, call.steps, now - last)
+    last = now
     if on_progress is not None:
-      done, seconds = int(state.done.sum()), time.monotonic() - start
-      work = done + behind
-      left = (total - work) * seconds / (work - already) if work > already else None
+      done = int(state.done.sum())
+      waiting = total - done - len(call.left)
       on_progress(
         Progress(
           name,
           number,
-          count,
-          min(runs, default=attack.num_runs - 1) + 1,
+          len(forecast.attacks),
+          min(call.runs, default=attack.num_runs - 1) + 1,
           attack.num_runs,
           done,
           total,
-          work,
+          done + call.behind,
           int(state.robust.sum()),
           len(state.robust),
           state.seconds(),
-          left,
+          forecast.left(number - 1, call, waiting, finished, survived, steps),
         )
       )
   state.finish(name)

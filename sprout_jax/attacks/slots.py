@@ -66,6 +66,26 @@ class Outcome(NamedTuple):
   image: np.ndarray | None
 
 
+class Call(NamedTuple):
+  """What a compiled call left.
+
+  Attributes:
+    outcomes: of the examples that left their slots.
+    runs: the run of each occupied slot, from 0.
+    behind: work on the examples in the slots that is done, in units of whole examples.
+    size: number of slots in the call.
+    steps: steps that the call made.
+    left: int [occupied slots], steps that each example still has, over all its runs.
+  """
+
+  outcomes: list[Outcome]
+  runs: list[int]
+  behind: float
+  size: int
+  steps: int
+  left: np.ndarray
+
+
 def sizes(batch_size: int, mesh: Mesh) -> list[int]:
   """Batch sizes in use, from large to small: multiples of the number of devices."""
   devices = mesh.size
@@ -88,8 +108,8 @@ def attack_examples(
   mesh: Mesh,
   chunk: int,
   given: np.ndarray | None = None,
-) -> Iterator[tuple[list[Outcome], list[int], float]]:
-  """Attacks the waiting examples and yields the outcomes after every compiled call.
+) -> Iterator[Call]:
+  """Attacks the waiting examples and yields what every compiled call left.
 
   Args:
     attack: the attack.
@@ -106,8 +126,7 @@ def attack_examples(
       the attack needs none.
 
   Yields:
-    The outcomes of the examples that left, the run of each occupied slot, and how much work on the
-    examples in the slots is done, in units of whole examples.
+    A `Call` after every compiled call.
   """
   programs = _programs(attack, mesh, chunk, str(jax.random.key_impl(key)))
   split, replicated = shardings(mesh)
@@ -156,8 +175,11 @@ def attack_examples(
     ]
     index[leaving] = -1
     kept = index >= 0
-    behind = (number + np.where(is_over, 0, step) / attack.num_steps)[kept] / attack.num_runs
-    yield outcomes, number[kept].tolist(), float(behind.sum())
+    done = (number * attack.num_steps + np.where(is_over, 0, step))[kept]
+    whole = attack.num_runs * attack.num_steps
+    yield Call(
+      outcomes, number[kept].tolist(), float(done.sum() / whole), size, chunk, whole - done
+    )
 
 
 class _Programs(NamedTuple):

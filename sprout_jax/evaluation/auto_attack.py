@@ -24,6 +24,7 @@ from sprout_jax.evaluation.options import Seed
 from sprout_jax.evaluation.options import with_epsilon
 from sprout_jax.evaluation.randomness import root_key
 from sprout_jax.evaluation.subject import Images
+from sprout_jax.evaluation.subject import OnBatch
 from sprout_jax.evaluation.subject import Subject
 from sprout_jax.evaluation.subject import to_float
 from sprout_jax.results import bundle as bundle_lib
@@ -103,14 +104,14 @@ def evaluate_auto_attack(
 def bars(subject: Subject) -> Iterator[Callable[[float, Any], None]]:
   """Shows a progress bar for each attack; yields (epsilon, `attacks.Progress`) -> None."""
   with contextlib.ExitStack() as stack:
-    made: dict[str, Callable[[float, str], None]] = {}
+    made: dict[str, OnBatch] = {}
 
     def on_progress(epsilon: float, now: Any) -> None:
       name = f"{now.attack}, epsilon {epsilon:g}"
       if name not in made:
         made[name] = stack.enter_context(subject.progress(name, now.total))
       text = f"run {now.run} of {now.runs}, {now.robust} of {now.examples} robust"
-      made[name](int(now.work), text)
+      made[name](int(now.work), text, now.seconds_left)
 
     yield on_progress
 

@@ -56,8 +56,8 @@ class MemoFunction(Protocol):
 class OnBatch(Protocol):
   """A progress bar: (done, text) moves it."""
 
-  def __call__(self, done: float, text: str, /) -> None:
-    """Shows that so much is done, and a text beside the bar."""
+  def __call__(self, done: float, text: str, seconds_left: float | None = None, /) -> None:
+    """Shows that so much is done, a text beside the bar, and the time left, where it is known."""
 
 
 class Images(NamedTuple):

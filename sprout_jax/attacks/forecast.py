@@ -1,0 +1,103 @@
+"""How long an ensemble of attacks still takes, from the times of its compiled calls."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from sprout_jax.attacks import slots
+from sprout_jax.attacks.attack import Attack
+
+
+@dataclasses.dataclass
+class Forecast:
+  """Estimate of the seconds that are left, for the attack in work and those after it.
+
+  A step of a batch costs seconds = unit * passes of the attack, where the unit depends on the size
+  of the batch and is measured. The first call of an attack at a size takes longer, because it is
+  compiled. The attacks that follow are taken to need as long for it, on average.
+
+  An example that has left its batch needs no more steps. An example in a batch is taken to survive,
+  because most examples that break do so in their first steps. An example that waits is taken to
+  need as many steps as those before it, on average.
+
+  Attributes:
+    attacks: the attacks of the ensemble, in their order.
+    sizes: the sizes of batches, from large to small.
+    units: {size: seconds of a step for one pass}, as far as they are measured.
+  """
+
+  attacks: Sequence[Attack]
+  sizes: Sequence[int]
+  units: dict[int, float] = dataclasses.field(default_factory=dict)
+  _first: dict[tuple[int, int], float] = dataclasses.field(default_factory=dict)
+  _compilation: list[float] = dataclasses.field(default_factory=list)
+
+  def measure(self, number: int, size: int, steps: int, seconds: float) -> None:
+    """Takes the time of a call.
+
+    Args:
+      number: position of the attack, from 0.
+      size: examples of the batch.
+      steps: steps of the call.
+      seconds: the time that it took.
+    """
+    first = self._first.setdefault((number, size), seconds)
+    if first is not seconds:
+      self.units[size] = seconds / steps / self.attacks[number].passes
+      if first:  # once
+        self._compilation.append(max(0.0, first - seconds))
+        self._first[number, size] = 0.0
+
+  def left(
+    self, number: int, call: slots.Call, waiting: int, finished: int, survived: int, steps: int
+  ) -> float | None:
+    """The seconds that are left; None where no call was measured.
+
+    Args:
+      number: position of the attack in work, from 0.
+      call: its last call.
+      waiting: examples that wait for it.
+      finished: examples that it is done with.
+      survived: those of them that it left robust.
+      steps: steps of the examples that it is done with, together.
+    """
+    if not self.units:
+      return None
+    attack, occupied = self.attacks[number], len(call.left)
+    whole = attack.num_runs * attack.num_steps
+    entered = max(1, finished + occupied)
+    share = (survived + occupied) / entered
+    average = (steps + occupied * whole) / entered / whole
+    if waiting:
+      own = call.left.sum() / call.size * self._step(number, call.size)
+    else:
+      own = call.left.max(initial=0) * self._step(number, self._fitting(occupied))
+    own += self._whole(number, waiting * average)
+    return float(own + self._after(number, survived + occupied + waiting * share))
+
+  def _after(self, number: int, survivors: float) -> float:
+    """Seconds of the attacks behind one, on so many examples that they all leave robust."""
+    if survivors < 0.5:
+      return 0.0
+    compilation = float(np.mean(self._compilation))
+    return sum(
+      compilation + self._whole(place, survivors) for place in range(number + 1, len(self.attacks))
+    )
+
+  def _whole(self, number: int, count: float) -> float:
+    """Seconds of all steps of an attack on examples, in full batches and one for the rest."""
+    attack, size = self.attacks[number], self.sizes[0]
+    full, rest = divmod(round(count), size)
+    seconds = full * self._step(number, size)
+    if rest:
+      seconds += self._step(number, self._fitting(rest))
+    return attack.num_runs * attack.num_steps * seconds
+
+  def _step(self, number: int, size: int) -> float:
+    """Seconds of a step; where the size was not measured, in proportion to the nearest one."""
+    nearest = min(self.units, key=lambda known: abs(np.log(known / size)))
+    return self.attacks[number].passes * self.units[nearest] * size / nearest
+
+  def _fitting(self, count: float) -> int:
+    return min((size for size in self.sizes if size >= count), default=self.sizes[0])
