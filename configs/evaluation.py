@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.after_training = ("pgd",)
   # Evaluations of --mode evaluate, rows of EVALUATIONS. "transfer" is not among the defaults,
   # because it needs transfer.sources. "extended", "union", "estimate", "corrupted_attack",
-  # "probabilistic" and "redraws" are asked for by name.
+  # "probabilistic", "random_targets" and "redraws" are asked for by name.
   config.evaluations = (
     "pgd",
     "strength",

@@ -5,9 +5,9 @@
     python launch.py --config configs/imagenet.py:dir=IMAGENET --workdir DIR/folder
 
 These runs were not measured. The paper trains a ResNet-152 (model=resnet152), starts SPROUT from a
-natural model, and attacks with PGD-20 with random targets, and epsilon from 0.005 to 0.03. The PGD
-of the evaluations has no targets: it maximises the loss of the true class. Its accuracies are
-therefore not comparable with those of the paper.
+natural model, and attacks with PGD-20 with random targets, and epsilon from 0.005 to 0.03. The
+evaluation "random_targets" is this attack. The evaluation "pgd" has no targets and is stronger: it
+maximises the loss of the true class.
 
 The arguments are dir (a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; without it, the
 prepared TFDS set imagenet2012), model, method, penalty and variant as in configs/cifar10.py, and
@@ -86,4 +86,5 @@ def build(given: dict[str, str], epochs: int, learning_rate: float) -> ml_collec
   config.dataset.validation_fraction = 0.01
   config.evaluation.epsilon = 0.01
   config.evaluation.epsilons = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03)
+  config.evaluation.evaluations += ("random_targets",)
   return config

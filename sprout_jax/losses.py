@@ -304,6 +304,7 @@ def curvature(
   """
   check_arrays("curvature", images=(images, "float", IMAGES))
   h = check_number("curvature", "h", h, positive=True)
+  images = jnp.asarray(images)
   gradient = _input_gradient("curvature", loss, images)
   direction = jnp.sign(jax.lax.stop_gradient(gradient))
   size = _l2(direction)[:, None, None, None]

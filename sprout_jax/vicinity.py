@@ -47,6 +47,7 @@ def gaussian_noise(key: jax.Array, images: jax.Array, stddev: jax.typing.ArrayLi
   check_arrays("gaussian_noise", images=(images, "float", IMAGES))
   check_key("gaussian_noise", key)
   stddev = check_number("gaussian_noise", "stddev", stddev)
+  images = jnp.asarray(images)
   return images + jnp.asarray(stddev, images.dtype) * jax.random.normal(
     key, images.shape, images.dtype
   )

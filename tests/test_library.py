@@ -55,7 +55,7 @@ def test_arrows_point_one_way():
     "vicinity": {"arguments"},
     "losses": {"arguments"},
     "intervals": set(),
-    "attacks": {"losses", "intervals"},
+    "attacks": {"arguments", "losses", "intervals"},
     "errors": set(),
     "sharding": {"errors"},
     "progress": set(),

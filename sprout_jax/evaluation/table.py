@@ -36,6 +36,7 @@ from sprout_jax.evaluation.landscape import evaluate_landscape
 from sprout_jax.evaluation.noise import evaluate_noise
 from sprout_jax.evaluation.pgd import evaluate_pgd
 from sprout_jax.evaluation.probabilistic import evaluate_probabilistic
+from sprout_jax.evaluation.random_targets import evaluate_random_targets
 from sprout_jax.evaluation.redraws import evaluate_redraws
 from sprout_jax.evaluation.sanity import evaluate_sanity
 from sprout_jax.evaluation.smoothing import evaluate_smoothing
@@ -96,6 +97,9 @@ EVALUATIONS: dict[str, Evaluation] = {
   "union": Evaluation(evaluate_union, 1, "accuracy in Linf, L2 and L1 at once"),
   "estimate": Evaluation(evaluate_estimate, 1, "AutoAttack within a budget of passes"),
   "corrupted_attack": Evaluation(evaluate_corrupted_attack, 1, "AutoAttack on corrupted images"),
+  "random_targets": Evaluation(
+    evaluate_random_targets, 1, "accuracy under PGD towards random classes"
+  ),
   "probabilistic": Evaluation(
     evaluate_probabilistic, 1, "random perturbations that fool the model"
   ),

@@ -1,0 +1,135 @@
+"""Accuracy under PGD towards random classes, the protocol of papers on ImageNet."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from sprout_jax import attacks
+from sprout_jax import losses
+from sprout_jax.attacks.attack import example_keys
+from sprout_jax.evaluation import threat
+from sprout_jax.evaluation.options import Epsilon
+from sprout_jax.evaluation.options import Epsilons
+from sprout_jax.evaluation.options import Norm
+from sprout_jax.evaluation.options import NumExamples
+from sprout_jax.evaluation.options import NumSteps
+from sprout_jax.evaluation.options import Seed
+from sprout_jax.evaluation.options import StepSize
+from sprout_jax.evaluation.options import with_epsilon
+from sprout_jax.evaluation.randomness import root_key
+from sprout_jax.evaluation.subject import BatchFunction
+from sprout_jax.evaluation.subject import Predict
+from sprout_jax.evaluation.subject import Subject
+from sprout_jax.results.numbers import Number
+from sprout_jax.results.numbers import Numbers
+from sprout_jax.results.numbers import accuracy
+from sprout_jax.results.store import Measurement
+
+
+def random_targets(
+  key: jax.Array, labels: jax.Array, indices: jax.Array, num_classes: int
+) -> jax.Array:
+  """Draws a wrong class for each image, uniformly: t = (y + u) mod K, u ~ U{1, ..., K - 1}.
+
+  Args:
+    key: a PRNG key.
+    labels: int array [batch].
+    indices: int array [batch], the images' positions, on which their draws depend.
+    num_classes: K.
+
+  Returns:
+    Int array [batch].
+  """
+  draw = lambda key: jax.random.randint(key, (), 1, num_classes)
+  return (labels + jax.vmap(draw)(example_keys(key, indices))) % num_classes
+
+
+def towards(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Minus the cross-entropy of the target: what a targeted attack maximises."""
+  return -losses.cross_entropy(logits, targets)
+
+
+def attack_fn(norm: str, num_steps: int, step_size: float, seed: int) -> BatchFunction:
+  """Makes the function, for `Subject.map`, that attacks a batch towards random classes.
+
+  Returns:
+    (predict, epsilon, images, labels, indices) -> {"answers": [batch], "targets": [batch],
+    "excess": [batch]}.
+  """
+
+  def attack_batch(
+    predict: Predict,
+    epsilon: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+  ) -> dict[str, jax.Array]:
+    key_target, key_start = jax.random.split(root_key(seed))
+    num_classes = jax.eval_shape(predict, images).shape[-1]
+    targets = random_targets(key_target, labels, indices, num_classes)
+    adversarial = attacks.pgd(
+      key_start,
+      predict,
+      images,
+      targets,
+      epsilon=epsilon,
+      step_size=step_size,
+      num_steps=num_steps,
+      norm=norm,
+      loss=towards,
+      keep="last",
+      indices=indices,
+    )
+    return {
+      "answers": predict(adversarial).argmax(-1),
+      "targets": targets,
+      "excess": threat.excess(images, adversarial, epsilon, norm),
+    }
+
+  return attack_batch
+
+
+def evaluate_random_targets(
+  subject: Subject,
+  *,
+  num_examples: NumExamples,
+  norm: Norm,
+  epsilon: Epsilon,
+  epsilons: Epsilons,
+  num_steps: NumSteps,
+  step_size: StepSize,
+  seed: Seed,
+) -> Measurement:
+  """Measures the accuracy under PGD towards a random wrong class, and how often it is reached.
+
+  Each image has one target and one random start, and the last iterate counts. This attack is weaker
+  than PGD on the loss of the true class: its accuracy is no lower bound of the attack's success.
+  Use it to compare with papers that report it.
+  """
+  images = subject.select(num_examples)
+  fn = attack_fn(norm, num_steps, step_size, seed)
+  found: list[Number] = []
+  radii = with_epsilon(epsilons, epsilon)
+
+  def attacked(radius: float) -> dict[str, np.ndarray]:
+    rows = np.arange(len(images.labels), dtype=np.int32)
+    outcome = subject.map(fn, images.images, images.labels, rows, shared=(float(radius),))
+    threat.refuse(f"PGD towards random classes at epsilon {radius:g}", outcome["excess"], radius)
+    return {name: outcome[name] for name in ("answers", "targets")}
+
+  with subject.progress("random_targets", len(radii), "radii") as bar:
+    for number, radius in enumerate(radii, 1):
+      outcome = subject.memo(f"epsilon {radius!r}", functools.partial(attacked, radius))
+      keys: dict[str, Any] = dict(attack="pgd_random_targets", norm=norm, epsilon=radius)
+      keys |= dict(steps=num_steps, step_size=step_size, restarts=1, seed=seed)
+      right = outcome["answers"] == images.labels
+      found.append(accuracy(right, images.indices, **keys))
+      if radius:
+        reached = accuracy(outcome["answers"] == outcome["targets"], images.indices, **keys)
+        found.append(
+          Number("target_share", reached.value, keys, "share", reached.count, reached.interval)
+        )
+      bar(number, f"epsilon {radius:g}")
+  return Measurement(Numbers(found))
