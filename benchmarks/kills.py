@@ -102,7 +102,7 @@ def main():
         while killed:
           after = rng.uniform(0.1, 0.95) * seconds[phase] * (1 + tries / 5)
           killed, passed, line = run(arguments, after)
-          tries += 1
+          tries, line = tries + 1, [text.replace(str(folder), "DIR") for text in line]
           log.append(
             {"round": number, "phase": phase, "killed": killed, "seconds": passed, "line": line[0]}
           )

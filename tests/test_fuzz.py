@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 import os
 
 import jax
@@ -32,7 +33,7 @@ BETA = np.ones(CLASSES, np.float32)
 
 
 def predict(images):
-  return images.reshape(len(images), -1) @ WEIGHTS
+  return images.reshape(len(images), math.prod(images.shape[1:])) @ WEIGHTS  # also for no images
 
 
 def loss(images):
