@@ -36,7 +36,9 @@ HEADLINE = {
 
 def markdown(columns, rows):
   """A table of Markdown."""
-  return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows))
+  return "\n".join(
+    f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)
+  )
 
 
 def methods(name):
