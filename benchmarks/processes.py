@@ -262,7 +262,7 @@ def main():
   parser.add_argument("--work", help=argparse.SUPPRESS)
   parser.add_argument("--counts", default="1,2,4")
   parser.add_argument("--ways", default=",".join(WAYS))
-  parser.add_argument("--evaluations", default="pgd,auto_attack,noise,transformations")
+  parser.add_argument("--evaluations", default="pgd,auto_attack,noise,invariance")
   args = parser.parse_args()
   if args.work:
     number, count, port, workdir, *rest = json.loads(args.work)
