@@ -184,8 +184,18 @@ def _workdirs(args: argparse.Namespace) -> list[pathlib.Path]:
   named: list[pathlib.Path] = []
   for text in args.workdir:
     whole = pathlib.Path(text).expanduser()
-    joined = args.mode == "report" and not whole.is_dir()  # a folder's name can have a comma
+    joined = args.mode == "report" and not os.path.isdir(whole)  # a folder's name can have a comma
     named += [pathlib.Path(part).expanduser() for part in text.split(",")] if joined else [whole]
+  for path in named:
+    try:
+      path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+      pass  # it can be created, or another message names it
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null character
+      reason = getattr(error, "strerror", None) or error
+      raise UserError(
+        f"--workdir {str(path)[:100]!r} cannot be opened ({reason}); name another folder"
+      ) from error
   if args.mode != "report" and len(named) > 1:
     raise UserError(f"{args.mode} takes one --workdir, but {len(named)} were given")
   return named
@@ -223,6 +233,15 @@ def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
     os._exit(1)  # JAX's shutdown would wait for the lost process
   except (UserError, TrainingDiverged, argparse.ArgumentError) as error:
     return f"error: {error}"
+  except OSError as error:
+    if error.filename is None:
+      raise
+    path = str(error.filename)
+    shown = path if len(path) <= 200 else f"{path[:197]}..."
+    return (
+      f"error: {shown} cannot be opened ({error.strerror}); check the name and the permissions, "
+      "then type the same command again"
+    )
   except KeyboardInterrupt:  # before training and evaluation, which have handlers of their own
     return "Stopped by Ctrl-C. The same command continues."
   return 0

@@ -124,6 +124,33 @@ def test_workdirs_with_commas_and_tildes(tmp_path, monkeypatch):
   assert [str(p) for p in workdirs("--workdir", "a,b")] == ["a,b"]
 
 
+LONG = "x" * 300  # no file system takes such a name
+
+
+@pytest.mark.parametrize(
+  "argv",
+  [
+    ["--config", "configs/digits.py", "--workdir", LONG],
+    ["--mode", "evaluate", "--workdir", LONG],
+    ["--mode", "report", "--workdir", f"{LONG},b"],
+    ["--mode", "report", "--workdir", "a\0b"],
+    ["--config", LONG, "--workdir", "run"],
+    ["--config", "configs/digits.py", "--workdir", "run", f"--config.init_from={LONG}"],
+    ["--config", f"configs/images.py:dir={LONG}", "--workdir", "run"],
+    ["--config", "configs/cifar10.py", "--workdir", "run", f"--config.dataset.data_dir={LONG}"],
+    ["--mode", "evaluate", "--weights", LONG, "--config", "configs/digits.py", "--workdir", "run"],
+  ],
+  ids=lambda argv: " ".join(word[:24] for word in argv),
+)
+def test_names_that_no_file_can_have_are_one_error(tmp_path, monkeypatch, argv):
+  root = pathlib.Path(__file__).parents[2]
+  monkeypatch.chdir(tmp_path)
+  argv = [str(root / word) if word.startswith("configs/") else word for word in argv]
+  found = command.main(argv)
+  assert str(found).startswith("error: ") and "\n" not in found
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize("content", ["{", "3", '{"seed": 1}', "\\xff", '{"evaluation": 3}'])
 def test_a_damaged_config_is_named(tmp_path, content):
   (tmp_path / "config.json").write_text(content)
