@@ -22,7 +22,7 @@ from sprout_jax import results as results_lib  # compare_methods has set the pat
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/results.md", "docs/attacks.md", "docs/faults.md")
+PAGES = ("README.md", "docs/results.md", "docs/attacks.md", "docs/faults.md", "docs/devices.md")
 PLACE = re.compile(r"(<!-- generated: ([a-z0-9_]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Rows of the README's table and their names for readers.
 HEADLINE = {
@@ -204,6 +204,19 @@ def long_run():
   )
 
 
+def processes():
+  """Several processes beside one, see processes.py."""
+  _, *several = json.loads((RESULTS / "cpu" / "processes.json").read_text())
+  columns = [f"{each['count']} processes" for each in several]
+  rows = [
+    [f"training, {way}", *(f"{each['differences'][way]:.1e}" for each in several)]
+    for way in several[0]["differences"]
+  ]
+  others = [f"{len(each['different'])} of {each['outcomes']:,}" for each in several]
+  rows.append(["evaluation: outcomes of images that differ", *others])
+  return markdown(["largest difference of an entry of the training state", *columns], rows)
+
+
 def fuzz():
   """Numbers of fuzzed configs, files and calls, see fuzz.py."""
   found = json.loads((RESULTS / "cpu" / "fuzz.json").read_text())
@@ -232,6 +245,7 @@ TABLES = {
   "kills": kills,
   "long_run": long_run,
   "fuzz": fuzz,
+  "processes": processes,
 }
 
 
