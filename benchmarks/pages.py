@@ -217,6 +217,30 @@ def processes():
   return markdown(["largest difference of an entry of the training state", *columns], rows)
 
 
+def scaling():
+  """State and collective operations of a compiled step, and predicted efficiency, see scaling.py."""
+  rows = []
+  for row in sorted(
+    json.loads((RESULTS / "cpu" / "scaling.json").read_text()),
+    key=lambda row: (row["model"], row["devices"]),
+  ):
+    wire = sum(found["wire_bytes"] for found in row["compiled"]["collectives"].values())
+    count = sum(found["count"] for found in row["compiled"]["collectives"].values())
+    rows.append(
+      [
+        f"`{row['model']}`",
+        row["way"],
+        row["devices"],
+        f"{row['compiled']['state_bytes_per_device'] / 2**20:.1f}",
+        count,
+        f"{wire / 2**20:.1f}",
+        f"{100 * row['predicted']['efficiency']:.0f} %",
+      ]
+    )
+  columns = ["model", "way", "devices", "state per device, MiB", "collective operations"]
+  return markdown([*columns, "MiB sent by a device", "predicted efficiency"], rows)
+
+
 def fuzz():
   """Numbers of fuzzed configs, files and calls, see fuzz.py."""
   found = json.loads((RESULTS / "cpu" / "fuzz.json").read_text())
@@ -246,6 +270,7 @@ TABLES = {
   "long_run": long_run,
   "fuzz": fuzz,
   "processes": processes,
+  "scaling": scaling,
 }
 
 
