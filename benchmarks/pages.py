@@ -218,7 +218,7 @@ def processes():
 
 
 def scaling():
-  """State and collective operations of a compiled step, and predicted efficiency, see scaling.py."""
+  """State and collective operations of a compiled step, with predictions, see scaling.py."""
   rows = []
   for row in sorted(
     json.loads((RESULTS / "cpu" / "scaling.json").read_text()),
