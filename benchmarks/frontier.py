@@ -4,7 +4,7 @@
     python benchmarks/frontier.py measure                              # the cost of a step per row
     python benchmarks/frontier.py train --stage 1 --workdir DIR --data DIR
     python benchmarks/frontier.py train --row sprout --seed 1 --workdir DIR --data DIR
-    python benchmarks/frontier.py evaluate --workdir DIR               # the runs that are there
+    python benchmarks/frontier.py evaluate --workdir DIR               # all complete runs
     python benchmarks/frontier.py status --workdir DIR
 
 All rows have the same protocol: Wide ResNet 16-1 with GELU, all 50,000 training images, random
@@ -610,7 +610,7 @@ def main():
   training.add_argument(
     "--data", type=pathlib.Path, required=True, help="folder of the TFDS data sets"
   )
-  evaluating = commands.add_parser("evaluate", help="evaluate the complete runs of a folder")
+  evaluating = commands.add_parser("evaluate", help="evaluate all complete runs in the folder")
   showing = commands.add_parser("status", help="print how far each run is")
   for command in (training, evaluating, showing):
     command.add_argument(
@@ -624,10 +624,15 @@ def main():
   elif args.command == "status":
     print(status(args.workdir))
   elif args.command == "evaluate":
-    for stage in STAGES:
-      for name, seed in runs(stage):
-        if is_complete(args.workdir / f"{name}_{seed}"):
+    failed = []
+    for name, seed in (run for stage in STAGES for run in runs(stage)):
+      if is_complete(args.workdir / f"{name}_{seed}"):
+        try:
           evaluate(name, seed, args.workdir.absolute())
+        except subprocess.CalledProcessError as error:  # the others can still be evaluated
+          failed.append(f"{name}_{seed}: launch.py ended with exit status {error.returncode}")
+    if failed:
+      sys.exit("error: " + "; ".join(failed))
   else:
     chosen = [(args.row, args.seed)] if args.row else unfinished(args.stage)
     workdir = args.workdir.absolute()

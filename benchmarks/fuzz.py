@@ -45,7 +45,7 @@ def fuzz(path, examples):
     print(done.stdout, flush=True)
   return {
     "tests": len(re.findall(r"^tests/\S+:$", done.stdout, re.M)),
-    "examples": sum(map(sum, counts)),
+    "examples": sum(passing + failing for passing, failing, _ in counts),
     "failed": sum(failing for _, failing, _ in counts),
     "seconds": round(time.monotonic() - start),
   }
@@ -54,12 +54,15 @@ def fuzz(path, examples):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--examples", type=int, default=2_000, help="of each test")
-  parser.add_argument("--only", choices=KINDS, help="one kind, beside those in the output")
+  parser.add_argument(
+    "--only", choices=KINDS, help="run one kind only; keep the others in the output"
+  )
   parser.add_argument("--output", type=pathlib.Path, help="JSON file")
   args = parser.parse_args()
   found = dict(timing.read(args.output)) if args.output and args.output.exists() else {}
   for kind in [args.only] if args.only else KINDS:
-    found[kind] = {"file": KINDS[kind], **fuzz(KINDS[kind], args.examples)}
+    command = f"python benchmarks/fuzz.py --examples {args.examples} --only {kind}"
+    found[kind] = {"command": command, "file": KINDS[kind], **fuzz(KINDS[kind], args.examples)}
     print(kind, found[kind], flush=True)
     timing.write(args.output, found | {"hardware": timing.hardware()})
 

@@ -96,7 +96,7 @@ EPSILON = 8 / 255
 SLICE_MINUTES = 4.0  # the longest that a piece works before the next one is chosen
 SMALLEST_SLICE_MINUTES = 1.5  # of a run: less would be spent on compilation alone
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints of a run
-WARM_UP_CALLS = 12  # of an attack, until all of its programs are compiled
+WARM_UP_CALLS = 12  # calls of an attack after which all of its programs are compiled
 BUNDLE_FILES, BUNDLE_BYTES, FILE_BYTES = 8, 62 * 2**20, 15 * 2**20
 
 # Dense peaks of the data sheets, in operations per second. XLA and PyTorch multiply float32 in TF32
@@ -584,10 +584,10 @@ def speed_group(context, dtype, members, compiled):
 
 
 def profile(row, run, steps):
-  """Enters the kernels of a step that take the longest, in milliseconds a step.
+  """Records the slowest kernels, in milliseconds per step.
 
-  "kernels_ms" is the sum over all kernels. Where it is less than the time of a step, the device
-  waits.
+  "kernels_ms" is the sum over all kernels. If it is less than the time of a step, the device was
+  idle for the rest.
   """
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -1275,9 +1275,9 @@ def auto_attack(context, predict, data, chosen, weights_hash):
 
 
 def compile_auto_attack(context, predict, data, chosen):
-  """Seconds to compile the programs of AutoAttack standard, the attacks side by side.
+  """Compiles the programs of AutoAttack standard, all attacks in parallel; returns the seconds.
 
-  Each attack begins on as many images as fill each size of a batch, and ends after some calls.
+  Each attack starts once per batch size, on a full batch. It stops after a few calls.
   """
 
   class Enough(Exception):

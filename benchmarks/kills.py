@@ -60,7 +60,7 @@ def run(arguments, kill_after=None):
     return True, time.monotonic() - start, out.strip().splitlines()[-1:] or [""]
   if process.returncode:
     raise RuntimeError(f"{arguments} ended with {process.returncode}:\n{out}")
-  return False, time.monotonic() - start, out.strip().splitlines()[-1:]
+  return False, time.monotonic() - start, out.strip().splitlines()[-1:] or [""]
 
 
 def outcome(workdir):

@@ -2,9 +2,9 @@
 
     python benchmarks/long_run.py --steps 20000 --output benchmarks/results/cpu/long_run.json
 
-The run trains SPROUT on the digits by the launcher. It logs every 20 steps, saves a checkpoint
-every 100 steps, measures the validation split after each epoch, and is evaluated at the end. Linux
-only: the samples are read from /proc. Each sample belongs to the last step in metrics.jsonl.
+The launcher trains SPROUT on the digits. It logs every 20 steps and saves a checkpoint every 100
+steps. It validates after each epoch and evaluates at the end. The program needs Linux, because it
+reads /proc. Each sample is stored with the last step in metrics.jsonl.
 """
 
 import argparse
@@ -64,6 +64,8 @@ def summary(samples, steps):
 
   def speed(begin, end):
     rows = [row for row in settled if begin * steps <= row["step"] <= end * steps]
+    if len(rows) < 2:
+      sys.exit(f"error: {steps} steps are too few; give --steps 5000 or more")
     return (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["seconds"] - rows[0]["seconds"])
 
   return {

@@ -157,7 +157,7 @@ def defences():
 
 
 def kills():
-  """Runs that were killed again and again, see kills.py."""
+  """Training and evaluation under repeated kills, see kills.py."""
   found = json.loads((RESULTS / "cpu" / "kills.json").read_text())
   rows = []
   for phase in ("training", "evaluation"):
@@ -173,7 +173,7 @@ def kills():
       ]
     )
   text = markdown(
-    ["process", "seconds without a kill", "kills", "seconds until the kill", "ended by itself"],
+    ["process", "seconds without a kill", "kills", "seconds until the kill", "completed runs"],
     rows,
   )
   return (
@@ -199,8 +199,8 @@ def long_run():
     )
   text = markdown(["step", "seconds", "memory in MiB", "threads", "file handles"], rows)
   return (
-    f"{text}\n\nThe last quarter of the steps ran {found['speed_ratio']:.2f} times as fast as the "
-    "second quarter."
+    f"{text}\n\nThe speed in the last quarter of the steps was {found['speed_ratio']:.2f} times "
+    "that in the second quarter."
   )
 
 

@@ -1,8 +1,7 @@
 """Checks of the arguments of the public functions.
 
 Every check raises a ValueError that says what is wrong, what was expected and what to type. Shapes
-and dtypes are known inside `jax.jit` too, so that they are always checked. Numbers are checked
-where they are Python numbers.
+and dtypes are always checked, also inside `jax.jit`. Values are checked where they are not traced.
 """
 
 from collections.abc import Collection
@@ -50,7 +49,7 @@ def check_arrays(who: str, **arrays: tuple[Any, Kind, str]) -> None:
       raise ValueError(
         f"{who}: `{name}` has shape {array.shape}; {expected}{_advice(name, array.ndim, axes)}"
       )
-    if not jnp.issubdtype(array.dtype, KINDS[kind]):
+    if not is_kind(array.dtype, KINDS[kind]):
       dtype = "jnp.int32" if kind == "int" else "jnp.float32"
       raise ValueError(
         f"{who}: `{name}` has dtype {array.dtype}; {expected}: {name}.astype({dtype})"
@@ -64,10 +63,25 @@ def check_arrays(who: str, **arrays: tuple[Any, Kind, str]) -> None:
         )
 
 
+def is_kind(dtype: Any, *kinds: Any) -> bool:
+  """Whether a dtype is of one of the kinds; False for dtypes of other libraries."""
+  try:
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+  except TypeError:  # such as those of PyTorch
+    return False
+
+
+def is_known(value: Any) -> bool:
+  """Whether a value can be looked at: it is not traced, and does not lie on other processes."""
+  if isinstance(value, jax.core.Tracer):
+    return False
+  return not isinstance(value, jax.Array) or value.is_fully_addressable
+
+
 def check_number(who: str, name: str, value: Any, *, positive: bool = False) -> Any:
   """Raises ValueError unless the value is a finite scalar of at least 0, else returns it.
 
-  The value of a JAX array is not looked at: it may be traced.
+  The value of a traced array is not checked.
 
   Args:
     who: name of the function that is called, which begins the message.
@@ -76,36 +90,36 @@ def check_number(who: str, name: str, value: Any, *, positive: bool = False) -> 
     positive: refuses 0 as well.
 
   Returns:
-    The value; a Python number as a float, because JAX takes no integers beyond 32 bits.
+    The value; as a float where it is known, because JAX takes no integers beyond 32 bits.
 
   Raises:
     ValueError: it is not a number, or the number is out of range.
   """
   least = "greater than 0" if positive else "of at least 0"
   expected = f"expected a finite number {least}"
-  is_array = hasattr(value, "shape") and hasattr(value, "dtype")
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if is_array:
-    is_real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-    if value.shape != () or not is_real:
+  if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if tuple(value.shape) or not is_kind(value.dtype, jnp.floating, jnp.integer):
       raise ValueError(
-        f"{who}: `{name}` is an array of shape {value.shape} and dtype {value.dtype}; {expected}"
+        f"{who}: `{name}` is an array of shape {tuple(value.shape)} and dtype {value.dtype}; "
+        f"{expected}"
       )
   elif not is_number:
     raise ValueError(f"{who}: `{name}` is a {type(value).__name__}; {expected}")
-  if isinstance(value, jax.Array):
+  if not is_known(value):
     return value
-  if not 0 <= value <= LARGEST or (positive and value == 0):
-    raise ValueError(f"{who}: `{name}` is {value!r}; {expected}")
-  return float(value)
+  number = value if is_number else np.asarray(value).item()  # by JAX, inside a trace, it is traced
+  if not 0 <= number <= LARGEST or (positive and number == 0):
+    raise ValueError(f"{who}: `{name}` is {shown(number)}; {expected}")
+  return float(number)
 
 
 def check_count(who: str, name: str, value: Any, least: int) -> None:
-  """Raises ValueError unless the value is a Python integer, `least` at least, of 32 bits."""
+  """Raises ValueError unless the value is an integer from `least` to 2^31 - 1."""
   is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
   if not is_integer or not least <= value < 2**31:
     raise ValueError(
-      f"{who}: {name} is {_shown(value)}; expected an integer of at least {least}, below 2^31"
+      f"{who}: {name} is {shown(value)}; expected an integer of at least {least}, below 2^31"
     )
 
 
@@ -113,25 +127,32 @@ def check_choice(who: str, name: str, value: Any, choices: Collection[str]) -> N
   """Raises ValueError, listing the choices, unless the value is one of them."""
   if not isinstance(value, str) or value not in choices:
     raise ValueError(
-      f"{who}: {name} is {_shown(value)}; choose one of: {', '.join(sorted(choices))}"
+      f"{who}: {name} is {shown(value)}; choose one of: {', '.join(sorted(choices))}"
     )
 
 
 def check_key(who: str, key: Any) -> None:
-  """Raises ValueError unless `key` is one PRNG key of JAX, of the new or the old form."""
-  is_array = isinstance(key, jax.Array)
-  if is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+  """Raises ValueError unless `key` is one key of jax.random.key or jax.random.PRNGKey."""
+  is_array = isinstance(key, jax.Array | np.ndarray)
+  if is_array and is_kind(key.dtype, jax.dtypes.prng_key):
     if key.ndim:
       raise ValueError(
         f"{who}: `key` has shape {key.shape}; expected one PRNG key, such as key[0]; each image "
         "gets a key of its own from it"
       )
-  elif not is_array or key.dtype != jnp.uint32 or key.ndim != 1:
-    found = "an array" if hasattr(key, "shape") and np.ndim(key) else _shown(key)
-    seed = key if isinstance(key, int | np.integer) and not isinstance(key, bool) else 0
-    raise ValueError(
-      f"{who}: `key` is {found} ({type(key).__name__}); expected a PRNG key: jax.random.key({seed})"
-    )
+    return
+  try:
+    if is_array and key.dtype == jnp.uint32 and not jax.random.wrap_key_data(key).ndim:
+      return
+  except (TypeError, ValueError):
+    pass
+  found = "an array" if hasattr(key, "shape") and np.ndim(key) else shown(key)
+  is_seed = isinstance(key, int | np.integer) and not isinstance(key, bool)
+  seed = int(key) if is_seed else 0
+  raise ValueError(
+    f"{who}: `key` is {found} ({type(key).__name__}); expected a PRNG key: "
+    f"jax.random.key({shown(seed)})"
+  )
 
 
 def per_example(who: str, name: str, function: Any, count: int, *args: Any) -> jax.Array:
@@ -148,34 +169,39 @@ def per_example(who: str, name: str, function: Any, count: int, *args: Any) -> j
     Float array [count].
 
   Raises:
-    ValueError: the argument is no function, raises a TypeError (as JAX's errors of tracing are), or
-      returns something else.
+    ValueError: `function` cannot be called, raises an error, or returns something else. Its own
+      ValueErrors and errors of the device are raised as they are.
   """
   arrays = "one array" if len(args) == 1 else f"{len(args)} arrays"
   expected = (
     f"expected a function of {arrays} that returns a float array [{count}], one number per example"
   )
   if not callable(function):
-    raise ValueError(f"{who}: `{name}` is {_shown(function)}; {expected}")
+    raise ValueError(f"{who}: `{name}` is {shown(function)}; {expected}")
   try:
     values = function(*args)
-  except TypeError as error:
+  except (ValueError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:  # the code is the user's and can raise anything
     first = (str(error).strip().splitlines() or [""])[0][:200]
     raise ValueError(
-      f"{who}: `{name}` raises {type(error).__name__}: {first}; {expected}, made of JAX operations"
+      f"{who}: `{name}` raises {type(error).__name__}: {first}; use JAX operations only; {expected}"
     ) from error
   if not (hasattr(values, "shape") and hasattr(values, "dtype")):
     raise ValueError(f"{who}: `{name}` returns a {type(values).__name__}; {expected}")
-  if values.shape != (count,) or not jnp.issubdtype(values.dtype, jnp.floating):
+  if values.shape != (count,) or not is_kind(values.dtype, jnp.floating):
     raise ValueError(
       f"{who}: `{name}` returns shape {values.shape}, dtype {values.dtype}; {expected}"
     )
   return values
 
 
-def _shown(value: Any) -> str:
-  """The value as Python prints it, in at most 80 characters and one line."""
-  text = " ".join(repr(value).split())
+def shown(value: Any) -> str:
+  """The value as Python prints it, in one line of at most 80 characters."""
+  try:
+    text = " ".join(repr(value).split())
+  except Exception:  # an integer of thousands of digits, or an object without a text
+    return f"a {type(value).__name__}"
   return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -187,6 +213,6 @@ def _advice(name: str, ndim: int, axes: str) -> str:
     return f"; for integer labels, jax.nn.one_hot({name}, classes)"
   if axes == "batch classes" and ndim == 1:
     return f"; for one example, {name}[None]"
-  if axes == "batch" and ndim == 2:
+  if axes == "batch" and ndim == 2 and name in ("labels", "targets"):
     return f"; for soft labels, {name}.argmax(-1)"
   return ""

@@ -52,7 +52,7 @@ class Progress:
     Args:
       done: the amount.
       text: current values.
-      seconds_left: the time left; None estimates it from the speed so far.
+      seconds_left: the time left; if None, it is estimated from the speed so far.
     """
     if self._bar is not None:
       self._bar.seconds_left = seconds_left

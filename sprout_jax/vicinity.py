@@ -17,7 +17,6 @@ SPROUT's vicinity (Cheng et al., "Self-Progressing Robust Training", AAAI 2021, 
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sprout_jax.arguments import IMAGES
 from sprout_jax.arguments import check_arrays
@@ -72,7 +71,8 @@ def mixup_pairs(
     are an int array [batch], a permutation.
 
   Raises:
-    ValueError: `key` is no PRNG key, `batch_size` no count, or `alpha` negative or not finite.
+    ValueError: `key` is not a PRNG key, `batch_size` is not an integer of at least 1, or `alpha` is
+      negative or not finite.
   """
   check_key("mixup_pairs", key)
   check_count("mixup_pairs", "batch_size", batch_size, 1)
@@ -104,7 +104,7 @@ def mix(values: jax.Array, weight: jax.typing.ArrayLike, partners: jax.Array) ->
     ValueError: `values` is not floating point (the weight would be rounded to 0 or 1), `weight` is
       no scalar of at least 0, or `partners` has another shape or dtype.
   """
-  axes = " ".join(["batch", *(f"axis_{i}" for i in range(1, max(1, np.ndim(values))))])
+  axes = " ".join(["batch", *(f"axis_{i}" for i in range(1, getattr(values, "ndim", 1)))])
   check_arrays("mix", values=(values, "float", axes), partners=(partners, "int", "batch"))
   values = jnp.asarray(values)
   weight = jnp.asarray(check_number("mix", "weight", weight), values.dtype)

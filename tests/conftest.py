@@ -23,8 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-# The files that take the longest go first: where one of two workers is given them last, the other
-# one has nothing to do.
+# The slowest files go first. If one came last, the other worker would be idle.
 LONGEST = (
   *("test_launch.py", "test_contract.py", "test_weights.py", "test_auto_attack.py"),
   *("test_documentation.py", "test_findings.py", "test_reference.py", "test_step.py"),

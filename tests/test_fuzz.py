@@ -90,7 +90,20 @@ PUBLIC = {
   attacks.square: {"key": KEY, **ATTACK, "epsilon": 0.1, "norm": "linf", **STEPS},
   attacks.carlini_wagner: {"predict": predict, "images": IMAGES, "labels": LABELS, **STEPS},
 }
+
+
+class Foreign:
+  """An array of another library, as JAX and NumPy see one of PyTorch."""
+
+  shape, ndim, dtype = (BATCH, CLASSES), 2, object()
+
+  def __len__(self):
+    return BATCH
+
+
 ODD = (
+  *(Foreign(), [0.1, [0.2]], 10**5000, np.float32(-1), jnp.float32(-1), jnp.float32(0)),
+  *(jnp.zeros(3, jnp.uint32), np.zeros(2, np.uint32), lambda *arrays: arrays[0].no_attribute),
   *(None, True, 0, 1, -1, 3, 2**31, 2**70, -(2**70), 0.5, -0.5, 1e-30, 1e300, 1j, b"x", object()),
   *(float("nan"), float("inf"), float("-inf"), "", "linf", "l1", "8/255", "nearest", "x" * 300),
   *([], (), {}, [0.1], [[0.1]], {"a": 1}, jax.random.key(1), jax.random.PRNGKey(0)),

@@ -76,7 +76,7 @@ def exchange_convolutions(predict: Callable) -> Callable:
 def fastest(predict: Callable, images: Array) -> Callable:
   """Returns `exchange_convolutions(predict)` where that `pays`, else `predict`.
 
-  Of several processes, all use what pays in process 0: they run the same programs.
+  With several processes, all use the choice of process 0, because they run the same programs.
 
   Args:
     predict: function images -> logits.

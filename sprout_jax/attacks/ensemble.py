@@ -44,7 +44,7 @@ STEPS = 100  # of each attack with gradients
 QUERIES = 5000  # of Square, after that of its start
 TARGETS = 9  # largest number of targets of a targeted attack
 L1_RUNS = 5  # in L1: restarts of untargeted APGD, and largest number of targets of targeted APGD
-clock = time.monotonic
+clock = time.monotonic  # tests replace it
 TOLERANCE = 1e-6  # allowed excess over epsilon by rounding, times max(1, epsilon)
 CLEAN, FINAL = 2**32 - 1, 2**32 - 2  # purposes of draws; those of attacks are their ids in ATTACKS
 
@@ -223,8 +223,8 @@ class Progress:
     robust: examples still robust.
     examples: all examples.
     seconds: seconds since the ensemble was started.
-    seconds_left: estimate for this attack and all attacks after it (see `forecast`); None at the
-      beginning.
+    seconds_left: estimated seconds of this attack and all later ones; None until it can be
+      estimated (see `forecast`).
   """
 
   attack: str
@@ -540,13 +540,14 @@ def _attack_with(
   on_progress: Callable[[Progress], Any] | None,
 ) -> None:
   """Attacks the waiting examples, and enters the outcomes in the state."""
-  last, finished, survived, steps = clock(), 0, 0, 0
+  earlier, finished, survived, steps = int((state.robust & state.done).sum()), 0, 0, 0
   total = int((state.robust | state.done).sum())
   attack_key = jax.random.fold_in(given.key, row.id)
   own = None
   if row.given is not None and len(given.waiting):
     own, passes = row.given(attack, given)
     state.passes.setdefault(name, passes)  # after an interruption they are not counted again
+  last = clock()
   for call in slots.attack_examples(
     attack,
     given.predict,
@@ -588,7 +589,7 @@ def _attack_with(
           int(state.robust.sum()),
           len(state.robust),
           state.seconds(),
-          forecast.left(number - 1, call, waiting, finished, survived, steps),
+          forecast.left(number - 1, call, waiting, finished, survived, steps, earlier),
         )
       )
   state.finish(name)

@@ -1,4 +1,4 @@
-"""How long an ensemble of attacks still takes, from the times of its compiled calls."""
+"""Estimates the remaining time of an ensemble of attacks from the times of its compiled calls."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,28 +13,28 @@ from sprout_jax.attacks.attack import Attack
 class Forecast:
   """Estimate of the seconds that are left, for the attack in work and those after it.
 
-  A step of a batch costs seconds = unit * passes of the attack, where the unit depends on the size
-  of the batch and is measured. The first call of an attack at a size takes longer, because it is
-  compiled. The attacks that follow are taken to need as long for it, on average.
+  The time of a step is unit * passes of the attack. The unit depends on the batch size and is
+  measured. The first call of an attack at a size takes longer, because it compiles. For each later
+  attack, the mean compilation time so far is added once.
 
-  An example that has left its batch needs no more steps. An example in a batch is taken to survive,
-  because most examples that break do so in their first steps. An example that waits is taken to
-  need as many steps as those before it, on average.
+  Broken and finished examples need no more steps. Examples in a batch are assumed to survive,
+  because most examples that break do so in their first steps. Waiting examples are assumed to need
+  the mean number of steps of the examples before them.
 
   Attributes:
     attacks: the attacks of the ensemble, in their order.
     sizes: the sizes of batches, from large to small.
-    units: {size: seconds of a step for one pass}, as far as they are measured.
+    units: {batch size: measured seconds of one step for one pass}.
   """
 
   attacks: Sequence[Attack]
   sizes: Sequence[int]
   units: dict[int, float] = dataclasses.field(default_factory=dict)
-  _first: dict[tuple[int, int], float] = dataclasses.field(default_factory=dict)
+  _first: dict[tuple[int, int], float | None] = dataclasses.field(default_factory=dict)
   _compilation: list[float] = dataclasses.field(default_factory=list)
 
   def measure(self, number: int, size: int, steps: int, seconds: float) -> None:
-    """Takes the time of a call.
+    """Records the time of a call.
 
     Args:
       number: position of the attack, from 0.
@@ -42,15 +42,26 @@ class Forecast:
       steps: steps of the call.
       seconds: the time that it took.
     """
-    first = self._first.setdefault((number, size), seconds)
-    if first is not seconds:
-      self.units[size] = seconds / steps / self.attacks[number].passes
-      if first:  # once
-        self._compilation.append(max(0.0, first - seconds))
-        self._first[number, size] = 0.0
+    if (number, size) not in self._first:
+      self._first[number, size] = seconds
+      return
+    if not steps:
+      return
+    self.units[size] = seconds / steps / self.attacks[number].passes
+    first = self._first[number, size]
+    if first is not None:  # once
+      self._compilation.append(max(0.0, first - seconds))
+      self._first[number, size] = None
 
   def left(
-    self, number: int, call: slots.Call, waiting: int, finished: int, survived: int, steps: int
+    self,
+    number: int,
+    call: slots.Call,
+    waiting: int,
+    finished: int,
+    survived: int,
+    steps: int,
+    earlier: int = 0,
   ) -> float | None:
     """The seconds that are left; None where no call was measured.
 
@@ -58,9 +69,10 @@ class Forecast:
       number: position of the attack in work, from 0.
       call: its last call.
       waiting: examples that wait for it.
-      finished: examples that it is done with.
-      survived: those of them that it left robust.
-      steps: steps of the examples that it is done with, together.
+      finished: examples that the attack has finished.
+      survived: finished examples that are still robust.
+      steps: total steps of the finished examples.
+      earlier: examples that this attack left robust before an interruption.
     """
     if not self.units:
       return None
@@ -74,13 +86,13 @@ class Forecast:
     else:
       own = call.left.max(initial=0) * self._step(number, self._fitting(occupied))
     own += self._whole(number, waiting * average)
-    return float(own + self._after(number, survived + occupied + waiting * share))
+    return float(own + self._after(number, earlier + survived + occupied + waiting * share))
 
   def _after(self, number: int, survivors: float) -> float:
-    """Seconds of the attacks behind one, on so many examples that they all leave robust."""
+    """Seconds of all later attacks on this many examples, if all stay robust."""
     if survivors < 0.5:
       return 0.0
-    compilation = float(np.mean(self._compilation))
+    compilation = float(np.mean(self._compilation or [0.0]))
     return sum(
       compilation + self._whole(place, survivors) for place in range(number + 1, len(self.attacks))
     )
@@ -95,7 +107,7 @@ class Forecast:
     return attack.num_runs * attack.num_steps * seconds
 
   def _step(self, number: int, size: int) -> float:
-    """Seconds of a step; where the size was not measured, in proportion to the nearest one."""
+    """Seconds of a step. A size that was not measured is scaled from the nearest measured size."""
     nearest = min(self.units, key=lambda known: abs(np.log(known / size)))
     return self.attacks[number].passes * self.units[nearest] * size / nearest
 

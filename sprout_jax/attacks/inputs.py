@@ -222,7 +222,7 @@ def check_examples(
   Raises:
     ValueError: one of them is not as expected.
   """
-  images, labels = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (images, labels))
+  images, labels = _as_array(who, "images", images), _as_array(who, "labels", labels)
   if images.ndim != 4 or 0 in images.shape:
     raise ValueError(
       f"{who}: images have shape {images.shape}; expected [n, height, width, channels] with n at "
@@ -258,7 +258,7 @@ def check_examples(
       f"{who}: labels are {labels.dtype}; expected integers: labels.astype(np.int32)"
     )
   indices = np.arange(len(images)) if indices is None else indices
-  indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
+  indices = _as_array(who, "indices", indices)
   if indices.shape != labels.shape[:1] or not jnp.issubdtype(indices.dtype, jnp.integer):
     raise ValueError(
       f"{who}: indices are {indices.dtype} of shape {indices.shape}; expected integers of shape "
@@ -332,17 +332,22 @@ def check_number(who: str, what: str, value: Any, count: int | None = None) -> n
     The value as a host array, or None where it is traced or not addressable.
 
   Raises:
-    ValueError: it is neither.
+    ValueError: the value is not such a number or array.
   """
+  arrays = "" if count is None else f" or an array of shape ({count},)"
+  expected = f"expected a finite number of at least 0{arrays}"
   given = getattr(value, "dtype", None)
-  is_key = given is not None and jnp.issubdtype(given, jax.dtypes.prng_key)
-  known = None if is_key else _known(value)
+  try:
+    if isinstance(value, int) and not isinstance(value, bool):
+      value = float(value)
+    known = None if arguments.is_kind(given, jax.dtypes.prng_key) else _known(value)
+  except (ValueError, TypeError, OverflowError) as error:  # such as lists of other lengths
+    raise ValueError(f"{who}: {what} is {arguments.shown(value)}; {expected}") from error
   shape, dtype = np.shape(value), known.dtype if known is not None else value.dtype
-  is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+  is_real = arguments.is_kind(dtype, jnp.floating, jnp.integer)
   is_shape = shape == () or shape == (count,)
   if not is_real or not is_shape or (known is not None and not _is_finite(known).all()):
-    arrays = "" if count is None else f" or an array of shape ({count},)"
-    raise ValueError(f"{who}: {what} is {value!r}; expected a finite number of at least 0{arrays}")
+    raise ValueError(f"{who}: {what} is {arguments.shown(value)}; {expected}")
   return known
 
 
@@ -351,13 +356,20 @@ def as_float(value: Any) -> Any:
   return float(value) if isinstance(value, int | float) else value
 
 
+def _as_array(who: str, what: str, value: Any) -> Array:
+  """JAX arrays unchanged, everything else as a NumPy array."""
+  try:
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+  except (ValueError, TypeError) as error:  # such as lists of other lengths
+    raise ValueError(
+      f"{who}: {what} are a {type(value).__name__} that is no array ({error}); give one of "
+      "NumPy or JAX"
+    ) from error
+
+
 def _known(array: Any) -> np.ndarray | None:
   """The host array, or None where it is traced or lies in part on other processes."""
-  if isinstance(array, jax.core.Tracer):
-    return None
-  if isinstance(array, jax.Array) and not array.is_fully_addressable:
-    return None
-  return np.asarray(array)
+  return np.asarray(array) if arguments.is_known(array) else None
 
 
 def _is_finite(values: np.ndarray) -> np.ndarray:

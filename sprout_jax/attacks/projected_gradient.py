@@ -259,6 +259,8 @@ def _ascend(
   if not callable(loss):
     arguments.check_choice(who, "loss", loss, LOSSES)
   arguments.check_count(who, "num_steps", num_steps, 0)
+  if isinstance(momentum, jax.core.Tracer):
+    raise ValueError(f"{who}: momentum is traced; expected a Python number of at least 0")
   inputs.check_number(who, "momentum", momentum)
   checked, *arrays = inputs.prepare(
     who,

@@ -31,8 +31,8 @@ from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import select
 
 SHRINK = 4  # ratio of one batch size to the next smaller one
-# Slots per device of the smallest batch, unless the largest is smaller. On a GPU or TPU a pass over
-# 8 images takes as long as one over 64, and every size is compiled.
+# Smallest number of slots per device. On a GPU or TPU, 8 images take as long as 64, and each size
+# costs a compilation.
 SMALLEST_ON_CPU, SMALLEST = 8, 64
 
 
@@ -67,14 +67,14 @@ class Outcome(NamedTuple):
 
 
 class Call(NamedTuple):
-  """What a compiled call left.
+  """Result of a compiled call.
 
   Attributes:
-    outcomes: of the examples that left their slots.
+    outcomes: outcomes of the examples that are finished.
     runs: the run of each occupied slot, from 0.
-    behind: work on the examples in the slots that is done, in units of whole examples.
+    behind: finished work on the examples still in slots; 1 is a whole example.
     size: number of slots in the call.
-    steps: steps that the call made.
+    steps: steps that the call made; 0 where all its examples broke, and it ended early.
     left: int [occupied slots], steps that each example still has, over all its runs.
   """
 
@@ -109,7 +109,7 @@ def attack_examples(
   chunk: int,
   given: np.ndarray | None = None,
 ) -> Iterator[Call]:
-  """Attacks the waiting examples and yields what every compiled call left.
+  """Attacks the waiting examples; yields a `Call` after each compiled call.
 
   Args:
     attack: the attack.
@@ -156,7 +156,8 @@ def attack_examples(
       new = put((images, labels, indices.astype(np.uint32), number, fresh, *own), split)
       slots = programs.refill(slots, *fixed, *new) if slots else programs.begin(*fixed, *new)
       fresh[:] = False
-    slots = programs.advance(slots, predict, put(index >= 0, split))
+    occupied = index >= 0
+    slots = programs.advance(slots, predict, put(occupied, split))
     broken, step = map(np.asarray, programs.look(slots))
     is_over = step >= attack.num_steps
     leaving = (index >= 0) & (broken | is_over & (number + 1 >= attack.num_runs))
@@ -177,9 +178,8 @@ def attack_examples(
     kept = index >= 0
     done = (number * attack.num_steps + np.where(is_over, 0, step))[kept]
     whole = attack.num_runs * attack.num_steps
-    yield Call(
-      outcomes, number[kept].tolist(), float(done.sum() / whole), size, chunk, whole - done
-    )
+    made = 0 if broken[occupied].all() else chunk
+    yield Call(outcomes, number[kept].tolist(), float(done.sum() / whole), size, made, whole - done)
 
 
 class _Programs(NamedTuple):

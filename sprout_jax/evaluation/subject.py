@@ -54,10 +54,10 @@ class MemoFunction(Protocol):
 
 
 class OnBatch(Protocol):
-  """A progress bar: (done, text) moves it."""
+  """A function that moves a progress bar."""
 
   def __call__(self, done: float, text: str, seconds_left: float | None = None, /) -> None:
-    """Shows that so much is done, a text beside the bar, and the time left, where it is known."""
+    """Shows the work done, a text, and the time left if it is known."""
 
 
 class Images(NamedTuple):
@@ -255,7 +255,7 @@ class Subject:
 
   @contextlib.contextmanager
   def progress(self, name: str, total: float, unit: str = "images") -> Iterator[OnBatch]:
-    """Shows a progress bar; yields a function (done, text) that moves it."""
+    """Shows a progress bar; yields the function that moves it."""
     bar = Progress(total, 0, unit, name, enabled=self.shows_progress and jax.process_index() == 0)
     try:
       yield bar.update

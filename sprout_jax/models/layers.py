@@ -160,10 +160,10 @@ def norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
 def max_pool(x: jax.Array) -> jax.Array:
   """Takes maxima over 2x2 windows with stride 2.
 
-  The gradient of a window goes to its maximum. Two equal maxima share it. The maxima are taken in
-  pairs, for two reasons. The gradient of XLA's pooling is a slow scatter on a CPU. The gradient of
-  a maximum over an axis divides by the number of values equal to it, and XLA may compute these
-  values a second time, with other rounding: then none is equal, and the gradient is not a number.
+  The gradient of a window goes to its maximum, and of equal maxima to the first. The gradient of
+  XLA's pooling is a slow scatter on a CPU, so that pooling is not used. `jnp.max` over an axis is
+  not used either. Its gradient compares each value with the maximum. XLA may compute these values
+  again with other rounding; then no value is equal, and the gradient is NaN or wrong.
 
   Args:
     x: array [batch, height, width, channels]; height and width are even.
@@ -173,8 +173,13 @@ def max_pool(x: jax.Array) -> jax.Array:
   """
   batch, height, width, channels = x.shape
   x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-  rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+  columns = _larger(x[:, :, 0], x[:, :, 1])
+  return _larger(columns[:, :, :, 0], columns[:, :, :, 1])
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The larger of two values, by one choice: the gradient goes to exactly one. NaN is kept."""
+  return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:

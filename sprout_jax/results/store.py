@@ -295,7 +295,7 @@ class Store:
       if self._is_writer:
         files.write_sealed(path, found.to_json())
         partial.unlink(missing_ok=True)
-      self._wait(f"{path.name} is written")  # the others read it from the folder, see `current`
+      self._wait(f"{path.name} is written")  # the other processes read this file, see `current`
     return found
 
   def _path(self, name: str, version: int, options: Mapping[str, Any]) -> pathlib.Path:

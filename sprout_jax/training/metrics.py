@@ -40,7 +40,7 @@ class MetricsLog:
 
   def __init__(self, workdir: pathlib.Path | str, first_step: int) -> None:
     """Opens the files and drops the records of steps after `first_step`."""
-    from tensorboardX.proto import event_pb2  # it imports PyTorch where that is installed
+    from tensorboardX.proto import event_pb2  # imports PyTorch if it is installed
     from tensorboardX.record_writer import RecordWriter
 
     self._path = pathlib.Path(workdir) / "metrics.jsonl"

@@ -17,7 +17,7 @@ GOLDEN = ROOT.parent / "shared" / "golden" / "autoattack"
 
 @pytest.fixture(scope="module", autouse=True)
 def optimized():
-  """Unlike in other files, programs run longer here than their compilation takes."""
+  """These programs run longer than they compile, so optimizations stay on here."""
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", True)

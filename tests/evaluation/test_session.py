@@ -605,7 +605,7 @@ def test_sources_are_tried_without_being_asked_for(tmp_path):
 
 @contextlib.contextmanager
 def largest_file(size):
-  """No file may grow beyond `size` bytes: for the writer, a full disk."""
+  """Limits files to `size` bytes. To the writer this is a full disk."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
   try:
@@ -616,7 +616,7 @@ def largest_file(size):
 
 @pytest.fixture
 def own_programs(tmp_path):
-  """A cache of programs of its own: those that are cut off are not for other tests."""
+  """A separate compilation cache, because truncated programs must not reach other tests."""
   before = jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
   compilation_cache.reset_cache()
@@ -625,7 +625,7 @@ def own_programs(tmp_path):
   compilation_cache.reset_cache()
 
 
-# JAX warns of its cache of programs, which is full as well.
+# JAX warns because its compilation cache is full, too.
 @pytest.mark.filterwarnings("ignore:Error (reading|writing) persistent compilation cache")
 @pytest.mark.parametrize("size", [0, 100, 1500])
 def test_a_full_disk_is_one_error_and_the_same_call_continues(tmp_path, own_programs, size):

@@ -77,8 +77,16 @@ def test_same_padding_is_xlas(size, kernel_size, strides):
 
 def test_max_pool_gradient_goes_to_the_maximum():
   x = jnp.array([[3.0, 1.0], [2.0, 0.0]]).reshape(1, 2, 2, 1)
-  gradient = jax.grad(lambda x: layers.max_pool(x).sum())(x)
-  np.testing.assert_array_equal(gradient.reshape(2, 2), [[1.0, 0.0], [0.0, 0.0]])
+  gradient = jax.grad(lambda x: layers.max_pool(x).sum())
+  np.testing.assert_array_equal(gradient(x).reshape(2, 2), [[1.0, 0.0], [0.0, 0.0]])
+  equal = jnp.zeros((1, 2, 2, 1))  # of equal ones to the first
+  np.testing.assert_array_equal(gradient(equal).reshape(2, 2), [[1.0, 0.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_max_pool_keeps_what_is_not_a_number(place):
+  x = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+  assert np.isnan(layers.max_pool(x)).all()
 
 
 @pytest.mark.parametrize(
