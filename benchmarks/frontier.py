@@ -442,7 +442,7 @@ def record(name, seed, workdir):
       "parameters_sha256": digest,
       "start_sha256": read_results(workdir / start)["parameters_sha256"] if start else "",
       "clean": results["clean"],
-      "dataset": results["dataset"],
+      "data": results["data"],
       # Seconds that passed; the machine may have had other work.
       "training": results["training"],
       # Of launch.py, as far as they were not killed: commit, seconds, and the load at the end.

@@ -1,6 +1,8 @@
 """The plan of the CIFAR-10 rows, benchmarks/frontier.py, and its runner where runs fail."""
 
+import inspect
 import json
+import re
 import shlex
 import textwrap
 
@@ -13,6 +15,7 @@ from benchmarks import frontier
 from configs import cifar10
 from sprout_jax import methods
 from sprout_jax.launcher import configuration
+from tests.report import runs
 
 
 def config(name):
@@ -173,3 +176,11 @@ def test_weights_are_read_by_their_paths(tmp_path):
   found = frontier.import_weights(path)
   assert np.array_equal(found["params"]["dense"]["kernel"], np.eye(2))
   assert np.array_equal(found["batch_stats"]["norm"]["mean"], np.ones(3))
+
+
+def test_a_record_reads_what_results_json_has(tmp_path):
+  """`frontier.record` reads these keys, of the run and of what it starts from."""
+  source = inspect.getsource(frontier.record)
+  read = set(re.findall(r'results\["(\w+)"\]', source))
+  run = runs.workdir(tmp_path / "run")
+  assert {"clean", "data", "training"} <= read <= frontier.read_results(run).keys()
