@@ -32,7 +32,6 @@ import os
 import pathlib
 import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -526,10 +525,7 @@ def evaluate(name, seed, workdir):
     say(f"{name}_{seed}: {protocol}")
     command = [sys.executable, "launch.py", "--mode", "evaluate", "--workdir", str(run), *flags]
     subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{protocol}.json.part"
-    shutil.copy(run / "results.json", part)
-    part.replace(folder / f"{protocol}.json")
+    timing.write(folder / f"{protocol}.json", read_results(run))
 
 
 def unfinished(stage):

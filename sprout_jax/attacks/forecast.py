@@ -84,7 +84,7 @@ class Forecast:
     if waiting:
       own = call.left.sum() / call.size * self._step(number, call.size)
     else:
-      own = call.left.max(initial=0) * self._step(number, self._fitting(occupied))
+      own = call.left.max(initial=0) * self._step(number, slots.fitting(self.sizes, occupied))
     own += self._whole(number, waiting * average)
     return float(own + self._after(number, earlier + survived + occupied + waiting * share))
 
@@ -103,13 +103,10 @@ class Forecast:
     full, rest = divmod(round(count), size)
     seconds = full * self._step(number, size)
     if rest:
-      seconds += self._step(number, self._fitting(rest))
+      seconds += self._step(number, slots.fitting(self.sizes, rest))
     return attack.num_runs * attack.num_steps * seconds
 
   def _step(self, number: int, size: int) -> float:
     """Seconds of a step. A size that was not measured is scaled from the nearest measured size."""
     nearest = min(self.units, key=lambda known: abs(np.log(known / size)))
     return self.attacks[number].passes * self.units[nearest] * size / nearest
-
-  def _fitting(self, count: float) -> int:
-    return min((size for size in self.sizes if size >= count), default=self.sizes[0])

@@ -135,15 +135,15 @@ def attack_examples(
   places = np.zeros(len(examples[0]), int)  # of the examples among those that wait
   places[np.asarray(waiting, int)] = np.arange(len(waiting))
   all_sizes = sizes(batch_size, mesh)
-  size = _fitting(all_sizes, len(queue))
+  size = fitting(all_sizes, len(queue))
   index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
   fresh = np.ones(size, bool)
   slots: Slots | None = None
   while True:
     for slot in np.flatnonzero(index < 0)[: len(queue)]:
       index[slot], number[slot], fresh[slot] = queue.pop(), 0, True
-    if not queue and _fitting(all_sizes, (index >= 0).sum()) < size:
-      size = _fitting(all_sizes, (index >= 0).sum())
+    if not queue and fitting(all_sizes, (index >= 0).sum()) < size:
+      size = fitting(all_sizes, (index >= 0).sum())
       order = np.argsort(index < 0, kind="stable")[:size]
       slots = slots and programs.take(slots, order)
       index, number, fresh = index[order], number[order], fresh[order]
@@ -278,7 +278,7 @@ def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
   return NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
 
 
-def _fitting(all_sizes: list[int], count: int) -> int:
+def fitting(all_sizes: Sequence[int], count: float) -> int:
   """The smallest size that holds `count` examples, or the largest size."""
   return min((size for size in all_sizes if size >= count), default=all_sizes[0])
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from sprout_jax import attacks
+from sprout_jax import intervals
 from sprout_jax import losses
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.evaluation import threat
@@ -51,7 +52,9 @@ def towards(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return -losses.cross_entropy(logits, targets)
 
 
-def attack_fn(norm: str, num_steps: int, step_size: float, seed: int) -> BatchFunction:
+def attack_fn(
+  norm: str, num_steps: int, step_size: float, seed: int, num_classes: int
+) -> BatchFunction:
   """Makes the function, for `Subject.map`, that attacks a batch towards random classes.
 
   Returns:
@@ -67,7 +70,6 @@ def attack_fn(norm: str, num_steps: int, step_size: float, seed: int) -> BatchFu
     indices: jax.Array,
   ) -> dict[str, jax.Array]:
     key_target, key_start = jax.random.split(root_key(seed))
-    num_classes = jax.eval_shape(predict, images).shape[-1]
     targets = random_targets(key_target, labels, indices, num_classes)
     adversarial = attacks.pgd(
       key_start,
@@ -110,7 +112,7 @@ def evaluate_random_targets(
   lower accuracy. Use this evaluation to compare with papers that report it.
   """
   images = subject.select(num_examples)
-  fn = attack_fn(norm, num_steps, step_size, seed)
+  fn = attack_fn(norm, num_steps, step_size, seed, subject.num_classes)
   found: list[Number] = []
   radii = with_epsilon(epsilons, epsilon)
 
@@ -127,9 +129,12 @@ def evaluate_random_targets(
       keys |= dict(steps=num_steps, step_size=step_size, restarts=1, seed=seed)
       found.append(accuracy(outcome["right"], images.indices, **keys))
       if radius:
-        reached = accuracy(outcome["reached"], images.indices, **keys)
+        share = intervals.proportion(outcome["reached"].sum(), len(images.labels))
+        low, high = share["interval"]
         found.append(
-          Number("target_share", reached.value, keys, "share", reached.count, reached.interval)
+          Number(
+            "target_share", share["accuracy"], keys, count=share["count"], interval=(low, high)
+          )
         )
       bar(number, f"epsilon {radius:g}")
   return Measurement(Numbers(found))

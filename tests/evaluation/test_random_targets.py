@@ -55,7 +55,7 @@ def test_on_a_linear_model_of_two_classes_it_is_the_closed_form():
 
 def test_outputs_that_are_not_finite_are_wrong_and_reach_nothing():
   predict = lambda x: jnp.full((len(x), 3), jnp.nan) + 0 * x.sum()
-  fn = random_targets.attack_fn("linf", 2, 0.01, 0)
+  fn = random_targets.attack_fn("linf", 2, 0.01, 0, 3)
   images, labels = jnp.full((4, 8, 8, 1), 0.5), jnp.array([0, 0, 1, 2])
   found = fn(predict, jnp.float32(0.02), images, labels, jnp.arange(4))
   assert not found["right"].any() and not found["reached"].any()

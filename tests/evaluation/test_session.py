@@ -1,10 +1,8 @@
 """session: stored results are found again; damaged or different ones are measured again."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from sprout_jax.results.numbers import Number
 from sprout_jax.results.numbers import Numbers
 from sprout_jax.results.numbers import accuracy
 from sprout_jax.results.store import Measurement
+from tests.disks import largest_file
 from tests.evaluation import subjects
 
 ABOUT = dict.fromkeys(summary.ABOUT) | {"label": {"name": "linear"}, "parameters_sha256": "abc"}
@@ -601,17 +600,6 @@ def test_sources_are_tried_without_being_asked_for(tmp_path):
   numbers = found.numbers.where(evaluation="transfer")
   assert len(numbers) == 2 and numbers.values("source")[0].startswith("other (")
   assert found.failed == {}
-
-
-@contextlib.contextmanager
-def largest_file(size):
-  """Limits files to `size` bytes. To the writer this is a full disk."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

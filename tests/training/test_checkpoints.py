@@ -6,7 +6,6 @@ Real processes: test_several, tests/test_launch.
 import contextlib
 import os
 import pathlib
-import resource
 import shutil
 import tempfile
 
@@ -21,6 +20,7 @@ from sprout_jax import sharding
 from sprout_jax.errors import UserError
 from sprout_jax.training import checkpoints as checkpoints_lib
 from sprout_jax.training import state as state_lib
+from tests.disks import largest_file
 
 MODEL = ("params", "batch_stats", "ema")
 
@@ -237,17 +237,6 @@ def test_a_checkpoint_that_the_run_deletes_during_reading_is_no_damage(
   monkeypatch.setattr(checkpoints_lib, "_verify", deleted_meanwhile)
   assert checkpoints_lib.load_model(workdir, "best", abstract_model()).step == 3
   assert not (workdir / "damaged_checkpoints").exists()
-
-
-@contextlib.contextmanager
-def largest_file(size):
-  """No file may grow beyond `size` bytes: for the writer, a full disk."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_error_that_leaves_the_older_checkpoints(tmp_path, capfd):
