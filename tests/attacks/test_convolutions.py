@@ -496,3 +496,14 @@ def test_pays_is_false_at_once(monkeypatch):
   assert convolutions.fastest(dense, IMAGES) is dense
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert convolutions.pays(step, IMAGES) is False
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_several_processes_use_the_choice_of_the_first(monkeypatch, first):
+  """Else they would run different programs, and wait for one another."""
+  monkeypatch.setattr(convolutions, "pays", lambda predict, images: not first)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  broadcast = lambda own: np.int32(first)
+  monkeypatch.setattr(convolutions.multihost_utils, "broadcast_one_to_all", broadcast)
+  predict = lambda x: x
+  assert (convolutions.fastest(predict, IMAGES) is not predict) == first

@@ -320,6 +320,7 @@ def test_a_radius_above_1_is_fine_in_l2():
   "options, message",
   [
     (dict(num_steps=2.0), "num_steps is 2.0; expected an integer of at least 0"),
+    (dict(num_steps=2**31), r"num_steps is 2147483648; .* of at least 0, below 2\^31"),
     (dict(num_steps=-1), "num_steps is -1"),
     (dict(num_steps=True), "num_steps is True"),
     (dict(step_size=-0.1), "step_size is -0.1"),
