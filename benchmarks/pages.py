@@ -29,6 +29,7 @@ PAGES = (
   "docs/faults.md",
   "docs/devices.md",
   "docs/speed.md",
+  "docs/own_images.md",
 )
 PLACE = re.compile(r"(<!-- generated: ([a-z0-9_]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Rows of the README's table and their names for readers.
@@ -296,6 +297,35 @@ def scaling():
   return markdown([*columns, "MiB sent by a device", "predicted efficiency"], rows)
 
 
+def streams():
+  """Images per second of streamed sets beside PyTorch's DataLoader, see input_pipeline.py."""
+  found = json.loads((RESULTS / "cpu" / "input_pipeline.json").read_text())["stream"]
+  names = {"folder": "a folder", "TFDS": "a TFDS set", "torch": "PyTorch, the same folder"}
+  rows = []
+  for kind, name in names.items():
+    cells = [
+      f"{found['images_per_second'][f'{kind}, {workers} workers']:.0f}" for workers in (0, 1, 2)
+    ]
+    thread = sorted(found["cpu_milliseconds"][kind])
+    cells.append(f"{thread[len(thread) // 2]:.2f} ({thread[0]:.2f}-{thread[-1]:.2f})")
+    ratios = found["times_torch"].get(kind)
+    cells.append(
+      f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})" if ratios else ""
+    )
+    rows.append([name, *cells])
+  columns = ["images/s from", "no worker process", "1", "2", "CPU ms per image in one thread"]
+  return markdown([*columns, "fastest over PyTorch's fastest"], rows)
+
+
+def evaluation_memory():
+  """Memory of an evaluation by the number of test images, see evaluation_memory.py."""
+  rows = [
+    [f"{row['test_images']:,}", f"{row['pixels_mib']:.0f}", f"{row['growth_mib']:.0f}"]
+    for row in json.loads((RESULTS / "cpu" / "evaluation_memory.json").read_text())
+  ]
+  return markdown(["test images", "MiB of pixels", "MiB that the evaluation adds"], rows)
+
+
 def fuzz():
   """Numbers of fuzzed configs, files and calls, see fuzz.py."""
   found = json.loads((RESULTS / "cpu" / "fuzz.json").read_text())
@@ -323,6 +353,8 @@ TABLES = {
   "defences": defences,
   "kills": kills,
   "long_run": long_run,
+  "streams": streams,
+  "evaluation_memory": evaluation_memory,
   "fuzz": fuzz,
   "gpu_runs": gpu_runs,
   "gpu_steps": gpu_steps,

@@ -5,6 +5,7 @@ and dtypes are always checked, also inside `jax.jit`. Values are checked where t
 """
 
 from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 from typing import Literal
 
@@ -131,14 +132,27 @@ def check_choice(who: str, name: str, value: Any, choices: Collection[str]) -> N
     )
 
 
+def check_names(who: str, name: str, value: Any, choices: Collection[str]) -> tuple[str, ...]:
+  """Returns a list of names as a tuple; raises ValueError unless each is one of the choices."""
+  if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+    raise ValueError(
+      f"{who}: {name} is {shown(value)}; expected a list of names from: "
+      f"{', '.join(sorted(choices))}"
+    )
+  names = tuple(value)
+  for each in names:
+    check_choice(who, f"an entry of {name}", each, choices)
+  return names
+
+
 def check_key(who: str, key: Any) -> None:
   """Raises ValueError unless `key` is one key of jax.random.key or jax.random.PRNGKey."""
   is_array = isinstance(key, jax.Array | np.ndarray)
   if is_array and is_kind(key.dtype, jax.dtypes.prng_key):
     if key.ndim:
       raise ValueError(
-        f"{who}: `key` has shape {key.shape}; expected one PRNG key, such as key[0]; each image "
-        "gets a key of its own from it"
+        f"{who}: `key` has shape {key.shape}; expected one PRNG key: type key[0]. The key of "
+        "each image is derived from this key"
       )
     return
   try:

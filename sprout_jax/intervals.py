@@ -1,10 +1,18 @@
 """Confidence intervals of proportions."""
 
+import math
 from typing import Any
+
+QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %
 
 
 def proportion(successes: int, count: int) -> dict[str, Any]:
   """Computes the proportion successes / count with its 95 % Wilson interval.
+
+  With p = successes / count, n = count and z = 1.96 (Wilson, "Probable inference, the law of
+  succession, and statistical inference", JASA 1927)::
+
+      (p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
   Args:
     successes: number of images that are classified correctly.
@@ -16,19 +24,18 @@ def proportion(successes: int, count: int) -> dict[str, Any]:
   Raises:
     ValueError: count is below 1, or successes are not from 0 to count.
   """
-  import scipy.stats  # slow to import, and the pure functions do not need it
-
   if not 0 <= successes <= count or count < 1:
     raise ValueError(
       f"proportion: successes is {successes} and count is {count}; expected a count of at least 1 "
       "and successes from 0 to count"
     )
-  interval = scipy.stats.binomtest(int(successes), int(count)).proportion_ci(0.95, method="wilson")
-  return {
-    "accuracy": int(successes) / int(count),
-    "count": int(count),
-    "interval": [float(interval.low), float(interval.high)],
-  }
+  successes, count = int(successes), int(count)
+  share, square = successes / count, QUANTILE**2 / count
+  centre = share + square / 2
+  half = QUANTILE * math.sqrt(share * (1 - share) / count + square / (4 * count))
+  low = (centre - half) / (1 + square) if successes else 0.0
+  high = (centre + half) / (1 + square) if successes < count else 1.0
+  return {"accuracy": share, "count": count, "interval": [max(low, 0.0), min(high, 1.0)]}
 
 
 def lower_bound(successes: int, count: int, alpha: float) -> float:
@@ -43,7 +50,7 @@ def lower_bound(successes: int, count: int, alpha: float) -> float:
     count: number of trials.
     alpha: probability that the bound is wrong, in (0, 1).
   """
-  import scipy.stats
+  import scipy.stats  # slow to import, and the pure functions do not need it
 
   test = scipy.stats.binomtest(int(successes), int(count), alternative="greater")
   return float(test.proportion_ci(1 - alpha, method="exact").low)

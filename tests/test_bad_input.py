@@ -178,7 +178,7 @@ def test_a_start_from_another_model_is_an_error(tmp_path):
   claim(tmp_path / "source", digits.get_config("method=natural"))
   config = digits.get_config()
   config.init_from, config.model.activation = str(tmp_path / "source"), "gelu"
-  with pytest.raises(UserError, match="model.activation is 'relu' there, 'gelu' here"):
+  with pytest.raises(UserError, match="model.activation is 'relu' in .*, 'gelu' in this config"):
     modes.train(config, tmp_path / "workdir")
 
 

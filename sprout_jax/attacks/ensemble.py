@@ -42,6 +42,7 @@ RESTARTS = {"plus": 5}  # of untargeted APGD and FAB; 1 otherwise
 SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
 STEPS = 100  # of each attack with gradients
 QUERIES = 5000  # of Square, after that of its start
+CHANGED = 0.01  # largest share of images whose class may differ from that of an earlier call
 TARGETS = 9  # largest number of targets of a targeted attack
 L1_RUNS = 5  # in L1: restarts of untargeted APGD, and largest number of targets of targeted APGD
 clock = time.monotonic  # tests replace it
@@ -320,9 +321,9 @@ def auto_attack(
   ensemble = version if isinstance(version, str) else None
   if ensemble is not None:
     arguments.check_choice("auto_attack", "version", version, (*ATTACKS, *VERSIONS))
-  names = tuple(version) if ensemble is None else VERSIONS.get(ensemble, (ensemble,))
-  for name in names:
-    arguments.check_choice("auto_attack", "an attack of version", name, ATTACKS)
+    names = VERSIONS.get(ensemble, (ensemble,))
+  else:
+    names = arguments.check_names("auto_attack", "version", version, ATTACKS)
   if not names or len(set(names)) < len(names):
     raise ValueError(f"auto_attack: version is {names!r}; give at least one attack, each once")
   return attack_all(
@@ -389,6 +390,26 @@ def attack_all(
   """
   arguments.check_key(who, key)
   arguments.check_count(who, "batch_size", batch_size, 1)
+  arguments.check_number(who, "save_seconds", save_seconds)
+  if on_progress is not None and not callable(on_progress):
+    raise ValueError(
+      f"{who}: on_progress is {arguments.shown(on_progress)}; expected a function, such as print"
+    )
+  if state_file is not None and not isinstance(state_file, str | os.PathLike):
+    raise ValueError(
+      f"{who}: state_file is {arguments.shown(state_file)}; expected the path of a file"
+    )
+  if after is not None and not isinstance(after, AttackResult):
+    raise ValueError(
+      f"{who}: `after` is a {type(after).__name__}; expected the result of auto_attack"
+    )
+  devices = jax.devices() if devices is None else devices
+  if not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
+    raise ValueError(
+      f"{who}: devices is {arguments.shown(devices)}; expected a list such as jax.devices()"
+    )
+  if not devices:
+    raise ValueError(f"{who}: devices is empty; give at least one, such as jax.devices()")
   inputs.check_radius(who, epsilon, norm)
   inputs.check_predict(who, predict)
   images, labels, indices = map(np.asarray, inputs.check_examples(who, images, labels, indices))
@@ -406,7 +427,7 @@ def attack_all(
       after=after,
       who=who,
       batch_size=batch_size,
-      devices=jax.devices() if devices is None else devices,
+      devices=devices,
       on_progress=on_progress,
       state_file=state_file,
       save_seconds=save_seconds,
@@ -471,7 +492,7 @@ def _attack_all(
   }
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
   if after is not None and not state.per_attack:
-    _continue_after(after, state, spec, rows, who)
+    _continue_after(after, state, spec, clean, lambda images: look(images, FINAL), who)
   forecast = Forecast(list(attacks.values()), slots.sizes(batch_size, mesh))
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
@@ -507,7 +528,12 @@ def _build(
 
 
 def _continue_after(
-  after: AttackResult, state: resume.State, spec: dict[str, Any], rows: dict[str, Row], who: str
+  after: AttackResult,
+  state: resume.State,
+  spec: dict[str, Any],
+  clean: np.ndarray,
+  look: Callable[[np.ndarray], np.ndarray],
+  who: str,
 ) -> None:
   """Enters the outcomes of an earlier call in the state.
 
@@ -515,13 +541,26 @@ def _continue_after(
     ValueError: the earlier call was another one, or did not run the first attacks.
   """
   same = ("norm", "epsilon", "seed", "examples", "classes")
-  differ = [name for name in same if after.spec[name] != spec[name]]
+  other = [name for name in same if after.spec[name] != spec[name]]
   first = list(after.per_attack)
-  if differ or first != list(rows)[: len(first)] or after.images.shape != state.images.shape:
-    what = ", ".join(differ) or "attacks or images"
+  attacks = list(spec["attacks"].items())[: len(first)]
+  if list(after.spec["attacks"].items()) != attacks or [name for name, _ in attacks] != first:
+    other.append("attacks")
+  if after.images.shape != state.images.shape:
+    other.append("images")
+  elif not other:
+    equal = (after.images == state.images).reshape(len(clean), -1).all(-1)
+    same_pixels = equal | (after.correct & ~after.robust)
+    # Rounding can change a few classes. Another model changes many.
+    changed = (
+      ~same_pixels | (after.predicted != look(after.images).argmax(-1)) | (after.correct != clean)
+    )
+    if changed.mean() > CHANGED:
+      other.append("images, labels or model")
+  if other:
     raise ValueError(
-      f"{who}: `after` is the result of another call (other {what}); give that of "
-      "auto_attack(..., version='standard') with the same key, images and epsilon, or None"
+      f"{who}: `after` is the result of another call (other {', '.join(other)}); give that of "
+      "auto_attack(..., version='standard') with the same model, key, images and epsilon, or None"
     )
   state.robust[:] &= after.robust
   state.images[:] = after.images
@@ -650,4 +689,6 @@ def _gains(state: resume.State, clean: np.ndarray) -> dict[str, dict[str, float]
 def _size(perturbation: np.ndarray, norm: str) -> float:
   """The norm of one perturbation, in float64."""
   values = np.abs(perturbation.astype(np.float64))
-  return values.max() if norm == "linf" else np.sqrt((values**2).sum())
+  if norm == "l1":
+    return float(values.sum())
+  return float(values.max() if norm == "linf" else np.sqrt((values**2).sum()))

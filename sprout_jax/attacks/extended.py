@@ -284,12 +284,10 @@ def extended_attack(
     choices = (*ATTACKS, *(version for version in ensemble.VERSIONS if version != "rand"))
     arguments.check_choice(who, "first", first, choices)
     restarts = ensemble.RESTARTS.get(first, 1)
-  before = ensemble.VERSIONS.get(first, (first,)) if isinstance(first, str) else tuple(first)
-  for name in before:
-    arguments.check_choice(who, "an attack of first", name, ATTACKS)
-  extensions = tuple(extensions)
-  for name in extensions:
-    arguments.check_choice(who, "an entry of extensions", name, EXTENSIONS)
+    before = ensemble.VERSIONS.get(first, (first,))
+  else:
+    before = arguments.check_names(who, "first", first, ATTACKS)
+  extensions = arguments.check_names(who, "extensions", extensions, EXTENSIONS)
   names = (*before, *extensions)
   if not before or len(set(names)) < len(names):
     raise ValueError(f"{who}: the attacks are {names}; give at least one in `first`, each once")

@@ -198,8 +198,8 @@ def check_no_probabilities(who: str, logits: np.ndarray) -> None:
   # A sum of 1,000 bfloat16 is off by more.
   if len(logits) and (logits >= 0).all() and np.abs(logits.sum(-1) - 1).max() < 0.01:
     raise ValueError(
-      f"{who}: the outputs of `predict` are probabilities (they sum to 1); give the "
-      "logits before the softmax, or their gradients vanish and the model looks robust"
+      f"{who}: the outputs of `predict` are probabilities (they sum to 1); return the "
+      "logits before the softmax. The gradients of probabilities vanish, and the model looks robust"
     )
 
 
@@ -250,7 +250,7 @@ def check_examples(
   if labels.shape[:1] != images.shape[:1] or (labels.ndim != 1 and not any_labels):
     advice = "; for one-hot labels, labels.argmax(-1)" if labels.ndim == 2 else ""
     raise ValueError(
-      f"{who}: labels have shape {labels.shape} beside {len(images)} images; expected "
+      f"{who}: labels have shape {labels.shape} for {len(images)} images; expected "
       f"{expected}{advice}"
     )
   if not any_labels and not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -362,8 +362,8 @@ def _as_array(who: str, what: str, value: Any) -> Array:
     return value if isinstance(value, jax.Array) else np.asarray(value)
   except (ValueError, TypeError) as error:  # such as lists of other lengths
     raise ValueError(
-      f"{who}: {what} are a {type(value).__name__} that is no array ({error}); give one of "
-      "NumPy or JAX"
+      f"{who}: {what} cannot be converted from {type(value).__name__} to an array ({error}); "
+      "give a NumPy or JAX array"
     ) from error
 
 

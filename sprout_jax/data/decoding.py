@@ -76,8 +76,8 @@ def open_image(file: IO[bytes], where: str) -> ImageFile.ImageFile:
   if is_deep or image.mode not in (*GREY, *ALPHA, *COLOURS):
     bits = "16 bits per channel" if is_deep else f"pixels of the type {image.mode}"
     raise UserError(
-      f"{where} has {bits}; expected 8 bits per channel. Which of its values is white is not "
-      "known: scale them to 0..255 and store them with 8 bits"
+      f"{where} has {bits}; expected 8 bits per channel. The value of white is not known: scale "
+      "the values to 0..255 and store the image with 8 bits"
     )
   return image
 
@@ -241,8 +241,8 @@ def centre_crop(
   columns, rows = max(columns, round(image.width * scale)), max(rows, round(image.height * scale))
   if rows * columns > MAX_PIXELS:
     raise UserError(
-      f"{where} has {image.width} x {image.height} pixels; it is too long to be resized to "
-      f"{height} x {width}: crop or remove it"
+      f"{where} has {image.width} x {image.height} pixels. Resized to cover {height} x "
+      f"{width}, it would have more than {MAX_PIXELS:,} pixels: crop or remove it"
     )
   if image.size != (columns, rows):
     image = image.resize((columns, rows), Image.Resampling.BILINEAR)

@@ -236,7 +236,8 @@ def _class_folders(
       f"{', '.join(SUFFIXES[1:])}) with a folder for each class"
     )
   if len(classes) == 1:
-    hint = "; to use the folders in it as classes, give that folder" if not split else ""
+    inner = folder / classes[0]
+    hint = f"; to use the folders in {inner} as classes, give {inner}" if not split else ""
     raise UserError(
       f"{folder} has one class folder, {classes[0]!r}; expected at least 2 classes{hint}"
     )

@@ -89,7 +89,8 @@ class Request:
       value = getattr(self, field.name)
       if field.name not in (*FREE, *taken) and value != field.default:
         raise UserError(
-          f"{field.name} is {value!r}, but {reason}; leave {field.name} out ({field.default!r})"
+          f"{field.name} is {value!r}, but {reason}; leave {field.name} out (its default is "
+          f"{field.default!r})"
         )
 
 

@@ -171,7 +171,8 @@ def prepare(name: str, data_dir: str | pathlib.Path = "") -> pathlib.Path:
         f"{name!r} is not in {directory}{_other_versions(builder, name)}, and its preparation "
         f"failed ({type(error).__name__}: {error}). No incomplete set was left. With a network, "
         f"type\n  {command}\n"
-        f"Without one, first put the archive, with its own name, into {directory}/downloads/manual"
+        f"Without a network, first put the archive, under its original name, into "
+        f"{directory}/downloads/manual"
       ) from error
   return pathlib.Path(builder.data_path)
 

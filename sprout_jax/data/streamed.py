@@ -124,7 +124,9 @@ class Streamed:
     order.check(seed, first_step, last_step - first_step, len(self), batch_size)
     chosen = np.arange(batch_size)[rows]
     if not len(chosen):
-      raise UserError(f"rows {rows} of a minibatch of {batch_size} are none; choose at least one")
+      raise UserError(
+        f"rows {rows} select nothing from a minibatch of {batch_size}; select at least one row"
+      )
     positions = _Positions(len(self), seed, first_step, last_step, batch_size, chosen)
     return self._generate(import_grain(), positions)
 

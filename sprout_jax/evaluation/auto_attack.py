@@ -144,6 +144,7 @@ def measure(
   on_progress: Callable[[Any], None],
   bundle: bool,
   state: str | None = "",
+  places: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """Attacks images at one epsilon, and leaves a bundle.
 
@@ -157,6 +158,8 @@ def measure(
     on_progress: called with each `attacks.Progress`.
     bundle: whether to leave a bundle in the subject's folder.
     state: name of the state's file besides epsilon; None keeps no state.
+    places: int [n], the images' places in the whole choice, which determine their random draws;
+      None: 0, 1, ..., n - 1. With them, an image's outcome does not depend on the other images.
 
   Returns:
     {"robust", "per_attack", "spec"} of the result, {"classes"}, and {"bundle": its place}.
@@ -177,6 +180,7 @@ def measure(
         epsilon=epsilon,
         norm=norm,
         batch_size=subject.batch_size,
+        indices=places,
         on_progress=on_progress,
         state_file=state_file,
       )
@@ -257,9 +261,12 @@ def _set_aside(path: pathlib.Path, error: resume.StateError) -> None:
     path.replace(aside)
   if jax.process_count() > 1:  # the others may have read it
     raise UserError(
-      f"{reason}. It is now {aside.name}. Type the same command again: the attack starts again"
+      f"{reason}. The state file was renamed to {aside.name}. Type the same command again: the "
+      "attack starts again"
     ) from error
-  warnings.warn(f"{reason}. It is now {aside.name}; the attack starts again.", stacklevel=2)
+  warnings.warn(
+    f"{reason}. The state file was renamed to {aside.name}; the attack starts again.", stacklevel=2
+  )
 
 
 def _numbers(

@@ -117,7 +117,7 @@ def evaluate_estimate(
       if len(new):
         found = subject.memo(
           f"{name} {places[name]}",
-          functools.partial(_attack, subject, images.take(new), version, norm, epsilon, seed),
+          functools.partial(_attack, subject, images, new, version, norm, epsilon, seed),
         )
         known |= dict(zip(map(int, new), map(bool, found["robust"]), strict=True))
         spent[name] += found["passes"]
@@ -140,12 +140,19 @@ def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _attack(
-  subject: Subject, images: Images, version: str, norm: str, epsilon: float, seed: int
+  subject: Subject,
+  images: Images,
+  rows: np.ndarray,
+  version: str,
+  norm: str,
+  epsilon: float,
+  seed: int,
 ) -> dict[str, Any]:
-  """Attacks a group of images by AutoAttack."""
+  """Attacks a group of images by AutoAttack, each as if all images were attacked together."""
   run = functools.partial(attacks.auto_attack, version=version)
+  silent = lambda now: None
   found = auto_attack.measure(
-    subject, images, run, norm, epsilon, seed, lambda now: None, False, None
+    subject, images.take(rows), run, norm, epsilon, seed, silent, False, None, rows
   )
   return {"robust": found["robust"], "passes": float(sum(found["spec"]["passes"].values()))}
 

@@ -38,7 +38,7 @@ def evaluate_extended(
   """Measures the accuracy under AutoAttack and further attacks on what it leaves robust.
 
   The accuracy is not called AutoAttack: it can only be lower. The number after the last attack of
-  `first` is that of AutoAttack, so that `auto_attack` need not be measured as well.
+  `first` is that of AutoAttack. The checks and the report's table read `auto_attack` only.
   """
   images = subject.select(num_examples)
   with auto_attack.bars(subject) as on_progress:

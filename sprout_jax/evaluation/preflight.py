@@ -171,8 +171,8 @@ def _check_normalised(logits: np.ndarray, say: Callable[[str], None]) -> None:
   is_constant = len(sums) > 1 and (logits >= 0).all() and np.ptp(sums) < 0.01 * sums.mean()
   if is_constant and abs(sums.mean() - 100) < 1:
     raise UserError(
-      "the outputs of the model are probabilities in per cent (they sum to 100); give the logits "
-      "before the softmax, or their gradients vanish and the model looks robust"
+      "the outputs of the model are probabilities in per cent (they sum to 100); return the logits "
+      "before the softmax. The gradients of probabilities vanish, and the model looks robust"
     )
   if is_constant:
     say(
@@ -218,8 +218,8 @@ def _check_passes(subject: Subject, say: Callable[[str], None]) -> None:
     raise UserError(
       f"the output for an image changes by up to {differ.max():.2g} with the rest of its batch. Is "
       "the model in training mode (batch norm, dropout)? Switch it to evaluation mode: "
-      "model.eval(), or train=False. If it is a jitted function of a model that was trained on, "
-      "make the jitted function anew"
+      "model.eval(), or train=False. If the model was trained further after jax.jit, call jax.jit "
+      "again"
     )
   say(
     f"the output for an image changes by up to {differ.max():.2g} with the rest of its batch. With "

@@ -122,14 +122,20 @@ def _measurement(
   fixed: np.ndarray,
   outcomes: list[tuple[np.ndarray, np.ndarray]],
 ) -> Measurement:
-  """The accuracy for each set of draws, and its mean and standard deviation over them."""
+  """The accuracy for each set of draws, and its mean and standard deviation over them.
+
+  The interval of the mean is that of Student's t over the sets of draws; the images are fixed.
+  """
+  import scipy.stats  # slow to import
+
   attacked: dict[str, Any] = {**pgd.keys, "epsilon": epsilon}
   count = len(images.labels)
   numbers = [accuracy(fixed, images.indices, **attacked)]
+  quantile = float(scipy.stats.t.ppf(0.975, len(outcomes) - 1))
   for place, keys in enumerate(({"seed": pgd.seed}, attacked)):
     rows = np.array([outcome[place] for outcome in outcomes], bool)
     shares = rows.mean(1)
-    size = 1.96 * shares.std(ddof=1) / len(shares) ** 0.5
+    size = quantile * shares.std(ddof=1) / len(shares) ** 0.5
     mean = float(shares.mean())
     limits = max(mean - size, 0.0), min(mean + size, 1.0)
     several = {**keys, "redraws": len(rows)}

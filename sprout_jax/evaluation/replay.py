@@ -31,6 +31,8 @@ class Verdict:
     accuracy: (correct - confirmed) / images: the robust accuracy is at most that.
     interval: its 95 % interval.
     same_model: whether the model has the digest that the bundle names; None where it names none.
+      The digest of a plain function changes with its code and with the version of JAX, so that
+      another digest is no problem.
   """
 
   problems: tuple[str, ...]
@@ -57,7 +59,7 @@ class Verdict:
     return (
       f"<Verdict {state}: {self.confirmed} of {self.broken} adversarial images confirmed, robust "
       f"accuracy at most {100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}] of {self.images} "
-      "images>"
+      f"images{'; another model than the bundle names' * (self.same_model is False)}>"
     )
 
 
@@ -84,7 +86,8 @@ def verify(
     batch_size: images per compiled call.
 
   Returns:
-    The `Verdict`. A bundle that cannot be read has one problem and no counts.
+    The `Verdict`. A bundle that cannot be read, or that has other classes than the model, has
+    problems and no counts.
 
   Raises:
     UserError: the model cannot be asked; the message says why.
@@ -92,18 +95,21 @@ def verify(
   try:
     found = bundle_lib.read(folder)
   except UserError as error:
-    return Verdict((str(error),), 0, 0, 0, 0, 1.0, (0.0, 1.0), None)
-  problems = bundle_lib.problems_of(found)
+    return _unasked([str(error)])
+  problems = [*bundle_lib.problems_of(found), *bundle_lib.published(found)]
+  if bundle_lib.shapes_of(found):
+    return _unasked(problems)
   shape = found.images.shape[1:]
   model = subject_lib.as_pytree(predict, shape)
   preflight.check_trace("the model", model, shape)
   subject = Subject(model, found.images, found.labels, batch_size=batch_size, shows_progress=False)
   classes = found.about["spec"].get("classes")
   if classes is not None and subject.num_classes != classes:
-    raise UserError(
-      f"verify: the model has {subject.num_classes} classes, and the bundle {folder} is of one "
-      f"with {classes}; give the model of the bundle"
+    problems.append(
+      f"the model has {subject.num_classes} classes, but the bundle belongs to a model with "
+      f"{classes}; give the model of the bundle"
     )
+    return _unasked(problems)
   correct = subject.correct
   differs = int((correct != found.correct).sum())
   if differs > allowed:
@@ -135,6 +141,11 @@ def verify(
     (low, high),
     _is_same(found, predict, functools.partial(subject_lib.digest, model, shape)),
   )
+
+
+def _unasked(problems: list[str]) -> Verdict:
+  """The verdict where the model cannot be asked: nothing is confirmed."""
+  return Verdict(tuple(problems), 0, 0, 0, 0, 1.0, (0.0, 1.0), None)
 
 
 def _is_same(

@@ -211,7 +211,8 @@ def raise_if_failed(failed: Mapping[str, str], workdir: pathlib.Path | str) -> N
   if failed:
     listed = "; ".join(f"{name} was not measured ({reason})" for name, reason in failed.items())
     raise EvaluationFailed(
-      f"{listed}. The other results are in {workdir}. The same call tries it again"
+      f"{listed}. The other results are in {workdir}. The same call measures the failed "
+      "evaluations again"
     )
 
 

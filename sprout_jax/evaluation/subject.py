@@ -395,9 +395,9 @@ def digest(predict: Predict, image_shape: tuple[int, ...]) -> str:
     traced = fingerprint.fingerprint(predict.func, *predict.args, _one(image_shape))
     if traced.calls_host:
       raise UserError(
-        "the model calls Python on the host (jax.pure_callback). Its results there cannot be seen, "
-        "so other weights or code would be taken for the same model. Write that part in JAX "
-        "operations; or call the attacks yourself (sprout_jax.attacks), which store nothing"
+        "the model calls Python on the host (jax.pure_callback). This computation cannot be "
+        "identified: a model with other weights or code could pass for the same model. Write it in "
+        "JAX operations, or call sprout_jax.attacks, which stores nothing"
       )
     code = traced.sha256
   leaves = map(fingerprint.digest, jax.tree.leaves(predict.args))

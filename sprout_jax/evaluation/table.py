@@ -92,10 +92,10 @@ EVALUATIONS: dict[str, Evaluation] = {
   "sanity": Evaluation(evaluate_sanity, 1, "attacks for the checks"),
   "binarization": Evaluation(evaluate_binarization, 1, "binarisation test", features_digest),
   "examples": Evaluation(evaluate_examples, 2, "adversarial images"),
-  "redraws": Evaluation(evaluate_redraws, 1, "spread over the draws of a randomised model"),
+  "redraws": Evaluation(evaluate_redraws, 2, "spread over the draws of a randomised model"),
   "extended": Evaluation(evaluate_extended, 1, "AutoAttack and the attacks after it"),
-  "union": Evaluation(evaluate_union, 1, "accuracy in Linf, L2 and L1 at once"),
-  "estimate": Evaluation(evaluate_estimate, 1, "AutoAttack within a budget of passes"),
+  "union": Evaluation(evaluate_union, 2, "accuracy in Linf, L2 and L1 at once"),
+  "estimate": Evaluation(evaluate_estimate, 2, "AutoAttack within a budget of passes"),
   "corrupted_attack": Evaluation(evaluate_corrupted_attack, 1, "AutoAttack on corrupted images"),
   "random_targets": Evaluation(
     evaluate_random_targets, 1, "accuracy under PGD towards random classes"

@@ -56,6 +56,7 @@ def evaluate_union(
             functools.partial(on_progress, epsilon),
             False,
             norm,
+            rows,
           ),
         )
         robust[rows] = found["robust"]

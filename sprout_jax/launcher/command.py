@@ -145,7 +145,7 @@ def execute(argv: Sequence[str], prog: str = "launch.py") -> None:
   workdirs = _workdirs(args)
   if args.weights and args.mode != "evaluate":
     raise UserError(
-      "--weights is evaluated, with --mode evaluate; to train from a file of weights, type "
+      "--weights needs --mode evaluate; to train from a file of weights, type "
       f"--config.init_from={args.weights}"
     )
   _connect(args)

@@ -235,8 +235,8 @@ def _fit_attack(
   is_other_norm = norm != before["norm"]
   if is_other_norm and "epsilon" not in given:
     raise UserError(
-      f"--config.evaluation.norm={norm} needs a budget in this norm; epsilon {epsilon:g} is one of "
-      f"{before['norm']}: add --config.evaluation.epsilon=VALUE"
+      f"--config.evaluation.norm={norm} needs its own epsilon. The present epsilon {epsilon:g} is "
+      f"a budget in {before['norm']}: add --config.evaluation.epsilon=VALUE"
     )
   is_other = is_other_norm or epsilon != before["epsilon"]
   if is_other and "epsilons" not in given:

@@ -152,15 +152,7 @@ def _evaluate_file(
   facts = _facts(dataset)
   if is_known and (workdir / "data.json").exists():
     _check_data(workdir, workdir_lib.read_data(workdir), dataset, "evaluated")
-  record = {
-    **file.to_json(),
-    "sha256": found.file_sha256,
-    "form": found.form,
-    "normalisation": found.normalisation,
-    "mean": list(found.mean),
-    "std": list(found.std),
-    "unused": found.unused,
-  }
+  record = published.record(file, found)
   trained = trained_lib.from_file(workdir, config, facts, found, record)
   with _alone(workdir, "evaluates"):
     if jax.process_index() == 0:
@@ -414,8 +406,8 @@ def _source(name: str, dataset: data.Dataset) -> Source:
   other = trained_lib.load(name)
   if other.data["fingerprint"] != dataset.fingerprint:
     raise UserError(
-      f"{where} has other data ({other.data['name']}) than this run ({dataset.name}); name runs on "
-      "the same data"
+      f"{where} has the data {other.data['name']}, but this run has {dataset.name}; give a run "
+      "with the same data"
     )
   predict = subject_lib.place(subject_lib.as_pytree(other.predict))
   label = f"{_method(other.config)}, {other.config.model.name}, seed {other.config.seed}"
@@ -507,7 +499,7 @@ def _initial_variables(
     source = trained_lib.read_config(config.init_from)
     here, there = (configuration.flatten(c.model) for c in (config, source))
     different = [
-      f"model.{key} is {there.get(key)!r} there, {here[key]!r} here"
+      f"model.{key} is {there.get(key)!r} in config.init_from, {here[key]!r} in this config"
       for key in here
       if here[key] != there.get(key)
     ]
@@ -516,14 +508,17 @@ def _initial_variables(
     file = published.parse("config.init_from", config.init_from)
     if not file.path.is_file():
       raise UserError(
-        f"{start} is neither the workdir of a run nor a file of weights; train there first, or "
-        "name another one"
+        f"{start} is neither the workdir of a run nor a file of weights; train a run there "
+        "first, or give another workdir or file"
       )
     found, _ = published.load(file, config, dataset.num_classes, dataset.image_shape, typed)
     different = published.differences(found, config.model)
     load = lambda: trained_lib.replicate(found.variables)
   if different:
-    raise UserError(f"{start} has another model: {'; '.join(different)}")
+    raise UserError(
+      f"{start} has another model than this config: {'; '.join(different)}. Give the same values "
+      "with --config.model.KEY=VALUE, or another config.init_from"
+    )
   return load
 
 

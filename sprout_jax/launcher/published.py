@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from sprout_jax import models
+from sprout_jax import zoo
 from sprout_jax.configs import default
 from sprout_jax.errors import UserError
 from sprout_jax.launcher import configuration
@@ -76,11 +77,15 @@ def parse(flag: str, text: str) -> File:
 
   Args:
     flag: the flag or key, for messages.
-    text: its value. If a file has this whole name, it is that file.
+    text: its value. If a file has this whole name, it is that file. "zoo/NAME" is a file of
+      `sprout_jax.zoo`.
 
   Raises:
     UserError: there is no such file, or the text after the colon has another form.
   """
+  packaged = zoo.find(text)
+  if packaged is not None:
+    return File(packaged)
   whole = pathlib.Path(text).expanduser()
   where, _, arguments = text.rpartition(":")
   path = pathlib.Path(where).expanduser()
@@ -110,8 +115,8 @@ def known(workdir: pathlib.Path) -> File | None:
   file = File.from_json(record)
   if not file.path.is_file() or weights_lib.sha256(file.path) != record["sha256"]:
     raise UserError(
-      f"{workdir} belongs to {file.path} with SHA-256 {record['sha256']}, which is gone or has "
-      "changed. If the file is elsewhere, evaluate it again with --weights FILE"
+      f"{workdir} belongs to {file.path} (SHA-256 {record['sha256']}). This file is gone or has "
+      "changed. If it was moved, type --weights NEW_PATH"
     )
   return file
 
@@ -133,7 +138,8 @@ def load(
     typed: keys of the config that the user has set by flags, such as "model.mean".
 
   Returns:
-    The weights, and the config with the mean and standard deviation of the file if it has them.
+    The weights, and the config with the normalisation and the activation of the file if it has
+    them.
 
   Raises:
     UserError: the file does not fit the model or the data, or something that it does not state is
@@ -142,9 +148,10 @@ def load(
   stated = _stated(config, typed)
   lacking = [key for key in ("mean", "std") if key not in stated]
   if len(lacking) == 1:
+    given = "std" if lacking == ["mean"] else "mean"
     raise UserError(
-      f"config.model.{lacking[0]} is not set, but the other value of the normalisation is; add "
-      f"--config.model.{lacking[0]}=VALUES, or leave out both if {file.path} has them"
+      f"config.model.{given} is set, but config.model.{lacking[0]} is not; add "
+      f"--config.model.{lacking[0]}=VALUES. If {file.path} has both, leave both out"
     )
   try:
     found = models.load_weights(
@@ -176,7 +183,21 @@ def load(
   config = config.copy_and_resolve_references().unlock()
   if found.normalisation != "given":
     config.model.mean, config.model.std = found.mean, found.std
+  config.model.activation = found.model.activation
   return found, config.lock()
+
+
+def record(file: File, found: Weights) -> dict[str, Any]:
+  """Returns the content of weights.json."""
+  return {
+    **file.to_json(),
+    "sha256": found.file_sha256,
+    "form": found.form,
+    "normalisation": found.normalisation,
+    "mean": list(found.mean),
+    "std": list(found.std),
+    "unused": found.unused,
+  }
 
 
 def _stated(config: ml_collections.ConfigDict, typed: Collection[str]) -> dict[str, Any]:
@@ -191,13 +212,17 @@ def _stated(config: ml_collections.ConfigDict, typed: Collection[str]) -> dict[s
 
 
 def differences(weights: Weights, model: ml_collections.ConfigDict) -> list[str]:
-  """Lists where the normalisation of a file is not that of `config.model`."""
+  """Lists where the normalisation or activation of a file is not that of `config.model`."""
   pairs = (("mean", weights.mean, model.mean), ("std", weights.std, model.std))
-  return [
-    f"model.{key} is {list(there)} there, {list(here)} here"
+  found = [
+    f"model.{key} is {list(there)} in {weights.path}, {list(here)} in this config"
     for key, there, here in pairs
     if np.abs(np.array(there) - np.array(here)).max() > weights_lib.CLOSE  # `here` can be one value
   ]
+  there, here = weights.model.activation, model.activation
+  if there != here:
+    found.append(f"model.activation is {there!r} in {weights.path}, {here!r} in this config")
+  return found
 
 
 def sections(config: ml_collections.ConfigDict) -> dict[str, Any]:

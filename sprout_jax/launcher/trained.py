@@ -12,6 +12,7 @@ import numpy as np
 
 from sprout_jax import models
 from sprout_jax import sharding
+from sprout_jax import zoo
 from sprout_jax.errors import UserError
 from sprout_jax.evaluation.subject import Predict
 from sprout_jax.launcher import configuration
@@ -71,7 +72,7 @@ class Trained:
 
 
 def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
-  """Loads the trained model of a workdir. The data set is not needed.
+  """Loads the trained model of a workdir, or one of `sprout_jax.zoo`. No data set is needed.
 
   For the workdir of a file of weights (`--weights`), the file is read again.
 
@@ -81,19 +82,33 @@ def load(workdir: pathlib.Path | str, checkpoint: str | None = None) -> Trained:
       logits = model(images)
 
   Args:
-    workdir: the folder of the run.
+    workdir: the folder of the run, or "zoo/NAME".
     checkpoint: "best" on the held-out split, or "last"; default: the choice of the run's config.
 
   Returns:
     The `Trained` model.
 
   Raises:
-    UserError: the workdir has no trained model, its checkpoints are damaged, or its file of weights
-      is gone or has changed.
+    UserError: the workdir has no trained model, its checkpoints are damaged, its file of weights is
+      gone or has changed, or the zoo has no model of this name.
   """
+  packaged = zoo.find(workdir)
+  if packaged is not None:
+    return _load_packaged(packaged)
   workdir = pathlib.Path(workdir).expanduser()
   config = read_config(workdir)
   return load_as(workdir, config, checkpoint or config.evaluation.checkpoint)
+
+
+def _load_packaged(path: pathlib.Path) -> Trained:
+  """Loads a model of `sprout_jax.zoo` from its file."""
+  card = zoo.read_card(path)
+  config = configuration.from_json(card["config"])
+  data = card["data"]
+  model = create_model(config, len(data["class_names"]), tuple(data["image_shape"]))
+  weights = models.load_weights(path, model=model)
+  record = published.record(published.File(path), weights)
+  return from_file(pathlib.Path(zoo.PREFIX) / path.stem, config, data, weights, record)
 
 
 def read_config(workdir: pathlib.Path | str) -> ml_collections.ConfigDict:

@@ -49,9 +49,10 @@ from sprout_jax.models.small_cnn import SmallCNN
 from sprout_jax.models.vgg import CONVOLUTIONS
 from sprout_jax.models.vgg import VGG
 from sprout_jax.models.weights import load_weights
+from sprout_jax.models.weights import save_weights
 from sprout_jax.models.wide_resnet import WideResNet
 
-__all__ = ["DTYPES", "MODELS", "check_name", "create", "load_weights"]
+__all__ = ["DTYPES", "MODELS", "check_name", "create", "load_weights", "save_weights"]
 
 MODELS: dict[str, Callable[..., Classifier]] = {
   "small_cnn": SmallCNN,

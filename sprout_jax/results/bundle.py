@@ -38,7 +38,25 @@ KIND = "sprout_jax bundle"
 DESCRIPTION, ARRAYS, ROBUSTBENCH = "bundle.json", "arrays.npz", "robustbench.json"
 LARGEST = 8 * 2**30  # bytes of all arrays; larger bundles are refused
 HEADER = 4096  # bytes; more than the header of an array needs
+NORMS = ("linf", "l2", "l1")
 TOLERANCE = 1e-6  # excess over epsilon from rounding, times max(1, epsilon)
+# The attacks of AutoAttack's versions, as `attacks.VERSIONS`, which needs JAX.
+VERSIONS = {
+  "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+  "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+  "rand": ("apgd-ce", "apgd-dlr"),
+}
+# The entries of bundle.json, and their types.
+ENTRIES = {
+  "threat": dict,
+  "attacks": list,
+  "spec": dict,
+  "model": dict,
+  "test_sha256": str,
+  "counts": dict,
+  "accuracy": dict,
+  "arrays": dict,
+}
 TYPES = {  # name of an array -> (types, number of axes)
   "images": (("uint8", "float32"), 4),
   "labels": (("int32",), 1),
@@ -216,6 +234,7 @@ def read(folder: pathlib.Path | str) -> Bundle:
       f"{folder / DESCRIPTION} has format {about.get('format')!r} and kind {about.get('kind')!r}; "
       f"expected {FORMAT} and {KIND!r}"
     )
+  _check_entries(folder / DESCRIPTION, about)
   try:
     return Bundle(str(folder), about, **_arrays(folder / ARRAYS, about["arrays"]))
   except OSError as error:
@@ -227,6 +246,28 @@ def read(folder: pathlib.Path | str) -> Bundle:
       f"{folder / ARRAYS} cannot be read as the arrays of a bundle "
       f"({type(error).__name__}: {error})"
     ) from error
+
+
+def _check_entries(path: pathlib.Path, about: Mapping[str, Any]) -> None:
+  """Raises Damaged unless the description has all entries, of the right types."""
+  wrong = [name for name, kind in ENTRIES.items() if not isinstance(about.get(name), kind)]
+  if not wrong:
+    threat, counts = about["threat"], about["counts"]
+    shares = [about["accuracy"].get(name) for name in ("clean", "robust")]
+    is_right = {
+      "threat": threat.get("norm") in NORMS and _is_number(threat.get("epsilon")),
+      "attacks": all(isinstance(name, str) for name in about["attacks"]),
+      "spec": isinstance(about["spec"].get("classes", 1), int),
+      "counts": _is_number(counts.get("images")),
+      "accuracy": all(isinstance(s, dict) and _is_number(s.get("accuracy")) for s in shares),
+    }
+    wrong = [name for name, right in is_right.items() if not right]
+  if wrong:
+    raise files.Damaged(f"{path} lacks entries, or has wrong ones: {', '.join(wrong)}")
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _arrays(path: pathlib.Path, listed: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -273,38 +314,30 @@ def check(folder: pathlib.Path | str) -> list[str]:
   Returns:
     A sentence for each problem; an empty list where there is none. Checked are the digests; that
     images and adversarial images are finite and in [0, 1]; that no perturbation is larger than
-    epsilon; that the outcomes agree with each other and with the counts.
+    epsilon; that the outcomes agree with each other, with the counts, with the specification of the
+    attacks, and with robustbench.json.
   """
   try:
-    return problems_of(read(folder))
+    found = read(folder)
   except UserError as error:
     return [str(error)]
+  return [*problems_of(found), *published(found)]
 
 
 def problems_of(bundle: Bundle) -> list[str]:
-  """The problems of a bundle that was read, see `check`."""
+  """The problems of a bundle that was read, see `check`; not those of robustbench.json."""
   found = [
     f"the array {name!r} was changed after the bundle was written: its digest does not match"
     for name, listed in bundle.about["arrays"].items()
-    if _digest(getattr(bundle, name)) != listed["sha256"]
+    if _digest(getattr(bundle, name)) != listed.get("sha256")
   ]
-  count = len(bundle.labels)
-  names = list(bundle.about["attacks"])
-  lengths = {
-    name: len(getattr(bundle, name)) for name in TYPES if name not in ("after", "adversarial")
-  }
-  if len(set(lengths.values())) > 1 or not count:
-    return [*found, f"the arrays have different lengths, or none: {lengths}"]
-  if bundle.after.shape != (len(names), count):
-    return [*found, f"outcomes after attacks have shape {bundle.after.shape}, not that of {names}"]
-  if bundle.adversarial.shape != (int(bundle.broken.sum()), *bundle.images.shape[1:]):
-    return [
-      *found,
-      f"there are adversarial images of shape {bundle.adversarial.shape}, but "
-      f"{bundle.broken.sum()} images are broken",
-    ]
+  misshapen = shapes_of(bundle)
+  if misshapen:
+    return [*found, *misshapen]
+  count, names = len(bundle.labels), list(bundle.about["attacks"])
   found += _outcomes(bundle)
   found += _pixels(bundle)
+  found += _specification(bundle)
   arrays = {name: getattr(bundle, name) for name in TYPES}
   counts = _counts(arrays, names)
   if counts != bundle.about["counts"]:
@@ -316,6 +349,80 @@ def problems_of(bundle: Bundle) -> list[str]:
       found.append(f"the {name} accuracy is {shares[name]}, but the outcomes give {right}")
   if bundle.about["test_sha256"] != comparison.test_set_digest(bundle.images, bundle.labels):
     found.append("the digest of the test images does not match the images and labels")
+  return found
+
+
+def shapes_of(bundle: Bundle) -> list[str]:
+  """The problems of the arrays' shapes. With one of them, nothing else can be checked."""
+  count, names = len(bundle.labels), bundle.about["attacks"]
+  lengths = {
+    name: len(getattr(bundle, name)) for name in TYPES if name not in ("after", "adversarial")
+  }
+  if len(set(lengths.values())) > 1 or not bundle.images.size:
+    return [f"the arrays have different lengths, or none: {lengths}"]
+  if bundle.after.shape != (len(names), count):
+    return [f"outcomes after attacks have shape {bundle.after.shape}, not that of {names}"]
+  if bundle.adversarial.shape != (int(bundle.broken.sum()), *bundle.images.shape[1:]):
+    return [
+      f"there are adversarial images of shape {bundle.adversarial.shape}, but "
+      f"{bundle.broken.sum()} images are broken"
+    ]
+  return []
+
+
+def published(bundle: Bundle) -> list[str]:
+  """Where robustbench.json says something else than the bundle."""
+  path = pathlib.Path(bundle.folder) / ROBUSTBENCH
+  try:
+    stored = files.read_json(path)
+  except UserError as error:
+    return [str(error)]
+  expected = robustbench(bundle.about)
+  return [
+    f"{ROBUSTBENCH}: {name} is {stored.get(name)!r}, but the bundle gives {expected[name]!r}"
+    for name in ("eps", "clean_acc", "autoattack_acc")
+    if stored.get(name) != expected[name]
+  ]
+
+
+def _specification(bundle: Bundle) -> list[str]:
+  """Where the specification of the attacks says something else than the rest of the bundle."""
+  about, spec = bundle.about, bundle.about["spec"]
+  threat, names, count = about["threat"], list(about["attacks"]), len(bundle.labels)
+  share = lambda mask: intervals.proportion(mask.sum(), count)
+  expected: dict[str, Any] = {
+    "norm": threat["norm"],
+    "epsilon": threat["epsilon"],
+    "examples": count,
+    "clean": share(bundle.correct),
+    "robust": share(bundle.robust),
+    "per_attack": {name: share(row) for name, row in zip(names, bundle.after, strict=True)},
+  }
+  found = [
+    f"the specification has {name} {spec.get(name)}, but the bundle gives {value}"
+    for name, value in expected.items()
+    if spec.get(name, value) != value or (name in ("norm", "epsilon") and name not in spec)
+  ]
+  version = spec.get("version")
+  single = {name for listed in VERSIONS.values() for name in listed}
+  if isinstance(version, list):
+    claimed = version
+  elif isinstance(version, str) and (version in VERSIONS or version in single):
+    claimed = list(VERSIONS.get(version, (version,)))
+  else:  # attacks of another kind
+    claimed = names
+  described = spec.get("attacks", names)
+  if claimed != names or not isinstance(described, list | dict) or list(described) != names:
+    found.append(
+      f"the specification has version {version!r} and attacks {described!r:.200}, but the "
+      f"outcomes are those of {names}"
+    )
+  largest = spec.get("largest_perturbation")
+  if _is_number(largest) and abs(largest - _largest(bundle)) > 10 * TOLERANCE * max(1, largest):
+    found.append(
+      f"the specification has largest_perturbation {largest:.8g}, but the images give "
+      f"{_largest(bundle):.8g}"
+    )
   return found
 
 
@@ -340,27 +447,32 @@ def _pixels(bundle: Bundle) -> list[str]:
   found = []
   threat = bundle.about["threat"]
   epsilon = float(threat["epsilon"])
-  allowed = epsilon + TOLERANCE * max(1.0, epsilon)
-  worst, outside = 0.0, 0
-  for row, adversarial in zip(np.flatnonzero(bundle.broken), bundle.adversarial, strict=True):
-    clean = bundle.images[row]
-    if clean.dtype == np.uint8:
-      clean = clean.astype(np.float32) / np.float32(255)
-    moved = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
-    size = {"linf": moved.max, "l1": moved.sum, "l2": lambda m=moved: np.sqrt((m**2).sum())}
-    distance = float(size[threat["norm"]]())
-    worst = max(worst, np.inf if np.isnan(distance) else distance)
-    outside += not (adversarial.min() >= 0 and adversarial.max() <= 1)
-  if not worst <= allowed:
+  worst = _largest(bundle)
+  if not worst <= epsilon + TOLERANCE * max(1.0, epsilon):
     found.append(
       f"a perturbation of {worst:.8g} in {threat['norm']} is larger than epsilon {epsilon:g}"
     )
+  outside = sum(not (image.min() >= 0 and image.max() <= 1) for image in bundle.adversarial)
   if outside:
     found.append(f"{outside} adversarial images have pixels outside [0, 1]")
   images = bundle.images
   if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 1):
     found.append("clean images have pixels outside [0, 1]")
   return found
+
+
+def _largest(bundle: Bundle) -> float:
+  """The largest norm of a perturbation, in float64; infinite if a pixel is not a number."""
+  worst = 0.0
+  for row, adversarial in zip(np.flatnonzero(bundle.broken), bundle.adversarial, strict=True):
+    clean = bundle.images[row]
+    if clean.dtype == np.uint8:
+      clean = clean.astype(np.float32) / np.float32(255)
+    moved = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
+    size = {"linf": moved.max, "l1": moved.sum, "l2": lambda m=moved: np.sqrt((m**2).sum())}
+    distance = float(size[bundle.about["threat"]["norm"]]())
+    worst = max(worst, np.inf if np.isnan(distance) else distance)
+  return worst
 
 
 def _counts(arrays: Mapping[str, np.ndarray], names: list[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from sprout_jax.results.summary import Results
 
 LEVEL = 0.05  # significance level of the test; the interval covers 1 - LEVEL
-BLOCK = 2**24  # values of images that are converted at once
+BLOCK = 2**22  # values of images that are converted at once
 
 Identity = tuple[str, str, tuple[tuple[str, Any], ...]]
 

@@ -218,7 +218,9 @@ class Store:
       aside = path.with_name(path.name + ".damaged")
       if self._is_writer:
         path.replace(aside)
-      warnings.warn(f"{error}. It is now {aside.name}; {name} is measured again.", stacklevel=3)
+      warnings.warn(
+        f"{error}. It was renamed to {aside.name}; {name} is measured again.", stacklevel=3
+      )
       return None
 
   def current(

@@ -238,9 +238,18 @@ def test_interrupted_and_continued(results, tmp_path):
   "changes, message",
   [
     (dict(epsilon=0.05), r"`after` is the result of another call \(other epsilon\)"),
-    (dict(first="apgd-ce"), r"another call \(other attacks or images\)"),
+    (dict(first="apgd-ce"), r"another call \(other attacks\)"),
+    (dict(after="auto"), "`after` is a str; expected the result of auto_attack"),
+    (dict(first=None), "first is None; expected a list of names from: apgd-ce"),
+    (dict(extensions=3), "extensions is 3; expected a list of names from: apgd-best"),
+    (dict(extensions="apgd-malt"), "extensions is 'apgd-malt'; expected a list of names"),
+    (dict(state_file=3), "state_file is 3; expected the path of a file"),
+    (dict(on_progress=3), "on_progress is 3; expected a function"),
+    (dict(save_seconds="x"), "`save_seconds` is a str; expected a finite number"),
+    (dict(devices=[]), "devices is empty; give at least one"),
+    (dict(devices=3), "devices is 3; expected a list such as"),
     (dict(first="rand", after=None), "first is 'rand'; choose one of: apgd-ce"),
-    (dict(first=["square", "extra"], after=None), "an attack of first is 'extra'"),
+    (dict(first=["square", "extra"], after=None), "an entry of first is 'extra'"),
     (dict(first=[], after=None), "give at least one in `first`, each once"),
     (dict(extensions=["square"], after=None), "an entry of extensions is 'square'; choose one of"),
     (dict(epsilon=3), "did you mean 3/255"),
@@ -269,3 +278,19 @@ def test_the_ids_of_extensions_are_stable():
     "apgd-best": 8,
     "apgd-long": 9,
   }
+
+
+def test_the_result_of_another_model_or_other_images_is_refused(results):
+  """Else images that the first attacks never saw on this model would count as robust."""
+  images, labels = data()
+  options = dict(epsilon=0.03, first=FIRST, after=results[0], **SLOTS)
+  rng = np.random.default_rng(7)
+  near = [leaf + rng.normal(size=leaf.shape).astype(np.float32) / 3 for leaf in network().args]
+  other = jax.tree_util.Partial(_network, *near)
+  for model, pixels, given in (
+    (other, images, np.asarray(other(images)).argmax(-1)),
+    (network(), images, (labels + 1) % 5),
+    (network(), images[::-1], labels[::-1]),
+  ):
+    with pytest.raises(ValueError, match=r"another call \(other images, labels or model\)"):
+      attacks.extended_attack(KEY, model, pixels, given.astype(np.int32), **options)

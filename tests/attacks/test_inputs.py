@@ -82,7 +82,7 @@ def test_wrong_images(name, images, message):
   "labels, message",
   [
     (np.eye(3)[LABELS], r"labels have shape \(4, 3\).*labels.argmax\(-1\)"),
-    (LABELS[:3], r"labels have shape \(3,\) beside 4 images"),
+    (LABELS[:3], r"labels have shape \(3,\) for 4 images"),
     (LABELS * 1.0, "labels are float64; expected integers"),
     (np.array([0, 1, 2, 3]), "labels range from 0 to 3, but `predict` has 3 classes"),
     (np.array([0, 1, 2, -1]), "labels range from -1 to 2"),
@@ -120,7 +120,7 @@ def test_a_predict_that_cannot_be_called(name):
 def test_probabilities_are_no_logits(name):
   """Their gradients vanish on confident models, so that a model looks robust."""
   softmax = lambda images: jax.nn.softmax(predict(images))
-  refuse(name, r"probabilities \(they sum to 1\); give the logits", predict=softmax)
+  refuse(name, r"probabilities \(they sum to 1\); return the logits", predict=softmax)
   refuse(name, "probabilities", predict=lambda x: softmax(x).astype(jnp.bfloat16))
   one_hot = lambda images: jax.nn.one_hot(predict(images).argmax(-1), 3)
   refuse(name, "probabilities", predict=one_hot)

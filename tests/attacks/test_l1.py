@@ -11,6 +11,7 @@ import pytest
 import scipy.optimize
 
 from sprout_jax import attacks
+from sprout_jax.attacks import ensemble
 from sprout_jax.attacks import norms
 from sprout_jax.attacks.auto_pgd import apgd_attack
 from sprout_jax.attacks.fast_boundary import project_on_hyperplane
@@ -175,6 +176,13 @@ def test_linear_models_equal_the_closed_form():
   assert epsilon * 0.99 < result.spec["largest_perturbation"] <= epsilon + 1e-6
   runs = {name: spec["runs"] for name, spec in result.spec["attacks"].items()}
   assert runs == {"apgd-ce": 5, "apgd-t": 4, "fab-t": 4}  # 5 classes have 4 wrong ones
+
+
+@pytest.mark.parametrize("norm, size", [("linf", 0.5), ("l2", 1.0), ("l1", 2.0)])
+def test_the_size_of_a_perturbation_is_that_of_its_norm(norm, size):
+  """By it, `auto_attack` refuses a perturbation that exceeds epsilon."""
+  perturbation = np.array([0.5, -0.5, 0.5, -0.5], np.float32).reshape(2, 2, 1)
+  assert ensemble._size(perturbation, norm) == pytest.approx(size)
 
 
 def test_pgd_in_l1_finds_what_a_linear_model_has():

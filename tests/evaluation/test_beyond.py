@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from sprout_jax import attacks
+from sprout_jax.attacks import ensemble
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.evaluation import estimate
 from sprout_jax.evaluation import probabilistic
@@ -93,6 +94,39 @@ def test_the_estimate_agrees_with_auto_attack():
   none = subjects.measure("estimate", subject, estimate=small | {"million_passes": 0.0})
   assert none.numbers.first(metric="estimated_accuracy").value is None
   assert none.numbers.first(metric="estimated_accuracy").interval == (0.0, 0.9)
+
+
+@pytest.fixture
+def weak(monkeypatch):
+  """APGD with two steps, whose outcomes depend on the random start, and a network."""
+  monkeypatch.setattr(ensemble, "STEPS", 2)
+  ensemble._build.cache_clear()
+  yield subjects.of_network(
+    weights := subjects.draw_network(3),
+    images := np.random.RandomState(4).uniform(0.2, 0.8, (60, 8, 8, 1)).astype(np.float32),
+    np.asarray(subjects.model(weights)(images)).argmax(-1).astype(np.int32),
+  )
+  ensemble._build.cache_clear()
+
+
+def test_an_image_has_the_same_outcome_in_every_group(weak):
+  """Also in `estimate` and `union`, whose groups and later norms attack a part of the images."""
+  auto = subjects.measure(
+    "auto_attack", weak, epsilon=0.02, auto_attack=dict(version="apgd-ce", epsilons=())
+  ).numbers.first()
+  assert 10 < auto.outcomes.sum() < 50
+  for group in (7, 16):
+    options = dict(version="apgd-ce", million_passes=1.0, group=group)
+    found = subjects.measure("estimate", weak, epsilon=0.02, estimate=options)
+    assert found.numbers.first(metric="accuracy_bound").value == auto.value
+  alone = subjects.measure(
+    "auto_attack", weak, norm="l2", epsilon=0.1, auto_attack=dict(version="apgd-ce", epsilons=())
+  ).numbers.first()
+  for linf in (1e-9, 0.02):
+    options = dict(version="apgd-ce", linf=linf, l2=0.1, l1=1e-9)
+    found = subjects.measure("union", weak, union=options)
+    both = found.numbers.first().outcomes
+    np.testing.assert_array_equal(both, alone.outcomes & (auto.outcomes | (linf < 0.02)))
 
 
 def test_the_bound_breaks_the_images_with_the_smallest_margin_first():

@@ -52,7 +52,9 @@ def test_the_spread_by_hand(tmp_path):
   np.testing.assert_allclose(mean.value, np.mean(each))
   spread = numbers.first(metric="accuracy_stddev", attack=None)
   np.testing.assert_allclose(spread.value, np.std(each, ddof=1))
-  np.testing.assert_allclose(np.subtract(*mean.interval[::-1]), 2 * 1.96 * np.std(each, ddof=1) / 2)
+  # Student's t with three degrees of freedom has its 97.5 % quantile at 3.182.
+  width = 2 * 3.1824463 * np.std(each, ddof=1) / 4**0.5
+  np.testing.assert_allclose(np.subtract(*mean.interval[::-1]), width)
   fixed = numbers.first(attack="pgd", redraw=None, metric="accuracy")
   fresh = numbers.first(attack="pgd", metric="mean_accuracy")
   assert fixed.matches(norm="linf", epsilon=0.1, steps=10)

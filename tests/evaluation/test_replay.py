@@ -1,5 +1,6 @@
 """verify: bundles of evaluations pass with their model; forged ones and other models do not."""
 
+import json
 import warnings
 
 import jax
@@ -9,7 +10,6 @@ import pytest
 import sprout_jax
 from sprout_jax import attacks
 from sprout_jax import evaluation
-from sprout_jax.errors import UserError
 from sprout_jax.results import bundle
 from sprout_jax.results import files
 from tests.evaluation import subjects
@@ -75,8 +75,47 @@ def test_another_model_does_not_pass(measured):
   assert "FAILED" in repr(verdict)
   wrong = verdict.broken - verdict.confirmed
   assert sprout_jax.verify(measured[1], other, allowed=wrong - 1).problems
-  with pytest.raises(UserError, match="the model has 2 classes, and the bundle .* 3; give the"):
-    sprout_jax.verify(measured[1], lambda images: PARTIAL(images)[:, :2])
+  verdict = sprout_jax.verify(measured[1], lambda images: PARTIAL(images)[:, :2])
+  assert "the model has 2 classes, but the bundle belongs to a model with 3" in verdict.problems[0]
+
+
+def test_another_model_with_the_same_outcomes_is_said(measured):
+  """Larger logits change no outcome, so the bundle holds for this model too."""
+  verdict = sprout_jax.verify(measured[1], lambda images: 3 * PARTIAL(images))
+  assert verdict.passed and verdict.same_model is False
+  assert "another model than the bundle names" in repr(verdict)
+
+
+@pytest.mark.parametrize(
+  "arrays, about",
+  [
+    (lambda a: {"labels": a["labels"][1:]}, lambda d: None),
+    (lambda a: {"images": a["images"][1:]}, lambda d: None),
+    (lambda a: {"adversarial": a["adversarial"][:, 1:]}, lambda d: None),
+    (lambda a: {"images": a["images"][:0]}, lambda d: None),
+    (lambda a: {name: array[..., :0] for name, array in a.items()}, lambda d: None),
+    (lambda a: {}, lambda d: d.pop("spec")),
+    (lambda a: {}, lambda d: d.pop("threat")),
+    (lambda a: {}, lambda d: d.pop("counts")),
+    (lambda a: {}, lambda d: d["spec"].update(classes=4)),
+    (lambda a: {}, lambda d: d["arrays"].update(labels=3)),
+  ],
+)
+def test_a_bad_bundle_raises_no_error(measured, tmp_path, arrays, about):
+  found = bundle.read(forged(measured[1], tmp_path, lambda arrays, adversarial: None))
+  stored = {name: getattr(found, name) for name in bundle.TYPES}
+  stored |= arrays(stored)
+  described = json.loads(json.dumps(found.about))
+  for name, array in stored.items():
+    described["arrays"][name] |= {"shape": list(array.shape), "sha256": bundle._digest(array)}
+  about(described)
+  np.savez_compressed(tmp_path / bundle.ARRAYS, **stored)
+  files.write_sealed(tmp_path / bundle.DESCRIPTION, described)
+  verdict = sprout_jax.verify(tmp_path, PARTIAL)
+  assert verdict.problems and not verdict.passed and verdict.accuracy == 1.0
+
+
+SHARES = ("clean", "robust", "per_attack")
 
 
 def forged(folder, target, change):
@@ -94,7 +133,7 @@ def forged(folder, target, change):
     robust=arrays["robust"],
     per_attack={"apgd-ce": arrays["robust"]},
     adversarial=adversarial,
-    spec=found.about["spec"],
+    spec={key: value for key, value in found.about["spec"].items() if key not in SHARES},
     model=found.about["model"],
   )
 

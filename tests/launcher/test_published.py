@@ -212,7 +212,7 @@ def test_a_file_that_is_gone_or_changed_is_named(evaluated, name, tmp_path):
   config, facts = (json.loads((evaluated / f"{p}.json").read_text()) for p in ("config", "data"))
   workdir_lib.claim(workdir, config, {}, facts, weights=record)
   for call in (lambda: sprout_jax.load(workdir), lambda: evaluate("--workdir", workdir)):
-    with pytest.raises(UserError, match=f"{name}.*gone or has changed.*--weights FILE"):
+    with pytest.raises(UserError, match=f"{name}.*gone or has changed.*--weights NEW_PATH"):
       call()
 
 
@@ -220,7 +220,7 @@ def test_a_file_that_is_gone_or_changed_is_named(evaluated, name, tmp_path):
   "flags, message",
   [
     ((), r"not guessed; add --config\.model\.mean=.*model\.mean=0 --config\.model\.std=1"),
-    (NORMALISED[:1], r"model\.std is not set.*add --config\.model\.std=VALUES"),
+    (NORMALISED[:1], r"model\.mean is set, but config\.model\.std is not; add --config\.model\.std=VALUES"),
     ((*NORMALISED, "--config.num_epochs=3"), r"--config\.num_epochs has no effect"),
     ((*NORMALISED, "--config.evaluation.use_ema=true"), r"use_ema has no effect"),
     ((*NORMALISED, "--config.model.name=wrn_16_1"), "missing: block1.layer.1"),
@@ -335,7 +335,7 @@ def test_training_starts_from_the_workdir_of_a_file(evaluated):
   expected = names.variables(random_variables())
   jax.tree.map(np.testing.assert_array_equal, variables, expected)
   config.model.activation = "gelu"
-  with pytest.raises(UserError, match="model.activation is 'relu' there, 'gelu' here"):
+  with pytest.raises(UserError, match="model.activation is 'relu' in .*, 'gelu' in this config"):
     modes._initial_variables(config, evaluated.parent / "new", dataset, ())
 
 
@@ -346,7 +346,7 @@ def test_training_starts_from_the_workdir_of_a_file(evaluated):
     (
       {"mu": np.full(1, 0.4, np.float32), "sigma": np.full(1, 0.2, np.float32)},
       (),
-      r"another model: model.mean is \[0.4\] there, \[0.0\] here; model.std is \[0.2\] there",
+      r"than this config: model.mean is \[0.4\] in .*, \[0.0\] in .*; model.std is \[0.2\] in",
     ),
     (
       {"fc.weight": np.zeros((7, 64), np.float32), "fc.bias": np.zeros(7, np.float32)},

@@ -271,7 +271,10 @@ def test_what_does_not_fit_is_listed(state, words, save):
     ({"mean": (0.5,), "std": (0.5,)}, ["(mu, sigma)", "(given)"]),
     ({"mean": (0.5, 0.5), "std": (0.5,)}, ["mean is (0.5, 0.5)", "3, one per channel"]),
     ({"model": "wrn_16_2"}, ["missing: block1.layer.1.", "Choose another model"]),
-    ({"model": "small_cnn"}, ["SmallCNN", "no published weights"]),
+    (
+      {"model": "small_cnn", "activation": "relu"},
+      ["names of sprout_jax", "missing: params/", "Choose another model"],
+    ),
     ({"model": "vgg17"}, ["vgg17", "vgg16"]),
     ({"model": 3}, ["model is a int"]),
     ({"model": "wrn_10_2_same", "activation": "silu"}, ["TRADES", "model='wrn_10_2'"]),
@@ -294,6 +297,63 @@ def test_the_activation_of_deepminds_networks_is_demanded(save):
     models.load_weights(path, model="wrn_10_2_same")
   model = models.create("wrn_10_2_same", num_classes=10, image_shape=(32, 32, 3), activation="silu")
   assert models.load_weights(path, model=model).model.activation == "silu"
+
+
+def own(name="wrn_10_1", channels=3, size=32):
+  """A model with other values than the defaults, and variables that are all different."""
+  model = models.create(
+    name,
+    num_classes=7,
+    image_shape=(size, size, channels),
+    activation="gelu",
+    mean=(0.5,) * channels,
+    std=(0.25,) * channels,
+  )
+  images = jax.random.uniform(jax.random.key(1), (3, size, size, channels))
+  variables = model.init(jax.random.key(0), images, train=False)
+  leaves, structure = jax.tree.flatten(variables)
+  rng = np.random.default_rng(2)
+  leaves = [rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32) for leaf in leaves]
+  return model, jax.tree.unflatten(structure, leaves), images
+
+
+@pytest.mark.parametrize(
+  "name,channels,size", [("wrn_10_1", 3, 32), ("small_cnn", 1, 16), ("wrn_10_1_same", 3, 16)]
+)
+def test_what_is_saved_is_loaded(name, channels, size, tmp_path):
+  model, variables, images = own(name, channels, size)
+  models.save_weights(tmp_path / "own.npz", model, variables)
+  found = models.load_weights(tmp_path / "own.npz", model=name)
+  assert (found.form, found.normalisation, found.unused) == ("sprout_jax", "mean, std", {})
+  assert (found.mean, found.std) == ((0.5,) * channels, (0.25,) * channels)
+  jax.tree.map(np.testing.assert_array_equal, dict(found.variables), dict(variables))
+  expected = model.apply(variables, images, train=False)
+  np.testing.assert_allclose(run(found, images), expected, rtol=1e-5)
+  assert [path.name for path in tmp_path.iterdir()] == ["own.npz"]
+
+
+def test_the_activation_of_an_own_file_counts(tmp_path):
+  model, variables, _ = own()
+  models.save_weights(tmp_path / "own.npz", model, variables)
+  assert models.load_weights(tmp_path / "own.npz", model=model).model.activation == "gelu"
+  relu = model.clone(activation="relu")
+  for options in ({"model": relu}, {"model": "wrn_10_1", "activation": "relu"}):
+    with pytest.raises(UserError, match="has the activation 'gelu', but 'relu' is given"):
+      models.load_weights(tmp_path / "own.npz", **options)
+
+
+def test_what_cannot_be_saved(tmp_path):
+  model, variables, _ = own()
+  without = {"params": variables["params"]}
+  for path, what, message in (
+    ("own.pt", (model, variables), "ends in .npz"),
+    ("own.npz", ("wrn_10_1", variables), "model is a str"),
+    ("own.npz", (model, without), "not those of this WideResNet"),
+    ("own.npz", (own("wrn_10_2")[0], variables), "not those of this WideResNet"),
+  ):
+    with pytest.raises(UserError, match=message):
+      models.save_weights(tmp_path / path, *what)
+  assert not list(tmp_path.iterdir())
 
 
 def test_ignored_arrays_are_named(save):
@@ -628,7 +688,7 @@ def test_checkpoints_of_pytorch(legacy, tmp_path):
   best = load("b.pth", entry="best").variables["params"]["dense"]["bias"]
   np.testing.assert_array_equal(best, expected.variables["params"]["dense"]["bias"] + 1)
   for name, options, words in (
-    ("b.pth", {}, "choose by entry=...: last, best"),
+    ("b.pth", {}, "type entry=NAME, with one of: last, best"),
     ("b.pth", {"entry": "first"}, "no state dict 'first'; choose one of: last, best"),
     ("c.pth.tar", {}, r"not used: step int\."),
   ):

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from sprout_jax import attacks
 from sprout_jax.errors import UserError
 from sprout_jax.results import bundle
 from sprout_jax.results import files
@@ -23,7 +24,12 @@ AFTER = {
   "apgd-ce": np.array([True, False, True, True, False, False]),
   "square": np.array([True, False, False, True, False, False]),
 }
-SPEC = {"norm": "linf", "epsilon": EPSILON, "version": "standard", "classes": 3}
+SPEC = {"norm": "linf", "epsilon": EPSILON, "version": ["apgd-ce", "square"], "classes": 3}
+
+
+def outcomes_of(version):
+  """Outcomes of a version's attacks, all of which come from its first attack."""
+  return dict.fromkeys(bundle.VERSIONS[version], AFTER["square"])
 
 
 def moved(norm="linf", size=EPSILON):
@@ -188,6 +194,26 @@ def test_one_change_is_found(tmp_path, change):
     (lambda d: d["accuracy"]["robust"].update(accuracy=0.5), "the robust accuracy is"),
     (lambda d: d["accuracy"]["clean"].update(count=7), "the clean accuracy is"),
     (lambda d: d["threat"].update(epsilon=0.05), "is larger than epsilon 0.05"),
+    (lambda d: d["threat"].update(epsilon=0.2), "epsilon 0.1, but the bundle gives 0.2"),
+    (lambda d: d["threat"].update(norm="l7"), "wrong ones: threat"),
+    (lambda d: d.pop("threat"), "wrong ones: threat"),
+    (lambda d: d.update(attacks="square"), "wrong ones: attacks"),
+    (lambda d: d["attacks"].__setitem__(0, "fab"), r"\['fab', 'square'\]"),
+    (lambda d: d["counts"].pop("images"), "wrong ones: counts"),
+    (lambda d: d["accuracy"].pop("clean"), "wrong ones: accuracy"),
+    (lambda d: d["accuracy"].update(robust=0.3), "wrong ones: accuracy"),
+    (lambda d: d["spec"].update(epsilon=0.2), "epsilon 0.2, but the bundle gives 0.1"),
+    (lambda d: d["spec"].pop("norm"), "norm None, but the bundle gives linf"),
+    (lambda d: d["spec"].update(classes="3"), "wrong ones: spec"),
+    (lambda d: d["spec"].update(version="standard"), "version 'standard'.* are those of"),
+    (lambda d: d["spec"].update(version="square"), "version 'square'.* are those of"),
+    (lambda d: d["spec"].update(attacks={"square": {}}), "are those of"),
+    (lambda d: d["spec"].update(attacks=2), "attacks 2, but the outcomes"),
+    (lambda d: d["spec"].update(examples=7), "examples 7, but the bundle gives 6"),
+    (lambda d: d["spec"].update(robust={"accuracy": 1.0}), "robust {'accuracy': 1.0}, but"),
+    (lambda d: d["spec"].update(clean=None), "clean None, but"),
+    (lambda d: d["spec"].update(per_attack={}), "per_attack {}, but"),
+    (lambda d: d["spec"].update(largest_perturbation=0.09), "largest_perturbation 0.09, but"),
     (lambda d: d["attacks"].append("fab"), "outcomes after attacks have shape"),
     (lambda d: d.update(kind="another"), "kind 'another'; expected 1"),
     (lambda d: d.update(format=2), "has format 2"),
@@ -202,6 +228,26 @@ def test_a_changed_description_is_found(tmp_path, change, message):
   rewrite(tmp_path, about=change)
   (found, *_) = bundle.check(tmp_path)
   assert re.search(message, found), found
+
+
+def test_robustbench_s_file_is_checked(tmp_path):
+  write(tmp_path)
+  path = tmp_path / bundle.ROBUSTBENCH
+  good = json.loads(path.read_text())
+  path.write_text(json.dumps(good | {"authors": "A. Author", "reported": "50.00"}))
+  assert bundle.check(tmp_path) == []
+  for key, value in (("clean_acc", "99.00"), ("autoattack_acc", "33.33"), ("eps", "8/255")):
+    path.write_text(json.dumps(good | {key: value}))
+    (found,) = bundle.check(tmp_path)
+    assert f"{key} is {value!r}" in found
+  path.unlink()
+  assert "robustbench.json cannot be read" in bundle.check(tmp_path)[0]
+
+
+def test_the_versions_are_those_of_the_attacks():
+  assert bundle.VERSIONS == attacks.VERSIONS
+  assert set(attacks.ATTACKS) == {name for names in bundle.VERSIONS.values() for name in names}
+  assert set(bundle.NORMS) == set(attacks.NORMS)
 
 
 def test_a_description_without_its_digest_is_found(tmp_path):
@@ -257,7 +303,8 @@ def test_robustbench_s_layout(tmp_path):
   """The keys of model_info/cifar10/Linf/Wang2023Better_WRN-28-10.json there."""
   pixels = IMAGES + np.float32(8 / 255)
   for epsilon, text in ((8 / 255, "8/255"), (0.05, "0.05")):
-    write(tmp_path, spec=SPEC | {"epsilon": epsilon}, adversarial=pixels)
+    spec = SPEC | {"epsilon": epsilon, "version": "standard"}
+    write(tmp_path, spec=spec, adversarial=pixels, per_attack=outcomes_of("standard"))
     found = json.loads((tmp_path / bundle.ROBUSTBENCH).read_text())
     assert found["eps"] == text
   assert found.keys() >= {"link", "name", "authors", "additional_data", "number_forward_passes"}
@@ -267,7 +314,7 @@ def test_robustbench_s_layout(tmp_path):
     "33.33",
     "33.33",
   )
-  write(tmp_path, spec=SPEC | {"version": "plus"})
+  write(tmp_path, spec=SPEC | {"version": "plus"}, per_attack=outcomes_of("plus"))
   assert json.loads((tmp_path / bundle.ROBUSTBENCH).read_text())["autoattack_acc"] is None
 
 
@@ -281,7 +328,7 @@ def test_the_check_from_a_terminal(tmp_path, capsys):
   assert bundle.main([]) == 2
 
 
-def test_the_check_needs_no_jax(tmp_path):
+def test_the_check_needs_numpy_only(tmp_path):
   """As `python -m sprout_jax.results.bundle FOLDER` runs it."""
   code = """
 import runpy, sys
@@ -289,7 +336,7 @@ try:
   runpy.run_module("sprout_jax.results.bundle", run_name="__main__", alter_sys=True)
 except SystemExit as end:
   assert end.code == 0
-assert "jax" not in sys.modules
+assert "jax" not in sys.modules and "scipy" not in sys.modules
 """
   done = subprocess.run(
     [sys.executable, "-W", "error", "-c", code, write(tmp_path)], capture_output=True, text=True

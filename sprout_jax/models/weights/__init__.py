@@ -1,4 +1,4 @@
-"""Loads published weights into our models: PyTorch state dicts and DeepMind's NumPy files.
+"""Loads files of weights into our models: PyTorch state dicts, DeepMind's NumPy files, our own.
 
     weights = models.load_weights(
       "cifar_linf_8.pt", model="wrn_28_10", mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)
@@ -33,6 +33,8 @@ from sprout_jax.models.weights.names import Place
 LISTED = 40  # names in one list of a message
 NORMALISATION = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}  # in published files
 CLOSE = 1e-4  # two statements of a mean or standard deviation, in [0, 1] pixels
+ACTIVATION = "activation"  # the name of the activation in our own files
+CHANNELS = 3  # of the images with which the shapes of a named model are found
 
 
 class NotStated(UserError):
@@ -116,9 +118,9 @@ def load_weights(
   """Loads published weights into one of our models.
 
   These files can be read: PyTorch state dicts as .safetensors, or as .pt, .pth or .ckpt; the same
-  arrays as .npz; DeepMind's Haiku networks as .npy, or as .npz with names joined by "/". Files that
-  end in .pt, .pth or .ckpt need PyTorch and are read with `weights_only=True`. No code in a file is
-  executed.
+  arrays as .npz; DeepMind's Haiku networks as .npy, or as .npz with names joined by "/"; the .npz
+  files of `save_weights`. Files that end in .pt, .pth or .ckpt need PyTorch and are read with
+  `weights_only=True`. No code in a file is executed.
 
   These networks are known: torchvision's ResNet-18, -50, -101, -152 and VGG-BN; ResNets and VGG for
   CIFAR-10; PreActResNet-18; Wide ResNets with the names of TRADES, RobustBench or DeepMind. If all
@@ -141,8 +143,8 @@ def load_weights(
     mean, std: mean and standard deviation of the normalisation in training, for images in [0, 1];
       one number per channel, or one for all channels. mean=(0,), std=(1,) means no normalisation.
       Not needed if the file has them.
-    activation: activation of a named model. The default is "relu". DeepMind's networks have no
-      default.
+    activation: activation of a named model. It is not needed if the file has it. Otherwise the
+      default is "relu"; DeepMind's networks have no default.
     entry: the state dict to read if a checkpoint has several, such as "last" or "state_dict".
     ignore: patterns of names of arrays to ignore, such as "*.scores"; each must match a name.
 
@@ -156,18 +158,26 @@ def load_weights(
     raise UserError(
       f"model is a {type(model).__name__}; expected a name, or a model from models.create"
     )
+  if not isinstance(model, str) and activation is not None:
+    raise UserError(
+      "activation is given, but model is not a name; leave activation out, the model has its own"
+    )
   arrays, others = files.read(path, entry)
   # The names do not depend on the number of classes. The file has this number.
   template = _create(model, num_classes=2) if isinstance(model, str) else model
-  places = names_lib.places(template, 3)
+  places = names_lib.places(template, CHANNELS)
   form, prefix = _find_form(path, template, list(places), arrays)
-  if not isinstance(model, str) and activation is not None:
-    raise UserError(
-      "activation is given, but model is not a name; leave it out, the model has its own"
-    )
+  if form.own and ACTIVATION in arrays:
+    stored = str(arrays.pop(ACTIVATION))
+    wanted = activation if isinstance(model, str) else template.activation
+    if wanted not in (None, stored):
+      raise UserError(
+        f"{path} has the activation {stored!r}, but {wanted!r} is given; give that of the file"
+      )
+    activation = stored if isinstance(model, str) else None
   if isinstance(model, str) and activation is None and not form.one_activation:
     raise NotStated(
-      f"{path} has the names of {form.title}. The activation is not in the file",
+      f"{path} has the array names of {form.title}. The activation is not in the file",
       "; give it. DeepMind's published networks have activation='silu'",
       "activation",
     )
@@ -197,6 +207,52 @@ def load_weights(
   )
 
 
+def save_weights(path: pathlib.Path | str, model: Classifier, variables: Any) -> None:
+  """Saves the variables of one of our models as a .npz file, which `load_weights` reads.
+
+  The name of an array is its place, such as "params/conv/kernel". The arrays "mean", "std" and
+  "activation" are those of the model. A file of this name is replaced.
+
+  Example:
+    >>> trained = sprout_jax.load("runs/digits")
+    >>> save_weights("digits.npz", trained.model, trained.variables)
+
+  Args:
+    path: the file; it ends in ".npz".
+    model: a model that `models.create` made.
+    variables: {"params", "batch_stats"}, as from `model.init`.
+
+  Raises:
+    UserError: the name has another ending, or the variables are not those of the model.
+    OSError: the file cannot be written.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.suffix != ".npz":
+    raise UserError(f"the file is {str(path)!r}; expected a name that ends in .npz")
+  if not isinstance(model, Classifier):
+    raise UserError(f"model is a {type(model).__name__}; expected a model from models.create")
+  arrays = {
+    tuple(key.key for key in place): np.asarray(leaf)
+    for place, leaf in jax.tree.leaves_with_path(dict(variables))
+  }
+  images = _takes_images(names_lib.places(model, CHANNELS))
+  shape = arrays[images].shape if images in arrays else ()
+  channels = shape[2] if len(shape) == 4 else CHANNELS
+  if {place: a.shape for place, a in arrays.items()} != names_lib.places(model, channels):
+    raise UserError(
+      f"the variables are not those of this {type(model).__name__}; give the model that they "
+      'belong to, and {"params": ..., "batch_stats": ...}'
+    )
+  named: dict[str, Any] = {names_lib.OWN.name(place): array for place, array in arrays.items()}
+  for name in ("mean", "std"):
+    named[name] = np.asarray(getattr(model, name), np.float32)
+  named[ACTIVATION] = np.asarray(model.activation)
+  part = path.with_name(path.name + ".part")
+  with open(part, "wb") as file:
+    np.savez_compressed(file, **named)
+  part.replace(path)
+
+
 def _create(name: str, channels: int = 3, **options: Any) -> Classifier:
   """Makes a named model. Its variables do not depend on the image size; all models take 224."""
   from sprout_jax import models  # which imports this file
@@ -215,11 +271,6 @@ def _find_form(
 ) -> tuple[Form, str]:
   """Finds the form whose names fit best, and the prefix of the names in this file."""
   forms = names_lib.forms(model)
-  if not forms:
-    raise UserError(
-      f"{type(model).__name__} has no published weights in a known form; expected a ResNet, VGG, "
-      "PreActResNet-18 or Wide ResNet, see docs/weights.md"
-    )
   others = names_lib.other_forms(model)
   ranked = []
   for form in (*forms, *others):
@@ -229,7 +280,8 @@ def _find_form(
   count, form, prefix = max(ranked, key=lambda entry: entry[0])
   if form in others:
     raise UserError(
-      f"{path} has the names of {form.title}, whose padding differs; type model={others[form]!r}"
+      f"{path} has the array names of {form.title}. Their padding differs; type "
+      f"model={others[form]!r}"
     )
   return form, prefix
 
@@ -252,19 +304,24 @@ def _sizes(
   places: Mapping[Place, tuple[int, ...]], form: Form, prefix: str, arrays: Mapping[str, np.ndarray]
 ) -> tuple[int, int]:
   """Reads the numbers of classes and channels from the file; 2 and 3 if they are not in it."""
-  first = next(p for p in places if p[-1] == "kernel" and p[1] in ("conv", "conv1_1"))
+  first = _takes_images(places)
   last = ("params", "dense", "kernel")
   classes, channels = 2, 3
   stored = arrays.get(prefix + form.name(last), np.empty(0)).shape
   if len(stored) == 2:
     inputs = places[last][0]
     # The classes are the axis that is not the features. In a transposed array, the axes change.
-    axis = 1 if form.haiku else 0
+    axis = 1 if form.inputs_first else 0
     classes = stored[axis] if stored[1 - axis] == inputs else stored[1 - axis]
   stored = arrays.get(prefix + form.name(first), np.empty(0)).shape
   if len(stored) == 4:
-    channels = stored[2 if form.haiku else 1]
+    channels = stored[2 if form.inputs_first else 1]
   return classes, channels
+
+
+def _takes_images(places: Mapping[Place, tuple[int, ...]]) -> Place:
+  """Returns the place of the kernel that takes the images, for images with CHANNELS channels."""
+  return next(p for p, shape in places.items() if len(shape) == 4 and shape[2] == CHANNELS)
 
 
 @dataclasses.dataclass
@@ -383,7 +440,7 @@ def _normalisation(
     if max(np.max(np.abs(a - b)) for a, b in zip(values, different, strict=True)) > CLOSE:
       raise UserError(
         f"{path}: mean and std are {_pair(values)} ({source}) and {_pair(different)} ({other}); "
-        "leave out the wrong ones; to leave out those of the file, type ignore=(...,)"
+        "expected one pair. Leave out the wrong pair; for a pair in the file, type ignore=(...,)"
       )
   # The shortest decimals of these float32: 0.4914, not 0.49140000343.
   means, stds = (tuple(float(str(value)) for value in part) for part in values)

@@ -82,7 +82,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise _damaged(path, error) from error
   except (TypeError, AttributeError) as error:
     raise _damaged(
-      path, error, "NumPy does not have its number type: convert it to float32"
+      path, error, "NumPy does not have the number type of an array: convert the array to float32"
     ) from error
 
 
@@ -135,12 +135,12 @@ def _npy(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
       dtype, _ = _header(file)
       if not dtype.hasobject:
-        raise ValueError("it holds one array of numbers, not arrays by name")
+        raise ValueError("the file has one array; expected named arrays")
       content = _Unpickler(file).load()
       arrays = {}
       for name, array in _leaves(content, ()):
         if name in arrays:
-          raise ValueError(f"it holds {name} twice")
+          raise ValueError(f"the file has {name} twice")
         arrays[name] = array
     except _Refused as error:
       raise UserError(
@@ -280,7 +280,7 @@ def _state_dict(
     )
   names = ", ".join(name or "the whole file" for name in found)
   if entry is None and len(found) > 1:
-    raise UserError(f"{path} has several state dicts; choose by entry=...: {names}")
+    raise UserError(f"{path} has several state dicts; type entry=NAME, with one of: {names}")
   if entry is not None and entry not in found:
     raise UserError(f"{path} has no state dict {entry!r}; choose one of: {names}")
   return found[entry] if entry is not None else next(iter(found.values()))

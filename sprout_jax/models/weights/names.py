@@ -1,4 +1,4 @@
-"""The names and shapes of arrays in published files.
+"""The names and shapes of arrays in files of weights.
 
 A `Form` translates a place in our variables, such as ("params", "block1_1", "conv1", "kernel"), to
 the name in files of one family of codes, such as "layer1.0.conv1.weight".
@@ -36,7 +36,9 @@ class Form:
     title: name of the family, for messages.
     layer: (stage, block, layer) -> name of the layer in the file. Stages and blocks count from 1.
       Outside of blocks, both are 0.
-    haiku: True for the names and shapes of Haiku, False for those of PyTorch.
+    haiku: whether the file has the names and shapes of Haiku.
+    own: whether the file has the names and shapes of our variables. Otherwise, and without `haiku`,
+      it has those of PyTorch.
     sub_block: whether the file may have a copy of the first group under "sub_block1".
     one_activation: whether all networks of the family have ReLU. Otherwise the activation must be
       given.
@@ -45,11 +47,19 @@ class Form:
   title: str
   layer: Callable[[int, int, str], str]
   haiku: bool = False
+  own: bool = False
   sub_block: bool = False
   one_activation: bool = True
 
+  @property
+  def inputs_first(self) -> bool:
+    """Whether kernels are [rows, columns, in, out] and [in, out], as in JAX."""
+    return self.haiku or self.own
+
   def name(self, place: Place) -> str:
     """Returns the name of an array in the file, without prefix."""
+    if self.own:
+      return "/".join(place)
     layer, leaf = self._layer(place), place[-1]
     if not self.haiku:
       torch = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -71,6 +81,8 @@ class Form:
 
   def unused(self, places: list[Place]) -> dict[str, str]:
     """Returns {name: reason} of the arrays in such files that evaluation does not need."""
+    if self.own:
+      return {}
     norms = {self._layer(place) for place in places if place[-1] == "mean"}
     if self.haiku:
       return {
@@ -87,8 +99,8 @@ class Form:
 
   def shape(self, place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape in the file of an array that has `shape` in our variables."""
-    if self.haiku:
-      return (1, 1, 1, *shape) if _is_norm(place) else shape
+    if self.inputs_first:
+      return (1, 1, 1, *shape) if self.haiku and _is_norm(place) else shape
     if len(shape) == 4:
       return (shape[3], shape[2], shape[0], shape[1])
     return shape[::-1]
@@ -98,8 +110,8 @@ class Form:
 
     PyTorch flattens maps as (channel, row, column). Our models flatten (row, column, channel).
     """
-    if self.haiku:
-      return array.reshape(-1) if _is_norm(place) else array
+    if self.inputs_first:
+      return array.reshape(-1) if self.haiku and _is_norm(place) else array
     if array.ndim == 4:
       return array.transpose(2, 3, 1, 0)
     if place[1:] == ("dense1", "kernel"):
@@ -135,16 +147,17 @@ def variables(arrays: Mapping[Place, np.ndarray]) -> dict[str, Any]:
 
 
 def forms(model: Classifier) -> tuple[Form, ...]:
-  """Returns the forms in which weights of a model are published; () if none is known."""
+  """Returns the forms in which weights of a model can be stored: published ones, and OWN."""
   if isinstance(model, WideResNet):
-    return (DEEPMIND, DEEPMIND_HAIKU) if model.same_padding else (WIDE_RESNET,)
+    return (DEEPMIND, DEEPMIND_HAIKU, OWN) if model.same_padding else (WIDE_RESNET, OWN)
   if isinstance(model, PreActResNet18):
-    return (PREACT,)
+    return (PREACT, OWN)
   if isinstance(model, ResNet):
-    return (CIFAR_RESNET, TORCHVISION_RESNET) if model.small_images else (TORCHVISION_RESNET,)
+    published = (CIFAR_RESNET, TORCHVISION_RESNET) if model.small_images else (TORCHVISION_RESNET,)
+    return (*published, OWN)
   if isinstance(model, VGG):
-    return (_vgg(model.depth, bool(model.hidden)),)
-  return ()
+    return (_vgg(model.depth, bool(model.hidden)), OWN)
+  return (OWN,)
 
 
 def other_forms(model: Classifier) -> dict[Form, str]:
@@ -224,3 +237,4 @@ DEEPMIND_HAIKU = Form(
 PREACT = Form("PreActResNet-18 of fast adversarial training", _resnet("shortcut.0", "", "linear"))
 CIFAR_RESNET = Form("ResNets for CIFAR-10", _resnet("shortcut.0", "shortcut.1", "linear"))
 TORCHVISION_RESNET = Form("torchvision's ResNets", _resnet("downsample.0", "downsample.1", "fc"))
+OWN = Form("sprout_jax", lambda *where: "", own=True, one_activation=False)
