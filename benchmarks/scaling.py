@@ -138,6 +138,8 @@ def compile_row(model_name, way, num_devices, images_per_device, image_shape, nu
     "way": way,
     "devices": num_devices,
     "images_per_device": images_per_device,
+    "image_size": image_shape[0],
+    "num_classes": num_classes,
     "compiled": {
       "collectives": collectives(compiled.as_text(), num_devices),
       "state_bytes_per_device": state_bytes,
@@ -198,10 +200,14 @@ def main():
   import timing
 
   rows = timing.read(args.output)
-  done = [(row["model"], row["way"], row["devices"], row["images_per_device"]) for row in rows]
+  names = ("image_size", "num_classes", "images_per_device")
+  sizes = {name: getattr(args, name) for name in names}
+  done = [
+    (row["model"], row["way"], row["devices"], {name: row[name] for name in names}) for row in rows
+  ]
   for num_devices in args.devices:
     for way in args.ways:
-      if (args.model, way, num_devices, args.images_per_device) in done:
+      if (args.model, way, num_devices, sizes) in done:
         continue
       flags = f"--xla_force_host_platform_device_count={num_devices}"
       out = subprocess.run(

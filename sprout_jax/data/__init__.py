@@ -79,7 +79,10 @@ def load_as(request: Request, validation_fraction: float) -> Dataset:
   dataset = make(request)
   check(dataset)  # first, so that invalid data are not reported as a wrong fraction
   take = functools.partial(array_cache.take, cache_dir=request.cache_dir)
-  return hold_out(dataset, validation_fraction, take)
+  found = hold_out(dataset, validation_fraction, take)
+  if isinstance(found.train, Streamed):  # the labels of what was held out are known only now
+    check(found)
+  return found
 
 
 def load_test(request: Request) -> Split:

@@ -3,8 +3,8 @@
 An entry is `STEM.images.npy`, `STEM.labels.npy` and `STEM.json`. The JSON holds the source of the
 arrays (`key`), their SHA-256 digests and further facts. An entry is returned only if its key is the
 requested one and the arrays match their digests. Otherwise it counts as absent, and the next write
-replaces it. Files are replaced atomically, so readers and writers need no lock: the files of two
-different writers do not match the digests.
+replaces it. Files are replaced atomically, so readers need no lock: the files of two different
+writers do not match the digests. `one_writer` saves the work of decoding an entry twice at once.
 
 Arrays are written image by image, and mapped into memory when they are read. A split can therefore
 be larger than the memory.
@@ -12,6 +12,7 @@ be larger than the memory.
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
@@ -134,6 +135,7 @@ def write(
   first = next(iterator)
   try:
     place.folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(place)
     free, needed = shutil.disk_usage(place.folder).free, count * first[0].nbytes
     if needed > free:
       raise UserError(
@@ -186,10 +188,43 @@ def _replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
   temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
   try:
     with temporary.open("x+b") as file:
+      _lock(file, wait=True)
       yield file
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(place: Place) -> None:
+  """Removes the temporary files of writers that were killed. Living writers hold a lock."""
+  for path in place.folder.glob(f"{glob.escape(place.stem)}.*.tmp"):
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+      if _lock(file, wait=False):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def one_writer(place: Place) -> Iterator[None]:
+  """Lets one process at a time decode an entry: the others wait, and find it in the cache then.
+
+  Where the folder cannot be locked, they do not wait.
+  """
+  with contextlib.ExitStack() as stack:
+    with contextlib.suppress(OSError):
+      place.folder.mkdir(parents=True, exist_ok=True)
+      _lock(stack.enter_context(place.path("lock").open("a")), wait=True)
+    yield
+
+
+def _lock(file: IO[Any], wait: bool) -> bool:
+  """Locks an open file for this process, until it is closed; returns whether that succeeded."""
+  try:
+    import fcntl  # pylint: disable=g-import-not-at-top
+
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except (ImportError, OSError):  # Windows; a file system without locks; another process has it
+    return False
+  return True
 
 
 def take(array: np.ndarray, indices: np.ndarray, cache_dir: str = "") -> np.ndarray:

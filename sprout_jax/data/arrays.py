@@ -79,9 +79,10 @@ def load(request: loading.Request) -> dataset.Dataset:
 def _path(request: loading.Request) -> pathlib.Path:
   path = pathlib.Path(request.data_dir).expanduser()
   if not request.data_dir or not path.is_file():
+    missing = ", which does not exist" * bool(request.data_dir and not path.exists())
     raise UserError(
-      f"data_dir is {request.data_dir!r}, but the data set 'npz' needs the path of an .npz file; "
-      "type e.g. --config configs/images.py:dir=PHOTOS.npz"
+      f"data_dir is {request.data_dir!r}{missing}; the data set 'npz' needs the path of an .npz "
+      "file: type e.g. --config configs/images.py:dir=PHOTOS.npz"
     )
   return path
 
@@ -156,6 +157,11 @@ def _images(path: pathlib.Path, arrays: Mapping[str, np.ndarray], name: str) -> 
     raise UserError(
       f"{path}: {name!r} has the shape {images.shape}; expected [n, height, width, channels], or "
       "[n, height, width] for grey images"
+    )
+  if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4):
+    raise UserError(
+      f"{path}: {name!r} has the shape {images.shape}, which is channels first; expected "
+      f"[n, height, width, channels]: store {name}.transpose(0, 2, 3, 1)"
     )
   if images.dtype == np.uint8:
     return images

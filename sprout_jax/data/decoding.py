@@ -30,6 +30,7 @@ from sprout_jax.errors import UserError
 MAX_PIXELS = 2**27
 GREY = ("1", "L", "LA", "La")  # Pillow's modes of grey images
 ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")  # its modes with transparency
+DEEP = ("I", "F")  # how its modes with more than 8 bits per channel begin
 COLOURS = ("P", "RGB", "CMYK")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels
 CHUNK = 256  # images that are decoded in parallel, and held in memory
@@ -40,8 +41,8 @@ ASPECTS = (3 / 4, 4 / 3)  # of the random-resized crop: width / height
 def open_image(file: IO[bytes], where: str) -> ImageFile.ImageFile:
   """Reads the header of an image; the pixels are decoded later.
 
-  The format is told by the first bytes, not by the name. Only the decoders of PNG, JPEG, BMP and
-  WebP can be called. Of an animation, the first picture is taken.
+  The format is determined by the first bytes, not by the name. Only the decoders of PNG, JPEG, BMP
+  and WebP can be called. Of an animation, the first picture is taken.
 
   Args:
     file: the encoded image.
@@ -62,6 +63,8 @@ def open_image(file: IO[bytes], where: str) -> ImageFile.ImageFile:
     )
   try:
     image = opener(file, where)
+  except MemoryError:
+    raise
   except Exception as error:  # decoders raise many types
     raise _damaged(where, error) from error
   width, height = image.size
@@ -132,6 +135,8 @@ def to_channels(image: Image.Image, channels: int, where: str) -> Image.Image:
       colours = image.convert("RGBA")
       image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])
+  except MemoryError:
+    raise
   except Exception as error:  # decoders raise many types
     raise _damaged(where, error) from error
 

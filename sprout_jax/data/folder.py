@@ -185,8 +185,13 @@ def _scan(
     others = [
       entry.name for entry in _entries(root) if entry.name not in (request.train_split, tests[0])
     ]
-    classes, train = _class_folders(root, request.train_split, others)
-    test_classes, test = _class_folders(root, tests[0], others)
+    classes, train, train_inodes = _class_folders(root, request.train_split, others)
+    test_classes, test, test_inodes = _class_folders(root, tests[0], others)
+    if both := sorted(train_inodes[inode] for inode in train_inodes.keys() & test_inodes.keys()):
+      raise UserError(
+        f"{root} has {len(both)} files in both splits, by links, such as {both[0]}; remove them "
+        "from one split"
+      )
     if classes != test_classes:
       only = [
         sorted(set(a) - set(b)) for a, b in ((classes, test_classes), (test_classes, classes))
@@ -208,13 +213,31 @@ def _scan(
       f"{root} has the folder {tests[0]!r}, but no folder 'train'; expected both, or one folder "
       "for each class"
     )
+  _refuse_splits(root, folders)
   others = []
-  classes, files = _class_folders(root, "", others)
+  classes, files, _ = _class_folders(root, "", others)
   labels = np.array([file.label for file in files])
   rows = dataset.stratified(labels, request.test_fraction, classes)
   train, test = ([files[row] for row in part] for part in rows)
   share = f"{request.test_fraction:g} of each class as test images"
   return classes, (train, test), share, others
+
+
+def _refuse_splits(root: pathlib.Path, folders: Sequence[str]) -> None:
+  """Refuses folders that look like splits under other names: else they would become the classes."""
+  inner = []
+  for name in folders:
+    entries = _entries(root / name)
+    if any(not entry.is_dir() for entry in entries):
+      return
+    inner.append([entry.name for entry in entries])
+  is_split = any(re.search("train|test|val|eval", name.lower()) for name in folders)
+  if is_split and len(folders) > 1 and len(inner[0]) > 1 and inner.count(inner[0]) == len(inner):
+    raise UserError(
+      f"{root} has the folders {_listed(folders)}, and each has the folders {_listed(inner[0])}; "
+      "they look like splits. Name them 'train' and 'test', or add "
+      "--config.dataset.train_split=NAME --config.dataset.test_split=NAME"
+    )
 
 
 def _refuse_fraction(request: loading.Request, why: str) -> None:
@@ -224,12 +247,19 @@ def _refuse_fraction(request: loading.Request, why: str) -> None:
 
 def _class_folders(
   root: pathlib.Path, split: str, others: list[str]
-) -> tuple[list[str], list[Found]]:
-  """Returns (classes, files) of a folder of class folders, and adds other names to `others`."""
+) -> tuple[list[str], list[Found], dict[tuple[int, int], str]]:
+  """Returns (classes, files, {inode: file}) of a folder of class folders.
+
+  It adds other names to `others`, and links to folders that contain the link.
+  """
   folder = root / split
   entries = _entries(folder)
-  classes = [entry.name for entry in entries if entry.is_dir()]
-  others += [f"{split}/{e.name}".lstrip("/") for e in entries if not e.is_dir()]
+  above = {_inode(folder), *map(_inode, folder.parents)}
+  is_class = [e.is_dir() and _inode(folder / e.name) not in above for e in entries]
+  classes = [e.name for e, good in zip(entries, is_class, strict=True) if good]
+  others += [
+    f"{split}/{e.name}".lstrip("/") for e, good in zip(entries, is_class, strict=True) if not good
+  ]
   if not classes:
     raise UserError(
       f"{folder} has no class folders; expected {folder / 'CLASS' / '*.png'} (or "
@@ -242,6 +272,7 @@ def _class_folders(
       f"{folder} has one class folder, {classes[0]!r}; expected at least 2 classes{hint}"
     )
   found: list[Found] = []
+  inodes: dict[tuple[int, int], str] = {}
   for label, name in enumerate(classes):
     before = len(found)
     for path, status in _files(folder / name, others, root):
@@ -249,12 +280,13 @@ def _class_folders(
       if not status.st_size:
         raise UserError(f"{path} is empty (0 bytes); expected an image: replace or remove it")
       found.append(Found(relative, label, status.st_size, status.st_mtime_ns))
+      inodes[status.st_dev, status.st_ino] = relative
     if len(found) == before:
       raise UserError(
         f"the class folder {folder / name} has no images ({', '.join(SUFFIXES)}); add images, or "
         "remove the folder"
       )
-  return classes, found
+  return classes, found, inodes
 
 
 def _entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:

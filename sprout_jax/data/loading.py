@@ -127,10 +127,15 @@ def evaluated(request: Request, part: Part) -> array_cache.Entry:
     UserError: an image cannot be read, or the cache cannot be written.
   """
   found = array_cache.read(part.place())
-  if found is None:
-    decoder = decoder_of(request, part.open_files())
-    examples = decoding.decode_all(decoder, range(len(decoder.examples)), part.name)
-    found = array_cache.write(part.place(), examples, len(decoder.examples), part.extra())
+  if found is not None:
+    return found
+  files = part.open_files()
+  with array_cache.one_writer(part.place()):
+    found = array_cache.read(part.place())
+    if found is None:
+      decoder = decoder_of(request, files)
+      examples = decoding.decode_all(decoder, range(len(files)), part.name)
+      found = array_cache.write(part.place(), examples, len(files), part.extra())
   return found
 
 
@@ -156,8 +161,12 @@ def trained_on(
   if request.random_resized_crop or count * math.prod(decoder.image_shape) > limit:
     stream = streamed.Streamed(decoder, np.arange(count), part.place(), request.workers)
     return stream, [files.digest()], part.extra()
-  examples = decoding.decode_all(decoder, range(count), part.name)
-  return array_cache.write(part.place(), examples, count, part.extra())
+  with array_cache.one_writer(part.place()):
+    found = array_cache.read(part.place())
+    if found is None:
+      examples = decoding.decode_all(decoder, range(count), part.name)
+      found = array_cache.write(part.place(), examples, count, part.extra())
+  return found
 
 
 def decoder_of(request: Request, files: Files) -> decoding.Decoder:

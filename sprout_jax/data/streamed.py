@@ -91,10 +91,11 @@ class Streamed:
     place = array_cache.Place(
       self.place.folder, f"{self.place.stem}-held-{digest[:12]}", [self.place.key, digest]
     )
-    found = array_cache.read(place)
-    if found is None:
-      images = decoding.decode_all(self.decoder, indices, "held-out images")
-      found = array_cache.write(place, images, len(indices), None)
+    with array_cache.one_writer(place):
+      found = array_cache.read(place)
+      if found is None:
+        images = decoding.decode_all(self.decoder, indices, "held-out images")
+        found = array_cache.write(place, images, len(indices), None)
     return found[0]
 
   def batches(

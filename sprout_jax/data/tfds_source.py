@@ -226,6 +226,8 @@ class Images:
     try:
       image: Image.Image = Image.open(io.BytesIO(example[image_key]))
       image.load()
+      if image.mode.startswith(decoding.DEEP):
+        raise ValueError(f"pixels of the type {image.mode}; expected 8 bits per channel")
       return image if image.mode == mode else image.convert(mode), int(example[label_key])
     except Exception as error:  # decoders raise many types
       raise UserError(

@@ -210,4 +210,7 @@ def _measurement(
     f"all {count} images is between {last['low']:.1%} and {last['high']:.1%} with 95 % confidence, "
     f"and certainly at most {last['bound']:.1%}."
   )
-  return Measurement(Numbers(numbers), {"course": course}, (text,))
+  notes = [text]
+  if course and not last["drawn"]:
+    notes.append("The budget was too small for an estimate: no image was drawn at random.")
+  return Measurement(Numbers(numbers), {"course": course}, tuple(notes))

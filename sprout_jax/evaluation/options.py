@@ -22,6 +22,7 @@ from typing import Annotated
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sprout_jax import attacks
@@ -153,6 +154,8 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def _convert_entry(value: Any, kind: type) -> Any:
+  if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    return value
   if isinstance(value, (np.generic, np.ndarray, jax.Array)) and np.ndim(value) == 0:
     value = np.asarray(value)[()]
     value = float(str(value)) if value.dtype == np.float32 else value.item()

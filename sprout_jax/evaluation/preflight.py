@@ -20,6 +20,7 @@ from sprout_jax.evaluation.subject import to_float
 FEW = 32  # images of the repeated passes
 ROUNDING = 0.05  # largest difference that can be rounding, in standard deviations of an output
 ENOUGH = 100  # images from which on the accuracy is compared with chance
+ENOUGH_FOR_ONE_ANSWER = 10  # images from which on one answer for all is named
 SIGNIFICANCE = 0.01  # of the exact binomial test against chance
 
 
@@ -248,7 +249,7 @@ def _check_accuracy(subject: Subject, say: Callable[[str], None]) -> None:
   import scipy.stats  # slow to import
 
   count, classes = len(subject.labels), subject.num_classes
-  if count < ENOUGH:
+  if count < ENOUGH_FOR_ONE_ANSWER:
     return
   chance = 1 / classes
   by_chance = scipy.stats.binom.sf(int(subject.correct.sum()) - 1, count, chance)
@@ -258,7 +259,7 @@ def _check_accuracy(subject: Subject, say: Callable[[str], None]) -> None:
       f"the model answers class {answers[0]} for all {count} images. Does it expect pixels outside "
       "[0, 1], or channels first?"
     )
-  elif by_chance > SIGNIFICANCE:
+  elif count >= ENOUGH and by_chance > SIGNIFICANCE:
     say(
       f"the clean accuracy is {subject.correct.mean():.1%}, near chance ({chance:.1%}). Does the "
       "model expect pixels outside [0, 1], channels first, or other labels?"

@@ -27,7 +27,7 @@ class Verdict:
     images: number of images.
     correct: clean images that the model classifies correctly.
     broken: adversarial images in the bundle.
-    confirmed: those that the model misclassifies.
+    confirmed: those that the model misclassifies, within epsilon and the box.
     accuracy: (correct - confirmed) / images: the robust accuracy is at most that.
     interval: its 95 % interval.
     same_model: whether the model has the digest that the bundle names; None where it names none.
@@ -127,6 +127,7 @@ def verify(
       f"the model classifies {right} of {len(wrong)} adversarial images correctly; if these are "
       f"few and the device is another one, it can be rounding: allowed={right} accepts them"
     )
+  wrong &= bundle_lib.within(found)[: len(rows)]
   confirmed = int(wrong.sum())
   left = max(int(correct.sum()) - int((correct[rows] & wrong).sum()), 0)
   share = intervals.proportion(left, len(correct))

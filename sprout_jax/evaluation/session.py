@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import importlib.metadata
 import inspect
+import math
+import os
 import pathlib
 import platform
 import traceback
@@ -227,6 +229,17 @@ def _clean(subject: Subject) -> Measurement:
   return Measurement(Numbers([numbers.accuracy(subject.correct, np.arange(len(subject.labels)))]))
 
 
+def _check_diameter(epsilon: Any, norm: str, shape: tuple[int, ...]) -> None:
+  """Raises UserError for an L2 or L1 budget that takes any image to any other."""
+  pixels = math.prod(shape)
+  largest = {"l2": pixels**0.5, "l1": pixels}.get(norm, math.inf)
+  if epsilon >= largest:
+    raise UserError(
+      f"evaluate: epsilon is {epsilon:g}, but images of shape {shape} in [0, 1] differ by at most "
+      f"{largest:.4g} in {norm}; did you mean {epsilon:g}/255?"
+    )
+
+
 def evaluate(
   predict: Predict,
   images: Any,
@@ -234,7 +247,7 @@ def evaluate(
   *,
   workdir: pathlib.Path | str,
   evaluations: Collection[str] | str = USUAL,
-  epsilon: float = 8 / 255,
+  epsilon: float | None = None,
   norm: str = "linf",
   num_steps: int = 50,
   num_restarts: int = 5,
@@ -268,7 +281,8 @@ def evaluate(
     labels: int [n], the classes.
     workdir: the folder for the results.
     evaluations: rows of `EVALUATIONS`, in the order of measurement; a single one can be a string.
-    epsilon: perturbation budget, in pixel units (images in [0, 1]).
+    epsilon: perturbation budget, in pixel units (images in [0, 1]); default: 8/255 in Linf. The
+      other norms have no default.
     norm: the norm of the perturbation, a key of `attacks.NORMS`.
     num_steps: gradient steps of PGD.
     num_restarts: random restarts of PGD.
@@ -296,12 +310,21 @@ def evaluate(
   """
   from sprout_jax import report
 
+  if not isinstance(workdir, str | os.PathLike):
+    raise UserError(f"evaluate: workdir is {workdir!r}; expected the path of a folder")
   evaluations = (evaluations,) if isinstance(evaluations, str) else tuple(evaluations)
   if sources and "transfer" not in evaluations:
     evaluations = (*evaluations, "transfer")
   table.check_names("evaluations", evaluations)
   images, labels = preflight.check_data(images, labels)
+  if epsilon is None and norm != "linf":
+    raise UserError(
+      f"evaluate: norm is {norm!r}, but epsilon is not given; type epsilon=VALUE, a budget in this "
+      "norm, such as 0.5 in L2 for CIFAR-10"
+    )
+  epsilon = 8 / 255 if epsilon is None else epsilon
   options_lib.check("evaluate.epsilon", epsilon, options_lib.Epsilon)
+  _check_diameter(epsilon, norm, images.shape[1:])
   epsilon = options_lib.convert(epsilon, options_lib.Epsilon)
   settings = _settings(options) | {
     "epsilon": epsilon,

@@ -12,6 +12,7 @@ import argparse
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -40,6 +41,7 @@ SPROUT_HELP = f"""{HELP}
   DIR       the folder of the run
   FILE      PyTorch's state dict (.pt, .safetensors, ...) or DeepMind's arrays (.npy, .npz)"""
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
+LEAVING_SECONDS = 10.0  # after an error; processes that all have it end together before
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,8 +224,10 @@ def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
     print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(1)  # JAX's shutdown would wait for the lost process
   except (UserError, TrainingDiverged, argparse.ArgumentError) as error:
+    _leave_soon()
     return f"error: {error}"
   except OSError as error:
+    _leave_soon()
     if error.filename is None:
       raise
     path = str(error.filename)
@@ -234,7 +238,23 @@ def main(argv: Sequence[str], prog: str = "launch.py") -> int | str:
     )
   except KeyboardInterrupt:  # before training and evaluation, which have handlers of their own
     return "Stopped by Ctrl-C. The same command continues."
+  except Exception:
+    _leave_soon()
+    raise
   return 0
+
+
+def _leave_soon() -> None:
+  """Ends this process after LEAVING_SECONDS, if it belongs to several processes.
+
+  JAX lets a process wait at its end until all others end as well. The others do not, where only
+  this process has an error. They notice within HEARTBEAT_SECONDS that it is gone.
+  """
+  jax = sys.modules.get("jax")
+  if jax is not None and jax.distributed.is_initialized():
+    timer = threading.Timer(LEAVING_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def sprout() -> NoReturn:

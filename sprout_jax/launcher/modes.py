@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -76,8 +77,11 @@ def train(
     if jax.process_index() == 0:
       facts = _facts(dataset)
       workdir_lib.claim(workdir, config.to_dict(), session.versions(), facts)
+    with agreement.agreed():
+      _check_shared(workdir)
     _say(
-      f"{_method(config)} | {config.model.name} | {dataset.name}: "
+      f"{_method(config)} | {config.model.name} | {dataset.name} "
+      f"({_some(dataset.class_names)}): "
       f"{len(dataset.train)} training, {len(dataset.validation.labels)} validation, "
       f"{len(dataset.test.labels)} test images | {jax.device_count()} device(s) | {workdir}"
     )
@@ -95,7 +99,9 @@ def train(
     if not finished:  # a signal ended it; the loop has printed what is saved
       return False
     _evaluate(config, workdir, dataset, config.evaluation.after_training)
-  _say(f"next: {commands.evaluate(workdir)} (all evaluations); {commands.report(workdir)} (a page)")
+  _say(
+    f"next: {commands.evaluate(workdir)} (more evaluations); {commands.report(workdir)} (a page)"
+  )
   return True
 
 
@@ -459,6 +465,24 @@ def _check_data(
     )
 
 
+def _check_shared(workdir: pathlib.Path) -> None:
+  """Checks that this process sees the workdir that process 0 has claimed."""
+  end = time.monotonic() + SHARED_SECONDS
+  while not workdir_lib.is_run(workdir):
+    if time.monotonic() > end:
+      raise UserError(
+        f"--workdir {workdir} is not the folder of process 0; give all processes the same folder, "
+        "on a file system that they share"
+      )
+    time.sleep(0.2)
+
+
+def _some(names: Sequence[str]) -> str:
+  """The number of classes and the first names."""
+  more = ", ..." if len(names) > SHOWN_CLASSES else ""
+  return f"{len(names)} classes: {', '.join(names[:SHOWN_CLASSES])}{more}"
+
+
 def _mesh(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   mesh = sharding.make_mesh(parameter_shards=config.parameter_shards)
   sharding.check_batch("config.batch_size", config.batch_size, mesh)
@@ -480,6 +504,12 @@ def _load(config: ml_collections.ConfigDict) -> data.Dataset:
   return dataset
 
 
+SHARED_SECONDS = 10.0  # in which a shared folder must show what process 0 has written
+SHOWN_CLASSES = 4  # names in the first line of a training
+# Keys of config.model that change neither the weights nor what they mean.
+NOT_WEIGHTS = ("dtype", "remat")
+
+
 def _initial_variables(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
@@ -491,19 +521,28 @@ def _initial_variables(
   A run with checkpoints of its own does not need `config.init_from` any more.
   """
   own = (workdir / "checkpoints").glob("*")
-  is_workdir = workdir_lib.is_run(config.init_from)
-  if not config.init_from or (not is_workdir and any(path.name.isdigit() for path in own)):
+  if not config.init_from or any(path.name.isdigit() for path in own):
     return None
+  where = pathlib.Path(config.init_from).expanduser()
   start = f"config.init_from {config.init_from}"
-  if is_workdir:
-    source = trained_lib.read_config(config.init_from)
-    here, there = (configuration.flatten(c.model) for c in (config, source))
+  if workdir_lib.is_run(where):
+    source = trained_lib.load(where)
+    here, there = (configuration.flatten(c.model) for c in (config, source.config))
     different = [
       f"model.{key} is {there.get(key)!r} in config.init_from, {here[key]!r} in this config"
       for key in here
-      if here[key] != there.get(key)
+      if here[key] != there.get(key) and key not in NOT_WEIGHTS
     ]
-    load: Callable[[], Any] = lambda: trained_lib.load(config.init_from).variables
+    sizes = (
+      ("classes", len(source.class_names), dataset.num_classes),
+      ("channels", source.image_shape[-1], dataset.image_shape[-1]),
+    )
+    different += [
+      f"it has {old} {what}, the data of this config have {new}"
+      for what, old, new in sizes
+      if old != new
+    ]
+    load: Callable[[], Any] = lambda: source.variables
   else:
     file = published.parse("config.init_from", config.init_from)
     if not file.path.is_file():
@@ -517,7 +556,7 @@ def _initial_variables(
   if different:
     raise UserError(
       f"{start} has another model than this config: {'; '.join(different)}. Give the same values "
-      "with --config.model.KEY=VALUE, or another config.init_from"
+      "in this config, or another config.init_from"
     )
   return load
 

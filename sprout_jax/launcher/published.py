@@ -32,7 +32,6 @@ OF_TRAINING = (
   "dataset.validation_fraction",
   "dataset.crop_padding",
   "dataset.flip",
-  "dataset.random_resized_crop",
   "dataset.workers",
   "evaluation.checkpoint",
   "evaluation.use_ema",

@@ -26,7 +26,7 @@ from sprout_jax.training import checkpoints
 VariablesFunction = Callable[[Any, jax.Array], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trained:
   """A trained model. `trained(images)` returns logits.
 
@@ -63,7 +63,27 @@ class Trained:
   file: dict[str, Any] | None = None
 
   def __call__(self, images: jax.Array) -> jax.Array:
+    """Returns the logits of images [batch, height, width, channels], floats in [0, 1].
+
+    Raises:
+      ValueError: the images have another shape than those of the training.
+    """
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) != 4 or shape[1:] != self.image_shape:
+      raise ValueError(
+        f"the model takes images of shape (batch, {', '.join(map(str, self.image_shape))}), but "
+        f"these have {shape}" + "; for one image, type images[None]" * (shape == self.image_shape)
+      )
     return self.predict(images)
+
+  def __repr__(self) -> str:
+    """Returns one line: the model, the method, the data and the folder."""
+    method = f"{self.config.method.name}, step {self.step}" if self.file is None else "from a file"
+    return (
+      f"<Trained {self.config.model.name} ({method}) on {self.data['name']}: "
+      f"{len(self.class_names)} classes, images {'x'.join(map(str, self.image_shape))}; "
+      f"{self.workdir}>"
+    )
 
   @property
   def sha256(self) -> str:

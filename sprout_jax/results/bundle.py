@@ -228,6 +228,12 @@ def read(folder: pathlib.Path | str) -> Bundle:
     UserError: a file cannot be read.
   """
   folder = pathlib.Path(folder)
+  if (folder / "evidence").is_dir() and not (folder / DESCRIPTION).exists():
+    names = sorted(path.name for path in (folder / "evidence").iterdir())
+    raise UserError(
+      f"{folder} is a workdir; give one of the folders in {folder / 'evidence'}: "
+      f"{', '.join(names) or 'there is none'}"
+    )
   about = files.read_sealed(folder / DESCRIPTION)
   if about.get("format") != FORMAT or about.get("kind") != KIND:
     raise files.Damaged(
@@ -417,11 +423,10 @@ def _specification(bundle: Bundle) -> list[str]:
       f"the specification has version {version!r} and attacks {described!r:.200}, but the "
       f"outcomes are those of {names}"
     )
-  largest = spec.get("largest_perturbation")
-  if _is_number(largest) and abs(largest - _largest(bundle)) > 10 * TOLERANCE * max(1, largest):
+  stated, largest = spec.get("largest_perturbation"), _sizes(bundle).max(initial=0.0)
+  if _is_number(stated) and not abs(stated - largest) <= 10 * TOLERANCE * max(1, stated):
     found.append(
-      f"the specification has largest_perturbation {largest:.8g}, but the images give "
-      f"{_largest(bundle):.8g}"
+      f"the specification has largest_perturbation {stated:.8g}, but the images give {largest:.8g}"
     )
   return found
 
@@ -442,15 +447,23 @@ def _outcomes(bundle: Bundle) -> list[str]:
   return found
 
 
+def within(bundle: Bundle) -> np.ndarray:
+  """Returns which adversarial images are within epsilon and in [0, 1], bool [broken]."""
+  epsilon = float(bundle.about["threat"]["epsilon"])
+  is_inside = [image.min() >= 0 and image.max() <= 1 for image in bundle.adversarial]
+  return (_sizes(bundle) <= epsilon + TOLERANCE * max(1.0, epsilon)) & np.array(is_inside, bool)
+
+
 def _pixels(bundle: Bundle) -> list[str]:
   """Problems of pixels and perturbations, in float64."""
   found = []
-  threat = bundle.about["threat"]
+  threat, sizes = bundle.about["threat"], _sizes(bundle)
   epsilon = float(threat["epsilon"])
-  worst = _largest(bundle)
-  if not worst <= epsilon + TOLERANCE * max(1.0, epsilon):
+  if not sizes.max(initial=0.0) <= epsilon + TOLERANCE * max(1.0, epsilon):
+    worst = int(np.flatnonzero(bundle.broken)[sizes.argmax()])
     found.append(
-      f"a perturbation of {worst:.8g} in {threat['norm']} is larger than epsilon {epsilon:g}"
+      f"a perturbation of {sizes.max():.8g} in {threat['norm']} is larger than epsilon {epsilon:g} "
+      f"(image {worst} of the bundle)"
     )
   outside = sum(not (image.min() >= 0 and image.max() <= 1) for image in bundle.adversarial)
   if outside:
@@ -461,9 +474,9 @@ def _pixels(bundle: Bundle) -> list[str]:
   return found
 
 
-def _largest(bundle: Bundle) -> float:
-  """The largest norm of a perturbation, in float64; infinite if a pixel is not a number."""
-  worst = 0.0
+def _sizes(bundle: Bundle) -> np.ndarray:
+  """The norms of the perturbations [broken], in float64; infinite if a pixel is not a number."""
+  sizes = []
   for row, adversarial in zip(np.flatnonzero(bundle.broken), bundle.adversarial, strict=True):
     clean = bundle.images[row]
     if clean.dtype == np.uint8:
@@ -471,8 +484,8 @@ def _largest(bundle: Bundle) -> float:
     moved = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
     size = {"linf": moved.max, "l1": moved.sum, "l2": lambda m=moved: np.sqrt((m**2).sum())}
     distance = float(size[bundle.about["threat"]["norm"]]())
-    worst = max(worst, np.inf if np.isnan(distance) else distance)
-  return worst
+    sizes.append(np.inf if np.isnan(distance) else distance)
+  return np.array(sizes, np.float64)
 
 
 def _counts(arrays: Mapping[str, np.ndarray], names: list[str]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Finding:
     check: a key of `CHECKS`.
     passed: whether the check found no reason to doubt the numbers.
     value: the value compared with the threshold; None where it could not be computed.
-    threshold: the largest value that passes; for "binarization" the smallest.
+    threshold: the largest value that passes; for "binarization" and "reach" the smallest.
     text: the finding in words, with the numbers.
     concerns: selectors of the numbers that the finding is about, each {"evaluation": ..., keys}. A
       selector selects the numbers that have all of its entries.
@@ -124,6 +124,8 @@ HOOK = (
   "draws random numbers, a mean of draws (attacks.averaged)."
 )
 MASKED = " The gradients are probably masked." + HOOK
+FEW_IMAGES = 2  # so few images are no sign of masked gradients
+FEW_BROKEN = " So few images are no sign of masked gradients. The white-box attacks missed them."
 FAULTS = {
   "zero_gradients": "zero",
   "nan_gradients": "not a number",
@@ -152,9 +154,12 @@ def square(evidence: Evidence) -> Iterable[Finding]:
     passed = points <= BLACK_BOX_POINTS + ROUNDING
     if not passed and chain[-1] is not last:
       continue
+    images = round((before - after) * (last.count or 0))
+    failed = MASKED if images > FEW_IMAGES else FEW_BROKEN
     text = (
       f"{_threat(last)}: after the white-box attacks, Square lowers the accuracy by {points:.1f} "
-      f"points ({before:.1%} to {after:.1%}).{'' if passed else MASKED}"
+      f"points ({before:.1%} to {after:.1%}; {images} of {last.count} images)."
+      f"{'' if passed else failed}"
     )
     concerns = {"evaluation": "auto_attack", **_keys(last, (*THREAT, "version", "seed"))}
     yield Finding("square", passed, points, BLACK_BOX_POINTS, _sentence(text), (concerns,))
@@ -260,6 +265,23 @@ def monotone(evidence: Evidence) -> Iterable[Finding]:
   )
   concerns = tuple(_beside_pgd(n) for n in bad) or ({"evaluation": "pgd"},)
   yield Finding("monotone", not bad, max(worst, 0.0), 0.0, _sentence(text), concerns)
+
+
+def reach(evidence: Evidence) -> Iterable[Finding]:
+  """Checks that the steps of PGD can reach the budget: steps * step size is at least epsilon."""
+  curve = [n for n in evidence.of("pgd", metric="accuracy") if n["epsilon"] and n["step_size"]]
+  if not curve:
+    return
+  share = lambda n: n["steps"] * n["step_size"] / n["epsilon"]
+  worst = min(curve, key=share)
+  bad = [n for n in curve if share(n) < 1 - 1e-6]
+  fails = ", so the accuracy is too high. Take more steps, or a step size of at least epsilon / 4."
+  text = (
+    f"{_threat(worst)}: {worst['steps']} steps of {worst['step_size']:.3g} move an image by up to "
+    f"{worst['steps'] * worst['step_size']:.3g}{fails if bad else '.'}"
+  )
+  concerns = tuple(_beside_pgd(n) for n in bad) or ({"evaluation": "pgd"},)
+  yield Finding("reach", not bad, share(worst), 1.0, _sentence(text), concerns)
 
 
 def large_radius(evidence: Evidence) -> Iterable[Finding]:
@@ -426,6 +448,7 @@ CHECKS = {
     "Do stronger attacks break every image that weaker attacks break?", "images", order
   ),
   "monotone": Check("Does the accuracy never rise with epsilon?", "points", monotone),
+  "reach": Check("Can the steps of PGD reach epsilon?", "of epsilon", reach),
   "large_radius": Check(
     "Does the accuracy fall to about 0 at a very large epsilon?", "points", large_radius
   ),

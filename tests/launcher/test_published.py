@@ -220,7 +220,10 @@ def test_a_file_that_is_gone_or_changed_is_named(evaluated, name, tmp_path):
   "flags, message",
   [
     ((), r"not guessed; add --config\.model\.mean=.*model\.mean=0 --config\.model\.std=1"),
-    (NORMALISED[:1], r"model\.mean is set, but config\.model\.std is not; add --config\.model\.std=VALUES"),
+    (
+      NORMALISED[:1],
+      r"model\.mean is set, but config\.model\.std is not; add --config\.model\.std=VALUES",
+    ),
     ((*NORMALISED, "--config.num_epochs=3"), r"--config\.num_epochs has no effect"),
     ((*NORMALISED, "--config.evaluation.use_ema=true"), r"use_ema has no effect"),
     ((*NORMALISED, "--config.model.name=wrn_16_1"), "missing: block1.layer.1"),

@@ -272,13 +272,13 @@ def test_what_does_not_fit_is_listed(state, words, save):
     ({"mean": (0.5, 0.5), "std": (0.5,)}, ["mean is (0.5, 0.5)", "3, one per channel"]),
     ({"model": "wrn_16_2"}, ["missing: block1.layer.1.", "Choose another model"]),
     (
-      {"model": "small_cnn", "activation": "relu"},
+      {"model": "small_cnn"},
       ["names of sprout_jax", "missing: params/", "Choose another model"],
     ),
     ({"model": "vgg17"}, ["vgg17", "vgg16"]),
     ({"model": 3}, ["model is a int"]),
     ({"model": "wrn_10_2_same", "activation": "silu"}, ["TRADES", "model='wrn_10_2'"]),
-    ({"model": VGG(10), "activation": "silu"}, ["leave it out"]),
+    ({"model": VGG(10), "activation": "silu"}, ["leave activation out"]),
     ({"ignore": ("*.scores",)}, ["'*.scores'", "unused are: mu (1, 3, 1, 1)"]),
     ({"entry": "last"}, ["only PyTorch checkpoints"]),
   ],
@@ -340,6 +340,13 @@ def test_the_activation_of_an_own_file_counts(tmp_path):
   for options in ({"model": relu}, {"model": "wrn_10_1", "activation": "relu"}):
     with pytest.raises(UserError, match="has the activation 'gelu', but 'relu' is given"):
       models.load_weights(tmp_path / "own.npz", **options)
+
+
+def test_the_model_of_an_own_file_counts(tmp_path):
+  """The names and shapes of both networks are the same."""
+  models.save_weights(tmp_path / "own.npz", *own()[:2])
+  with pytest.raises(UserError, match=r"weights of WideResNet\(.*False.*\), but .*True.*; choose"):
+    models.load_weights(tmp_path / "own.npz", model="wrn_10_1_same")
 
 
 def test_what_cannot_be_saved(tmp_path):

@@ -33,7 +33,18 @@ from sprout_jax.models.weights.names import Place
 LISTED = 40  # names in one list of a message
 NORMALISATION = {"mu": "sigma", "mean": "std", "new_mean": "new_std"}  # in published files
 CLOSE = 1e-4  # two statements of a mean or standard deviation, in [0, 1] pixels
-ACTIVATION = "activation"  # the name of the activation in our own files
+ACTIVATION, MODEL = "activation", "model"  # names of texts in our own files
+# Fields of a model that are stated elsewhere, or do not change its function.
+NOT_ARCHITECTURE = (
+  "activation",
+  "mean",
+  "std",
+  "num_classes",
+  "dtype",
+  "remat",
+  "parent",
+  "name",
+)
 CHANNELS = 3  # of the images with which the shapes of a named model are found
 
 
@@ -85,6 +96,17 @@ class Weights:
     return jax.tree_util.Partial(_Apply(self.model), self.variables)
 
   def __call__(self, images: jax.Array) -> jax.Array:
+    """Returns the logits of images [batch, height, width, channels], floats in [0, 1].
+
+    Raises:
+      ValueError: the images have another number of axes or channels.
+    """
+    shape, channels = tuple(getattr(images, "shape", ())), len(self.mean)
+    if len(shape) != 4 or shape[3] != channels:
+      raise ValueError(
+        f"the model takes images of shape (batch, height, width, {channels}), but these have "
+        f"{shape}"
+      )
     return self.predict(images)
 
 
@@ -167,10 +189,10 @@ def load_weights(
   template = _create(model, num_classes=2) if isinstance(model, str) else model
   places = names_lib.places(template, CHANNELS)
   form, prefix = _find_form(path, template, list(places), arrays)
-  if form.own and ACTIVATION in arrays:
-    stored = str(arrays.pop(ACTIVATION))
+  if form.own:
+    stored = _own_activation(path, template, arrays)
     wanted = activation if isinstance(model, str) else template.activation
-    if wanted not in (None, stored):
+    if stored is not None and wanted not in (None, stored):
       raise UserError(
         f"{path} has the activation {stored!r}, but {wanted!r} is given; give that of the file"
       )
@@ -210,8 +232,8 @@ def load_weights(
 def save_weights(path: pathlib.Path | str, model: Classifier, variables: Any) -> None:
   """Saves the variables of one of our models as a .npz file, which `load_weights` reads.
 
-  The name of an array is its place, such as "params/conv/kernel". The arrays "mean", "std" and
-  "activation" are those of the model. A file of this name is replaced.
+  The name of an array is its place, such as "params/conv/kernel". The entries "model", "mean",
+  "std" and "activation" describe the model. A file of this name is replaced.
 
   Example:
     >>> trained = sprout_jax.load("runs/digits")
@@ -246,11 +268,38 @@ def save_weights(path: pathlib.Path | str, model: Classifier, variables: Any) ->
   named: dict[str, Any] = {names_lib.OWN.name(place): array for place, array in arrays.items()}
   for name in ("mean", "std"):
     named[name] = np.asarray(getattr(model, name), np.float32)
-  named[ACTIVATION] = np.asarray(model.activation)
+  named |= {ACTIVATION: np.asarray(model.activation), MODEL: np.asarray(_architecture(model))}
   part = path.with_name(path.name + ".part")
-  with open(part, "wb") as file:
-    np.savez_compressed(file, **named)
-  part.replace(path)
+  try:
+    with open(part, "wb") as file:
+      np.savez_compressed(file, **named)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _architecture(model: Classifier) -> str:
+  """The class of a model and the fields that decide its function, as one line."""
+  fields = [field.name for field in dataclasses.fields(model) if field.name not in NOT_ARCHITECTURE]
+  values = ", ".join(f"{name}={getattr(model, name)!r}" for name in sorted(fields))
+  return f"{type(model).__name__}({values})"
+
+
+def _own_activation(
+  path: pathlib.Path, model: Classifier, arrays: dict[str, np.ndarray]
+) -> str | None:
+  """Removes the facts of `save_weights` from the arrays, and returns the activation.
+
+  Raises:
+    UserError: the weights are those of another model.
+  """
+  facts = {name: str(arrays.pop(name)) for name in (ACTIVATION, MODEL) if name in arrays}
+  if facts.get(MODEL, _architecture(model)) != _architecture(model):
+    raise UserError(
+      f"{path} has weights of {facts[MODEL]}, but the model is {_architecture(model)}; choose the "
+      "model of the file"
+    )
+  return facts.get(ACTIVATION)
 
 
 def _create(name: str, channels: int = 3, **options: Any) -> Classifier:

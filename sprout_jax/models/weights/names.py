@@ -237,4 +237,4 @@ DEEPMIND_HAIKU = Form(
 PREACT = Form("PreActResNet-18 of fast adversarial training", _resnet("shortcut.0", "", "linear"))
 CIFAR_RESNET = Form("ResNets for CIFAR-10", _resnet("shortcut.0", "shortcut.1", "linear"))
 TORCHVISION_RESNET = Form("torchvision's ResNets", _resnet("downsample.0", "downsample.1", "fc"))
-OWN = Form("sprout_jax", lambda *where: "", own=True, one_activation=False)
+OWN = Form("sprout_jax", lambda *where: "", own=True)
