@@ -16,7 +16,8 @@ needs a smooth activation, so all rows have GELU, and all rows have the same net
 
 Every run is a workdir of launch.py, DIR/NAME_SEED. The same command continues a run that was
 stopped or killed. A complete run has its weights in DIR/weights/NAME_SEED.npz and its record in
-benchmarks/results/frontier/NAME_SEED.json. `--stage` skips runs that have a record.
+benchmarks/results/frontier/NAME_SEED.json. `--stage` skips runs that have a record. The weights of
+the main rows with seed 0 are also put into sprout_jax/zoo, from where other rows can start.
 
 `evaluate` measures what EVALUATIONS lists, on the same images for all rows. Its results.json files
 are benchmarks/results/frontier/NAME_SEED/EVALUATION.json. Complete parts are not repeated.
@@ -32,14 +33,11 @@ import os
 import pathlib
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -49,6 +47,8 @@ import steps  # noqa: E402
 import timing  # noqa: E402
 
 from sprout_jax import models  # noqa: E402
+from sprout_jax import zoo  # noqa: E402
+from sprout_jax.launcher import trained as trained_lib  # noqa: E402
 from sprout_jax.training import checkpoints  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "frontier"
@@ -201,6 +201,27 @@ def runs(stage):
   return [(name, 0) for name, row in ROWS.items() if row.stage == stage]
 
 
+def start_of(name, seed, workdir):
+  """The run that a run starts from, as `init_from`, and the SHA-256 of its weights.
+
+  It is a workdir or, where there is none, a model of the zoo, which has seed 0 only.
+
+  Raises:
+    RuntimeError: there is neither.
+  """
+  start = ROWS[name].start
+  run = pathlib.Path(f"{workdir}/{start}_{seed}")
+  if is_complete(run) or str(workdir) == "DIR":  # the name of a folder in a stored command
+    return str(run), read_results(run).get("parameters_sha256", "")
+  if seed == 0 and zoo_name(start) in zoo.names():
+    path = f"{zoo.PREFIX}{zoo_name(start)}"
+    return path, zoo.read_card(zoo.find(path))["parameters_sha256"]
+  raise RuntimeError(
+    f"{name}_{seed} starts from {start}_{seed}, which is not trained in {workdir}; train it first: "
+    f"--row {start} --seed {seed}"
+  )
+
+
 def launcher_arguments(name, seed, workdir, data):
   """The command line of launch.py that trains a run.
 
@@ -216,7 +237,7 @@ def launcher_arguments(name, seed, workdir, data):
   )
   values = PROTOCOL | row.options | {"seed": seed, "dataset.data_dir": str(data)}
   if row.start:
-    values["init_from"] = f"{workdir}/{row.start}_{seed}"
+    values["init_from"] = start_of(name, seed, workdir)[0]
   return [
     "--config",
     "configs/cifar10.py:" + ",".join(f"{key}={value}" for key, value in arguments.items()),
@@ -352,60 +373,25 @@ def is_complete(run):
   return bool(results) and results["training"]["steps"] == results["training"]["planned_steps"]
 
 
-def export_weights(run, path):
-  """Writes the last weights of a run as one compressed .npz.
+def zoo_name(row):
+  """The name of a row's model in `sprout_jax.zoo`."""
+  return f"{ROWS[row].model}_{row}"
 
-  The file has {"params": ..., "batch_stats": ...}, flattened: a key is a path joined by "/", as in
-  "params/dense/kernel".
 
-  Args:
-    run: workdir of a run on CIFAR-10 without a moving average of the weights.
-    path: of the .npz file; its folder is made.
-
-  Raises:
-    UserError: there is no checkpoint, or it is damaged.
-  """
-  image_shape, num_classes = (32, 32, 3), 10
-  options = {
-    key: tuple(value) if isinstance(value, list) else value
-    for key, value in json.loads((run / "config.json").read_text())["model"].items()
-  }
-  model = models.create(
-    options.pop("name"), num_classes=num_classes, image_shape=image_shape, **options
+def write_zoo(row, weights, results, command):
+  """Puts a model into `sprout_jax.zoo`, with its card."""
+  path = zoo.FOLDER / f"{zoo_name(row)}.npz"
+  shutil.copyfile(weights, path)
+  timing.write(
+    path.with_suffix(".json"),
+    {
+      "command": command,
+      "parameters_sha256": results["parameters_sha256"],
+      "record": str(result_file(row, 0).relative_to(ROOT)),
+      "data": {key: value for key, value in results["data"].items() if key != "count"},
+      "config": results["config"],
+    },
   )
-  shapes = jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
-  )
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-    {"params": shapes["params"], "batch_stats": shapes["batch_stats"], "ema": {}},
-  )
-  loaded = checkpoints.load_model(run, "last", abstract).model
-  flat = {
-    "/".join(key.key for key in keys): np.asarray(leaf)
-    for keys, leaf in jax.tree.leaves_with_path(
-      {name: loaded[name] for name in ("params", "batch_stats")}
-    )
-  }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + ".part")
-  with open(part, "wb") as file:
-    np.savez_compressed(file, **flat)
-  part.replace(path)
-
-
-def import_weights(path):
-  """The {"params", "batch_stats"} of a file of `export_weights`."""
-  variables = {}
-  with np.load(path) as file:
-    for key in file.files:
-      *folders, name = key.split("/")
-      place = variables
-      for folder in folders:
-        place = place.setdefault(folder, {})
-      place[name] = file[key]
-  return variables
 
 
 def record(name, seed, workdir):
@@ -417,29 +403,34 @@ def record(name, seed, workdir):
   run = workdir / f"{name}_{seed}"
   results = read_results(run)
   weights = workdir / "weights" / f"{name}_{seed}.npz"
-  export_weights(run, weights)
-  digest = checkpoints.sha256(import_weights(weights))
+  weights.parent.mkdir(parents=True, exist_ok=True)
+  model = trained_lib.load(run, "last")
+  models.save_weights(weights, model.model, model.variables)
+  stored = models.load_weights(weights, model=model.model)
+  digest = checkpoints.sha256(stored.variables)
   if digest != results["parameters_sha256"]:
     raise RuntimeError(
       f"{weights} has the SHA-256 {digest}, but {run}/results.json is of "
       f"{results['parameters_sha256']}; was the run trained further? remove {weights} and try again"
     )
-  start = f"{ROWS[name].start}_{seed}" if ROWS[name].start else ""
+  start = ROWS[name].start
   config = results["config"]
-  del config["evaluation"]  # nothing is evaluated here
   config["dataset"] |= {"data_dir": "", "cache_dir": ""}  # folders of this machine
-  config["init_from"] = f"DIR/{start}" if start else ""
+  if start and not zoo.find(config["init_from"]):
+    config["init_from"] = f"DIR/{start}_{seed}"
+  command = shlex.join(["python", "launch.py", *launcher_arguments(name, seed, "DIR", "DATA")])
+  if ROWS[name].stage == 1 and seed == 0:
+    write_zoo(name, weights, results, command)
+  config = {key: value for key, value in config.items() if key != "evaluation"}
   timing.write(
     result_file(name, seed),
     {
       "row": name,
       "seed": seed,
       "stage": 3 if seed else ROWS[name].stage,
-      "command": shlex.join(
-        ["python", "launch.py", *launcher_arguments(name, seed, "DIR", "DATA")]
-      ),
+      "command": command,
       "parameters_sha256": digest,
-      "start_sha256": read_results(workdir / start)["parameters_sha256"] if start else "",
+      "start_sha256": start_of(name, seed, workdir)[1] if start else "",
       "clean": results["clean"],
       "data": results["data"],
       # Seconds that passed; the machine may have had other work.
@@ -474,12 +465,7 @@ def train(name, seed, workdir, data, lock):
   Raises:
     RuntimeError: the run that it starts from is not there, or launch.py failed.
   """
-  run, start = workdir / f"{name}_{seed}", ROWS[name].start
-  if start and not is_complete(workdir / f"{start}_{seed}"):
-    raise RuntimeError(
-      f"{name}_{seed} starts from {start}_{seed}, which is not trained in {workdir}; train it "
-      f"first: --row {start} --seed {seed}"
-    )
+  run = workdir / f"{name}_{seed}"
   command = [sys.executable, "launch.py", *launcher_arguments(name, seed, workdir, data)]
   say(f"{name}_{seed}: {shlex.join(command[1:])}")
   usage, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()

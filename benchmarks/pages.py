@@ -1,4 +1,7 @@
-"""Writes the measured tables of README.md and docs/ from the files in benchmarks/results.
+"""Writes the generated parts of README.md and docs/.
+
+Measured tables come from the files in benchmarks/results. Tables of options, checks and models come
+from the code (docs/generate.py).
 
     python benchmarks/pages.py           # writes them
     python benchmarks/pages.py --check   # writes nothing; fails if a page is not up to date
@@ -20,6 +23,10 @@ import full_evaluation
 
 from sprout_jax import results as results_lib  # compare_methods has set the path
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "docs"))
+
+import generate
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
@@ -30,6 +37,10 @@ PAGES = (
   "docs/devices.md",
   "docs/speed.md",
   "docs/own_images.md",
+  "docs/configs.md",
+  "docs/evaluation.md",
+  "docs/methods.md",
+  "docs/records.md",
 )
 PLACE = re.compile(r"(<!-- generated: ([a-z0-9_]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # Rows of the README's table and their names for readers.
@@ -360,7 +371,7 @@ TABLES = {
   "gpu_steps": gpu_steps,
   "processes": processes,
   "scaling": scaling,
-}
+} | {name: (lambda make=make: make().strip()) for name, make in generate.PARTS.items()}
 
 
 def picture():

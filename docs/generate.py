@@ -1,11 +1,12 @@
-"""Writes the generated parts of the pages, as Markdown, from the code.
+"""Makes the parts of the pages that follow from the code, as Markdown.
 
-`conf.py` calls `write` before each build. A page includes a part with
+A page has a part between the lines
 
-    ```{include} _generated/NAME.md
-    ```
+    <!-- generated: NAME -->
+    <!-- end -->
 
-where NAME is a key of `PARTS`. Nothing here needs Sphinx.
+where NAME is a key of `PARTS`. `python benchmarks/pages.py` writes the parts into the pages.
+`conf.py` calls `write` before each build, for the changelog only. Nothing here needs Sphinx.
 """
 
 import ast
@@ -202,6 +203,7 @@ FAILS = {
   "order": "FGSM breaks an image that PGD leaves robust, or PGD breaks an image that APGD "
   "leaves robust",
   "monotone": "the accuracy rises with epsilon",
+  "reach": "the number of steps times the step size of PGD is below epsilon",
   "large_radius": "the accuracy is above {LARGE_RADIUS_POINTS:g} % at a radius at which every "
   "image can be made grey",
   "effort": "more steps, more restarts or another loss change the accuracy by more than "
@@ -355,7 +357,6 @@ PARTS: dict[str, Callable[[], str]] = {
     [
       attack_functions,
       attack_versions,
-      changelog,
       checks_table,
       config_files,
       config_keys,
@@ -372,7 +373,6 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes each part to NAME.md in a folder."""
+  """Writes the changelog to changelog.md in a folder."""
   folder.mkdir(exist_ok=True)
-  for name, make in PARTS.items():
-    (folder / f"{name}.md").write_text(make())
+  (folder / "changelog.md").write_text(changelog())

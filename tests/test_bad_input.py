@@ -158,8 +158,11 @@ def test_misspelt_keys_are_errors():
     config.optimizer.learningrate = 0.1
 
 
-def claim(workdir, config):
-  workdir_lib.claim(workdir, config.to_dict(), {}, {})
+FACTS = {"class_names": list("0123456789"), "image_shape": [8, 8, 1]}
+
+
+def claim(workdir, config, facts=FACTS):
+  workdir_lib.claim(workdir, config.to_dict(), {}, facts)
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -180,6 +183,29 @@ def test_a_start_from_another_model_is_an_error(tmp_path):
   config.init_from, config.model.activation = str(tmp_path / "source"), "gelu"
   with pytest.raises(UserError, match="model.activation is 'relu' in .*, 'gelu' in this config"):
     modes.train(config, tmp_path / "workdir")
+
+
+@pytest.mark.parametrize(
+  "facts, message",
+  [
+    (
+      {"class_names": ["a", "b"], "image_shape": [8, 8, 1]},
+      "it has 2 classes, the data .* have 10",
+    ),
+    (FACTS | {"image_shape": [8, 8, 3]}, "it has 3 channels, the data of this config have 1"),
+    (FACTS, "no checkpoint"),
+  ],
+)
+def test_a_start_that_does_not_fit_the_data_is_an_error_before_anything_is_written(
+  tmp_path, monkeypatch, facts, message
+):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  claim(tmp_path / "source", digits.get_config("method=natural"), facts)
+  config = digits.get_config()
+  config.init_from = "~/source"
+  with pytest.raises(UserError, match=message):
+    modes.train(config, tmp_path / "workdir")
+  assert not (tmp_path / "workdir").exists()
 
 
 def test_config_survives_its_file():

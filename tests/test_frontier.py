@@ -151,6 +151,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
   monkeypatch.setattr(frontier, "RESULTS", tmp_path)
   monkeypatch.setattr(frontier, "commit", lambda: "abc")
   monkeypatch.setattr(frontier, "record", lambda name, seed, workdir: recorded.append(name))
+  monkeypatch.setattr(frontier.zoo, "names", lambda: [])
   chosen = [("natural", 0), ("sprout", 0), ("n_fgsm", 0), ("pgd", 0), ("mixup", 0)]
   with frontier.locked(tmp_path / "runs") as lock:
     failed = frontier.train_all(chosen, tmp_path / "runs", tmp_path / "data", lock)
@@ -168,14 +169,18 @@ def test_two_runners_do_not_train_in_one_folder(tmp_path):
       second.__enter__()
 
 
-def test_weights_are_read_by_their_paths(tmp_path):
-  path = tmp_path / "w.npz"
-  np.savez_compressed(
-    path, **{"params/dense/kernel": np.eye(2), "batch_stats/norm/mean": np.ones(3)}
-  )
-  found = frontier.import_weights(path)
-  assert np.array_equal(found["params"]["dense"]["kernel"], np.eye(2))
-  assert np.array_equal(found["batch_stats"]["norm"]["mean"], np.ones(3))
+def test_a_run_starts_from_a_workdir_or_else_from_the_zoo(tmp_path, monkeypatch):
+  assert frontier.start_of("sprout", 0, "DIR") == ("DIR/natural_0", "")
+  where, digest = frontier.start_of("sprout", 0, tmp_path)
+  assert where == "zoo/wrn_16_1_natural"
+  assert digest == json.loads(frontier.result_file("natural", 0).read_text())["parameters_sha256"]
+  with pytest.raises(RuntimeError, match="train it first: --row natural --seed 1"):
+    frontier.start_of("sprout", 1, tmp_path)
+  runs.workdir(tmp_path / "natural_1")
+  monkeypatch.setattr(frontier, "is_complete", lambda run: run.name == "natural_1")
+  where, digest = frontier.start_of("sprout", 1, tmp_path)
+  assert where == str(tmp_path / "natural_1")
+  assert digest == frontier.read_results(tmp_path / "natural_1")["parameters_sha256"]
 
 
 def test_a_record_reads_what_results_json_has(tmp_path):

@@ -526,23 +526,23 @@ def _initial_variables(
   where = pathlib.Path(config.init_from).expanduser()
   start = f"config.init_from {config.init_from}"
   if workdir_lib.is_run(where):
-    source = trained_lib.load(where)
-    here, there = (configuration.flatten(c.model) for c in (config, source.config))
+    data_there = workdir_lib.read_data(where)
+    here, there = (configuration.flatten(c.model) for c in (config, trained_lib.read_config(where)))
     different = [
       f"model.{key} is {there.get(key)!r} in config.init_from, {here[key]!r} in this config"
       for key in here
       if here[key] != there.get(key) and key not in NOT_WEIGHTS
     ]
     sizes = (
-      ("classes", len(source.class_names), dataset.num_classes),
-      ("channels", source.image_shape[-1], dataset.image_shape[-1]),
+      ("classes", len(data_there["class_names"]), dataset.num_classes),
+      ("channels", data_there["image_shape"][-1], dataset.image_shape[-1]),
     )
     different += [
       f"it has {old} {what}, the data of this config have {new}"
       for what, old, new in sizes
       if old != new
     ]
-    load: Callable[[], Any] = lambda: source.variables
+    get = lambda: trained_lib.load(where).variables
   else:
     file = published.parse("config.init_from", config.init_from)
     if not file.path.is_file():
@@ -552,13 +552,14 @@ def _initial_variables(
       )
     found, _ = published.load(file, config, dataset.num_classes, dataset.image_shape, typed)
     different = published.differences(found, config.model)
-    load = lambda: trained_lib.replicate(found.variables)
+    get = lambda: trained_lib.replicate(found.variables)
   if different:
     raise UserError(
       f"{start} has another model than this config: {'; '.join(different)}. Give the same values "
       "in this config, or another config.init_from"
     )
-  return load
+  variables = get()  # now, because a missing checkpoint is an error before anything is written
+  return lambda: variables
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,8 @@
 """The cache of decoded arrays: files that are mapped, digests in pieces, parts of large splits."""
 
 import mmap
+import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -52,6 +54,38 @@ def test_another_key_and_a_replaced_file(tmp_path):
   np.testing.assert_array_equal(first.images, images_of(5))  # its file lives on without a name
   np.testing.assert_array_equal(second.images, 255 - images_of(5))
   assert array_cache.read(place) is None
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+  folder = tmp_path / "cache"
+  folder.mkdir()
+  left, other = folder / "photos.images.npy.1-ab.tmp", folder / "another.images.npy.1-ab.tmp"
+  alive = folder / "photos.labels.npy.2-cd.tmp"
+  for path in (left, other, alive):
+    path.write_bytes(b"incomplete")
+  with alive.open("r+b") as file:
+    array_cache._lock(file, wait=True)
+    write(tmp_path, images_of(2), np.zeros(2, np.int32))
+    assert not left.exists() and other.exists() and alive.exists()
+
+
+def test_one_writer_at_a_time(tmp_path):
+  place = array_cache.Place(tmp_path / "cache", "photos", "key")
+  order, inside = [], threading.Event()
+
+  def second():
+    inside.wait()
+    with array_cache.one_writer(place):
+      order.append("second")
+
+  thread = threading.Thread(target=second)
+  thread.start()
+  with array_cache.one_writer(place):
+    inside.set()
+    time.sleep(0.2)
+    order.append("first")
+  thread.join()
+  assert order == ["first", "second"]
 
 
 def test_floats(tmp_path):

@@ -68,6 +68,29 @@ def test_a_class_can_be_named_train(tmp_path):
   assert load(tmp_path / "photos", tmp_path).class_names == ("bus", "car", "train")
 
 
+@pytest.mark.parametrize("splits", [("Train", "Test"), ("training", "testing"), ("train", "eval")])
+def test_splits_under_other_names_are_no_classes(splits, tmp_path):
+  for split in splits:
+    pictures.folder(tmp_path / "photos" / split, {"cat": 2, "dog": 2})
+  with pytest.raises(UserError, match=f"{splits[0]}.*each has the folders.*cat.*look like splits"):
+    load(tmp_path / "photos", tmp_path)
+  found = load(tmp_path / "photos", tmp_path, train_split=splits[0], test_split=splits[1])
+  assert found.class_names == ("cat", "dog")
+
+
+def test_classes_with_equal_subfolders_are_classes(tmp_path):
+  pictures.folder(tmp_path / "photos", {"cat/day": 2, "cat/night": 1, "dog/day": 2, "dog/night": 1})
+  assert load(tmp_path / "photos", tmp_path).class_names == ("cat", "dog")
+
+
+def test_a_file_in_both_splits_is_refused(tmp_path):
+  for split in ("train", "test"):
+    pictures.folder(tmp_path / "photos" / split, {"a": 2, "b": 2})
+  os.link(tmp_path / "photos/test/a/000.png", tmp_path / "photos/train/a/copy.png")
+  with pytest.raises(UserError, match="1 files in both splits, by links, such as train/a/copy.png"):
+    load(tmp_path / "photos", tmp_path)
+
+
 def test_subfolders_hidden_and_other_files(tmp_path, capsys):
   root = tmp_path / "photos"
   pictures.folder(root, {"a": 2, "b": 2, "b/deeper/still": 1, ".git": 1, "a/.thumbnails": 1})
@@ -92,6 +115,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
   os.symlink(tmp_path / "elsewhere" / "more", root / "b" / "linked")
   os.symlink(root / "b", root / "b" / "itself")
   os.symlink(root, root / "a" / "above")
+  os.symlink(root, root / "loop")  # beside the classes
   found = load(root, tmp_path)
   images = [*found.train.images, *found.test.images]
   expected = {a.tobytes() for a in (*written.values(), *elsewhere.values())}

@@ -1,5 +1,6 @@
 """The arguments of `evaluate` that new users give, and what the errors say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +39,11 @@ def test_the_default_curve_of_numbers_of_any_kind(tmp_path, epsilon):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    (dict(epsilon=None), "evaluate.epsilon is None; it must be a number"),
+    (dict(norm="l2"), "norm is 'l2', but epsilon is not given; type epsilon=VALUE"),
+    (dict(norm="l2", epsilon=128), "by at most 8 in l2; did you mean 128/255?"),
+    (dict(norm="l1", epsilon=64.0), "by at most 64 in l1"),
+    (dict(seed=jax.random.key(0)), "evaluate.seed is"),
+    (dict(workdir=None), "workdir is None; expected the path of a folder"),
     (dict(epsilon="8/255"), "evaluate.epsilon is '8/255'; it must be a number"),
     (dict(steps=10), "Did you mean 'num_steps'?"),
     (dict(eps=0.1), "Did you mean 'epsilon'?"),

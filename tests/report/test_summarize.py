@@ -86,9 +86,9 @@ def test_without_an_attack_it_says_so(tmp_path):
 
 
 def test_checks_are_counted_of_all_that_there_are(complete, tmp_path):
-  assert "Checks: 10 passed." in complete[1].splitlines()
+  assert "Checks: 11 passed." in complete[1].splitlines()
   hardly = report.summarize(runs.workdir(tmp_path / "a", only=("pgd",)))
-  assert "Checks: 1 passed, 9 not run." in hardly.splitlines()  # only "monotone"
+  assert "Checks: 2 passed, 9 not run." in hardly.splitlines()  # "monotone" and "reach"
 
 
 def test_a_failed_check_stands_below_each_number_that_it_concerns(tmp_path):
@@ -99,7 +99,7 @@ def test_a_failed_check_stands_below_each_number_that_it_concerns(tmp_path):
     evaluations.add("pgd", numbers, notes=["The start was random."])
 
   text = report.summarize(runs.workdir(tmp_path / "a", only=("pgd",), change=rising))
-  assert "Checks: 0 passed, 1 failed (monotone), 9 not run." in text
+  assert "Checks: 1 passed, 1 failed (monotone), 9 not run." in text
   lines = section(text, "PGD, Linf")
   assert lines[:3] == [
     "epsilon 0 95.0 % [91.0, 97.3]",

@@ -95,8 +95,8 @@ TABLE = {
     evidence(*stages(2)),
     evidence(*stages(31)),
     3.1,
-    "after the white-box attacks, Square lowers the accuracy by 3.1 points (40.0% to 36.9%). The "
-    "gradients are probably masked.",
+    "after the white-box attacks, Square lowers the accuracy by 3.1 points (40.0% to 36.9%; 31 of "
+    "1000 images). The gradients are probably masked.",
     dict(evaluation="auto_attack", version="standard", seed=0, **THREAT),
   ),
   "black_box": (
@@ -120,6 +120,14 @@ TABLE = {
     0.3,
     "Accuracy rises by 0.30 points when epsilon grows to 0.03. A larger ball contains the smaller",
     dict(evaluation="pgd", norm="linf", epsilon=0.03),
+  ),
+  "reach": (
+    evidence(left("pgd", 300, **PGD, step_size=0.02), left("pgd", 1, **PGD)),
+    evidence(*(left("pgd", 300, **PGD, step_size=size) for size in (0.02, 0.005))),
+    0.5,
+    "At Linf epsilon 0.1: 10 steps of 0.005 move an image by up to 0.05, so the accuracy is too "
+    "high. Take more steps",
+    dict(evaluation="pgd", **THREAT),
   ),
   "large_radius": (
     evidence(left("sanity", 990, "accuracy_at_large_radius", **PGD | {"epsilon": 0.5})),
@@ -216,6 +224,17 @@ def test_a_finding_at_fault_is_about_its_own_numbers():
   assert [n for n in numbers if bad.is_about(n)] == numbers[:1]
   assert good.passed and not any(good.is_about(n) for n in numbers)
   assert "zero for margin in 50.0%" in bad.text and "dlr" not in bad.text
+
+
+def test_two_images_that_square_breaks_are_no_sign_of_masked_gradients():
+  """Of 50 images, one is 2 points, far above the threshold."""
+  for broken, words in ((2, "So few images are no sign"), (3, "gradients are probably masked")):
+    chain = []
+    for name, count in (("apgd-ce", 0), ("square", broken)):
+      number = accuracy(np.arange(50) >= count, np.arange(50), stage=name, **STANDARD)
+      chain.append(of("auto_attack", number))
+    (found,) = derive("square", evidence(*chain))
+    assert not found.passed and words in found.text and f"{broken} of 50 images" in found.text
 
 
 def test_order_of_the_curve_does_not_matter():
