@@ -23,9 +23,9 @@ values were chosen here; those of the paper are not known.
 
 The paper samples SPROUT's labels from a Dirichlet distribution. This config takes its mean, which
 has the same expected gradients (method.draw). With 1,000 classes and minibatches of 256, the
-vicinity of 8x8 images takes 58 times as long with sampled labels (0.96 s and 0.014 s), and that of
-224x224 images 1.19 times, because noise takes most of the time there (2 CPU cores,
-`benchmarks/input_pipeline.py --parts labels`). --config.method.draw=sample samples.
+vicinity of 8x8 images takes 47 to 97 times as long with sampled labels (median 58), and that of
+224x224 images 1.0 to 1.2 times, because noise takes most of the time there (5 pairs of timings, 2
+CPU cores, `benchmarks/input_pipeline.py --parts labels`). --config.method.draw=sample samples.
 
 The mean label of the true class is 1 / (1 + r) with r = alpha * sum(beta) / (1 - alpha). With alpha
 0.01 and beta uniform on (0, 1), this is 0.95 for 10 classes, but 0.17 for 1,000 classes.

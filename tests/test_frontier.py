@@ -151,7 +151,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
   monkeypatch.setattr(frontier, "RESULTS", tmp_path)
   monkeypatch.setattr(frontier, "commit", lambda: "abc")
   monkeypatch.setattr(frontier, "record", lambda name, seed, workdir: recorded.append(name))
-  monkeypatch.setattr(frontier.zoo, "names", lambda: [])
+  monkeypatch.setattr(frontier.zoo, "names", list)
   chosen = [("natural", 0), ("sprout", 0), ("n_fgsm", 0), ("pgd", 0), ("mixup", 0)]
   with frontier.locked(tmp_path / "runs") as lock:
     failed = frontier.train_all(chosen, tmp_path / "runs", tmp_path / "data", lock)

@@ -33,6 +33,8 @@ def with_surrogate(predict: Predict, surrogate: Predict) -> Predict:
 
       surrogate = lambda x: f(x + jax.lax.stop_gradient(g(x) - x))
 
+  For a model that draws random numbers, type averaged(with_surrogate(predict, surrogate), draws).
+
   Args:
     predict: the defended model: images -> logits, or (images, keys [batch]) -> logits.
     surrogate: a function of the same arguments whose outputs have the same shape, and whose

@@ -208,6 +208,8 @@ def check(where: str, value: Any, annotation: Any) -> None:
         raise UserError(f"{what} is {entry!r}; it must be an integer")
     elif not isinstance(entry, kind):
       raise UserError(f"{what} is {entry!r}; it must be a {kind.__name__}")
+  if is_tuple and option.choices is not None and len(set(entries)) < len(entries):
+    raise UserError(f"{where} is {tuple(entries)}; name each value once")
   if option.ascends and list(entries) != sorted(set(entries)):
     raise UserError(f"{where} is {tuple(entries)}; the values must be distinct and ascending")
 

@@ -1,4 +1,4 @@
-"""Probabilistic robustness: the share of random perturbations that change an image's class."""
+"""Probabilistic robustness: the share of random perturbations that fool the model on an image."""
 
 import functools
 from typing import Annotated

@@ -34,7 +34,7 @@ KEYS: dict[str, tuple[type, str]] = {
   "loss": (str, "the loss that the attack maximises"),
   "draws": (int, "random perturbations per image; the worst counts"),
   "seed": (int, "the seed of the random draws"),
-  "tolerance": (float, "share of random perturbations that may change the class of an image"),
+  "tolerance": (float, "share of random perturbations of an image that may be misclassified"),
   "redraws": (int, "of a mean over fresh draws of a randomised model: their number"),
   "redraw": (int, "the number of the fresh draws of a randomised model, from 0"),
   "source": (str, "the model that was attacked; its adversarial images are tried on this one"),

@@ -50,6 +50,7 @@ def wrong_values(annotation, default):
   found = [(value,) for value in found]
   found += [default[0] if default else 1]  # not in a tuple
   found += [()] * bool(option.example)
+  found += [default[:1] * 2] * (option.choices is not None and bool(default))  # one name twice
   if option.ascends:
     found += [(0.5, 0.25), (0.25, 0.25)] if entry is float else [(2, 1), (1, 1)]
   return found

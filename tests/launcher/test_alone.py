@@ -8,7 +8,8 @@ import time
 CODE = """
 import sys, time
 import jax
-jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]), heartbeat_timeout_seconds=5)
+where, number = f"127.0.0.1:{sys.argv[2]}", int(sys.argv[1])
+jax.distributed.initialize(where, 2, number, heartbeat_timeout_seconds=5)
 from sprout_jax.errors import UserError
 from sprout_jax.launcher import command
 from sprout_jax.training import agreement
