@@ -8,6 +8,8 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
 
+import numpy as np
+
 from sprout_jax import results as results_lib
 from sprout_jax.report import blocks
 from sprout_jax.report import wording
@@ -16,6 +18,7 @@ from sprout_jax.report.runs import images
 from sprout_jax.results import Number
 from sprout_jax.results import comparison
 from sprout_jax.results.numbers import ENSEMBLES
+from sprout_jax.results.numbers import accuracy
 
 LAST = ("cost of training", "checks")  # columns of the headline
 
@@ -231,8 +234,16 @@ def summary(run: Run) -> str:
   bound = "" if strong else " This is an upper bound: AutoAttack was not measured and may lower it."
   under = f"under {name} at {wording.threat(norm, epsilon)}"
   limits = f"95 % interval {wording.interval(number)}"
-  without = f"Without an attack: {share(clean)}."
+  without = f"Without an attack: {share(_on_images_of(clean, number))}."
   return f"{share(number)} are classified correctly {under} ({limits}).{bound} {without}"
+
+
+def _on_images_of(clean: Number, number: Number) -> Number:
+  """The clean accuracy on the images of another number, where both have outcomes."""
+  if clean.outcomes is None or clean.indices is None or number.indices is None:
+    return clean
+  rows = np.isin(clean.indices, number.indices)
+  return accuracy(clean.outcomes[rows], clean.indices[rows]) if rows.any() else clean
 
 
 def warnings(runs: list[Run], found: list[Measure]) -> list[str]:

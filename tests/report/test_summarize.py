@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from sprout_jax import report
+from sprout_jax import results
 from sprout_jax.errors import UserError
 from sprout_jax.results.numbers import Number
+from sprout_jax.results.numbers import accuracy
 from tests.report import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,6 +60,25 @@ def test_the_summary_quotes_auto_attack(complete):
   )
   assert "upper bound" not in complete[1]
   assert "Without an attack: 95.0 % of 200 images." in " ".join(words(complete[1]))
+
+
+def test_the_clean_accuracy_is_that_of_the_attacked_images(tmp_path):
+  chosen = []
+
+  def fewer(evaluations, about):
+    numbers = evaluations["pgd"].numbers
+    few = np.sort(np.argsort(next(iter(numbers)).outcomes, kind="stable")[:40])  # the wrong ones
+    chosen.append(few)
+    evaluations.add(
+      "pgd", [accuracy(n.outcomes[few], n.indices[few], n.metric, **n.keys) for n in numbers]
+    )
+
+  folder = runs.workdir(tmp_path / "a", only=("pgd",), change=fewer)
+  clean = results.read(folder).clean
+  share = clean.outcomes[np.isin(clean.indices, chosen[0])].mean()
+  assert share != clean.value
+  text = " ".join(words(report.summarize(folder)))
+  assert f"Without an attack: {100 * share:.1f} % of 40 images." in text
 
 
 def test_without_auto_attack_pgd_is_an_upper_bound(tmp_path):

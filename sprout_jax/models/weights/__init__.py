@@ -429,9 +429,12 @@ def _sort(
   parts = {"missing": missing, "not used": surplus, "of another shape": wrong}
   if any(parts.values()):
     listed = "; ".join(f"{what}: {_list(entries)}" for what, entries in parts.items() if entries)
+    advice = "Choose another model" + ", or ignore arrays with ignore=(...,)" * bool(surplus)
+    if missing and not surplus and not wrong:  # every array has its place
+      advice = "Choose another model; if it is the right one, the file is incomplete"
     raise UserError(
-      f"{path} does not fit the model. With the names of {form.title}: {listed}. Choose another "
-      "model" + (", or ignore arrays with ignore=(...,)" * bool(surplus))
+      f"{path} does not fit the model. {len(missing)} of {len(places)} arrays with the names of "
+      f"{form.title} are missing; {listed}. {advice}"
     )
   return _Found(names, unused, normalisation)
 
