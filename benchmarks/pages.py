@@ -19,6 +19,7 @@ import sys
 import textwrap
 
 import compare_methods
+import frontier
 import full_evaluation
 
 from sprout_jax import results as results_lib  # compare_methods has set the path
@@ -147,9 +148,11 @@ def gpu(name):
 
 
 def interval(found):
-  """An accuracy with its 95 % interval, in percent."""
+  """An accuracy with its 95 % interval, in percent; of a record or of a results.json."""
   low, high = found["interval"]
-  return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+  return (
+    f"{100 * found.get('accuracy', found.get('value')):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+  )
 
 
 def gpu_runs():
@@ -185,6 +188,44 @@ def gpu_steps():
     )
   columns = ["step", "batch", "images/s", "natural steps", "utilisation", "GiB", "over PyTorch"]
   return f"Device: {record['hardware']['device']}.\n\n{markdown(columns, rows)}"
+
+
+def chosen(numbers, evaluation, metric="accuracy", **keys):
+  """The first number of a results.json with these keys; None where there is none."""
+  for number in numbers:
+    if (number["evaluation"], number["metric"]) == (evaluation, metric) and all(
+      number.get(key) == value for key, value in keys.items()
+    ):
+      return number
+  return None
+
+
+def frontier_rows():
+  """The rows of the CIFAR-10 results that are measured, see frontier.py."""
+  epsilon = 8 / 255
+  wanted = {  # column -> (protocol, evaluation, keys)
+    "clean": ("paper", "clean", {}),
+    "PGD-20, 0.03": ("paper", "pgd", {"epsilon": 0.03}),
+    "PGD-50 x 10, 8/255": ("main", "pgd", {"epsilon": epsilon}),
+    "AutoAttack, 8/255": ("main", "auto_attack", {"epsilon": epsilon, "stage": None}),
+  }
+  rows = []
+  runs = [run for stage in frontier.STAGES for run in frontier.runs(stage)]
+  for path in (frontier.result_file(*run) for run in runs):
+    if not path.exists():
+      continue
+    record = json.loads(path.read_text())
+    found = {
+      name: json.loads(part.read_text())["numbers"]
+      for name in ("paper", "main")
+      if (part := path.with_suffix("") / f"{name}.json").exists()
+    }
+    cells = []
+    for protocol, evaluation, keys in wanted.values():
+      number = chosen(found.get(protocol, []), evaluation, **keys)
+      cells.append(interval(number) if number else "not measured")
+    rows.append([f"`{record['row']}`", record["seed"], *cells])
+  return markdown(["row", "seed", *wanted], rows)
 
 
 def parity():
@@ -367,6 +408,7 @@ TABLES = {
   "streams": streams,
   "evaluation_memory": evaluation_memory,
   "fuzz": fuzz,
+  "frontier_rows": frontier_rows,
   "gpu_runs": gpu_runs,
   "gpu_steps": gpu_steps,
   "processes": processes,

@@ -243,7 +243,7 @@ def test_evaluate_and_report_modes_and_starting_from_a_trained_model(
   }
   assert full["parameters_sha256"] == first["parameters_sha256"]
   # Noise against PGD, where both have outcomes of the same images.
-  assert {finding["check"] for finding in full["findings"]} == {"black_box", "monotone"}
+  assert {finding["check"] for finding in full["findings"]} == {"black_box", "monotone", "reach"}
   assert not (natural / "results_previous.json").exists()  # nothing of it is gone
   before = (natural / "results.json").stat().st_mtime_ns
   code, out, err = finish(start(environment, natural, "--mode=evaluate", config=None))

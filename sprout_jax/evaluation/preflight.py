@@ -20,7 +20,7 @@ from sprout_jax.evaluation.subject import to_float
 FEW = 32  # images of the repeated passes
 ROUNDING = 0.05  # largest difference that can be rounding, in standard deviations of an output
 ENOUGH = 100  # images from which on the accuracy is compared with chance
-ENOUGH_FOR_ONE_ANSWER = 10  # images from which on one answer for all is named
+ENOUGH_FOR_ONE_ANSWER = 50  # images from which on one answer for all is named
 SIGNIFICANCE = 0.01  # of the exact binomial test against chance
 
 

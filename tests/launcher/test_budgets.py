@@ -61,7 +61,7 @@ def test_linf_curves_end_at_the_range_of_pixels():
       dict(epsilons="0.7", num_steps="20"),
       "cannot reach a perturbation of 0.7, .*step_size=0.0875, or more steps",
     ),
-    (dict(norm="l2"), "epsilon 0.1 is one of linf: add --config.evaluation.epsilon=VALUE"),
+    (dict(norm="l2"), "epsilon 0.1 is a budget in linf: add --config.evaluation.epsilon=VALUE"),
     (dict(norm="l0", epsilon="1"), "choose one of: l1, l2, linf"),
   ],
 )

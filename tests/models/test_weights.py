@@ -649,7 +649,7 @@ def test_a_number_type_that_numpy_lacks_says_what_to_do(tmp_path):
   header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
   path = tmp_path / "net.safetensors"
   path.write_bytes(len(header).to_bytes(8, "little") + header + b"\x00")
-  with pytest.raises(UserError, match="convert it to float32"):
+  with pytest.raises(UserError, match="convert the array to float32"):
     models.load_weights(path, model="wrn_10_2")
 
 

@@ -100,9 +100,9 @@ def test_the_first_table_has_a_row_for_each_run(made):
     "64.0 % [50.1, 75.9] n = 50",
     "75.0 %",
     "61 s 1 x cpu",
-    "10 passed",
+    "11 passed",
   ]
-  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "8 passed, 2 not run"]
+  others = ["failed", "not measured", "failed", "61 s 1 x cpu", "9 passed, 2 not run"]
   assert table["B natural, seed 0"][2:] == others
   kinds = page.table("", cells="classes")
   assert kinds["A sprout, seed 0"] == ["best", "", "", "best", "", "", ""]
@@ -299,7 +299,7 @@ def on_other_data(evaluations, about):
 @pytest.mark.parametrize(
   ("odd", "robust", "clean"),
   [
-    (with_outcomes("pgd", first(200, 190), steps=7), 0, 2),  # another attack
+    (with_outcomes("pgd", first(200, 190), steps=40), 0, 2),  # another attack
     (with_outcomes("pgd", first(160, 152)), 2, 2),  # fewer images
     (with_outcomes("pgd", first(200, 190), indices=np.arange(1, 201)), 2, 2),  # as many others
     (on_other_data, 0, 0),
@@ -327,7 +327,7 @@ def test_what_was_measured_in_another_way_is_no_best(tmp_path, odd, robust, clea
 @pytest.mark.parametrize(
   ("name", "keys", "others"),
   [
-    ("pgd", dict(runs.PGD, steps=2, restarts=1), dict(runs.PGD, steps=100, restarts=10)),
+    ("pgd", dict(runs.PGD, steps=10, restarts=1), dict(runs.PGD, steps=100, restarts=10)),
     ("auto_attack", dict(version="standard"), dict(version="plus")),
     ("smoothing", dict(sigma=0.1, n=1000), dict(sigma=0.25, n=1000)),
     ("smoothing", dict(sigma=0.1, n=1000), dict(sigma=0.1, n=10)),
@@ -375,7 +375,7 @@ def test_a_number_that_failed_a_check_is_marked_where_it_stands(tmp_path):
   page = make(runs.workdir(tmp_path / "a", "one", only=(), change=change))
   text = "the accuracy under PGD is 20.0 points above that under AutoAttack"
   assert page.table("")["A one"][1] == "70.0 % ! [63.3, 75.9]"
-  assert page.table("")["A one"][-1] == "0 passed, 1 failed (gap), 9 not run !"
+  assert page.table("")["A one"][-1] == "1 passed, 1 failed (gap), 9 not run !"
   assert any(text in said and "check gap" in said for said in page.said(""))
   notes = [said for said in page.said(ATTACKS) if said.startswith("A: !")]
   assert len(notes) == 1 and text in notes[0]
@@ -422,9 +422,9 @@ def test_a_group_with_a_failed_check_is_not_the_best_and_says_so(tmp_path):
   assert [row[1] for row in kinds.values()][1:] == ["failed", "failed", "best"]
   assert [row[1][:8] for row in table.values()][1:3] == ["75.0 ± 0", "62.5 ± 1"]
   assert [row[-1] for row in table.values()][1:] == [
-    "0 passed, 1 failed (gap), 9 not run !",
-    "0 passed, 1 failed (gap), 9 not run; 1 passed, 9 not run !",
-    "1 passed, 9 not run",
+    "1 passed, 1 failed (gap), 9 not run !",
+    "1 passed, 1 failed (gap), 9 not run; 2 passed, 9 not run !",
+    "2 passed, 9 not run",
   ]
   latex = (folders[0] / "report" / "report.tex").read_text(encoding="utf-8")
   (row,) = [line for line in latex.splitlines() if line.startswith("A B")]
@@ -773,7 +773,7 @@ def test_short_names_stand_beside_their_numbers(tmp_path):
   ]
   assert max(map(len, lines[:4])) <= 80
   for key in "AB":
-    assert f"{key}: " in text and "Checks: 1 passed, 9 not run." in " ".join(text.split())
+    assert f"{key}: " in text and "Checks: 2 passed, 9 not run." in " ".join(text.split())
 
 
 def test_a_run_that_was_measured_elsewhere_says_where(tmp_path):

@@ -98,7 +98,7 @@ def test_it_comes_back(tmp_path):
 def test_results_are_printed_in_one_line(tmp_path):
   found = collect(tmp_path, pgd(0.75, 0.25, 0.5), failed={"transfer": "no source"})
   assert repr(found) == (
-    f"<Results of {tmp_path}: clean 75.0 %; numbers: clean 1, pgd 3; 1 findings, failed: monotone; "
+    f"<Results of {tmp_path}: clean 75.0 %; numbers: clean 1, pgd 3; 2 findings, failed: monotone; "
     "not measured: transfer>"
   )
 
@@ -106,8 +106,9 @@ def test_results_are_printed_in_one_line(tmp_path):
 def test_findings_are_derived_from_the_numbers(tmp_path):
   """And a number knows which failed checks concern it."""
   results = collect(tmp_path, pgd(0.75, 0.25, 0.5))
-  (finding,) = results.findings
+  finding, reach = results.findings
   assert finding.check == "monotone" and not finding.passed
+  assert reach.check == "reach" and reach.passed
   highest = results.numbers.first(evaluation="pgd", epsilon=0.2)
   assert results.failed_checks(highest) == [finding]
   assert results.failed_checks(results.clean) == []
