@@ -204,25 +204,31 @@ def runs(stage):
 def start_of(name, seed, workdir):
   """The run that a run starts from, as `init_from`, and the SHA-256 of its weights.
 
-  It is a workdir or, where there is none, a model of the zoo, which has seed 0 only.
+  A run that was begun keeps its start. Otherwise it is a workdir or, where there is none, a model
+  of the zoo, which has seed 0 only.
 
   Raises:
     RuntimeError: there is neither.
   """
   start = ROWS[name].start
-  run = pathlib.Path(f"{workdir}/{start}_{seed}")
-  if is_complete(run) or str(workdir) == "DIR":  # the name of a folder in a stored command
-    return str(run), read_results(run).get("parameters_sha256", "")
-  if seed == 0 and zoo_name(start) in zoo.names():
-    path = f"{zoo.PREFIX}{zoo_name(start)}"
-    return path, zoo.read_card(zoo.find(path))["parameters_sha256"]
-  raise RuntimeError(
-    f"{name}_{seed} starts from {start}_{seed}, which is not trained in {workdir}; train it first: "
-    f"--row {start} --seed {seed}"
-  )
+  begun = workdir / f"{name}_{seed}" / "config.json"
+  if begun.exists():
+    where = json.loads(begun.read_text())["init_from"]
+  elif is_complete(workdir / f"{start}_{seed}"):
+    where = str(workdir / f"{start}_{seed}")
+  elif seed == 0 and zoo_name(start) in zoo.names():
+    where = f"{zoo.PREFIX}{zoo_name(start)}"
+  else:
+    raise RuntimeError(
+      f"{name}_{seed} starts from {start}_{seed}, which is not trained in {workdir}; train it "
+      f"first: --row {start} --seed {seed}"
+    )
+  packaged = zoo.find(where)
+  card = read_results(pathlib.Path(where)) if packaged is None else zoo.read_card(packaged)
+  return where, card["parameters_sha256"]
 
 
-def launcher_arguments(name, seed, workdir, data):
+def launcher_arguments(name, seed, workdir, data, start):
   """The command line of launch.py that trains a run.
 
   Args:
@@ -230,14 +236,15 @@ def launcher_arguments(name, seed, workdir, data):
     seed: of the run, and of the one that it starts from.
     workdir: folder of the workdirs.
     data: folder of the TFDS data sets.
+    start: what the run starts from, from `start_of`; "" for random weights.
   """
   row = ROWS[name]
   arguments = dict(
     model=row.model, method=row.method, penalty=row.penalty, variant=row.variant, epochs=EPOCHS
   )
   values = PROTOCOL | row.options | {"seed": seed, "dataset.data_dir": str(data)}
-  if row.start:
-    values["init_from"] = start_of(name, seed, workdir)[0]
+  if start:
+    values["init_from"] = start
   return [
     "--config",
     "configs/cifar10.py:" + ",".join(f"{key}={value}" for key, value in arguments.items()),
@@ -413,12 +420,15 @@ def record(name, seed, workdir):
       f"{weights} has the SHA-256 {digest}, but {run}/results.json is of "
       f"{results['parameters_sha256']}; was the run trained further? remove {weights} and try again"
     )
-  start = ROWS[name].start
+  start, start_digest = start_of(name, seed, workdir) if ROWS[name].start else ("", "")
+  if start and not zoo.find(start):
+    start = f"DIR/{ROWS[name].start}_{seed}"
   config = results["config"]
-  config["dataset"] |= {"data_dir": "", "cache_dir": ""}  # folders of this machine
-  if start and not zoo.find(config["init_from"]):
-    config["init_from"] = f"DIR/{start}_{seed}"
-  command = shlex.join(["python", "launch.py", *launcher_arguments(name, seed, "DIR", "DATA")])
+  # Without folders of this machine.
+  config["dataset"] |= {"data_dir": "", "cache_dir": ""}
+  config["init_from"] = start
+  arguments = launcher_arguments(name, seed, "DIR", "DATA", start)
+  command = shlex.join(["python", "launch.py", *arguments])
   if ROWS[name].stage == 1 and seed == 0:
     write_zoo(name, weights, results, command)
   config = {key: value for key, value in config.items() if key != "evaluation"}
@@ -430,7 +440,7 @@ def record(name, seed, workdir):
       "stage": 3 if seed else ROWS[name].stage,
       "command": command,
       "parameters_sha256": digest,
-      "start_sha256": start_of(name, seed, workdir)[1] if start else "",
+      "start_sha256": start_digest,
       "clean": results["clean"],
       "data": results["data"],
       # Seconds that passed; the machine may have had other work.
@@ -466,7 +476,8 @@ def train(name, seed, workdir, data, lock):
     RuntimeError: the run that it starts from is not there, or launch.py failed.
   """
   run = workdir / f"{name}_{seed}"
-  command = [sys.executable, "launch.py", *launcher_arguments(name, seed, workdir, data)]
+  start = start_of(name, seed, workdir)[0] if ROWS[name].start else ""
+  command = [sys.executable, "launch.py", *launcher_arguments(name, seed, workdir, data, start)]
   say(f"{name}_{seed}: {shlex.join(command[1:])}")
   usage, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
   # The child has the lock, too: where only its parent is killed, nobody else trains until it ends.

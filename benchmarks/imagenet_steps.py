@@ -171,16 +171,18 @@ def training(root, steps, kill):
     reached = max(losses(killed))
     seconds["continued"] = run_until(root, killed, steps)
     first, second = losses(whole), losses(killed)
-    compared = sorted(set(first) & set(second))
-    continued = (killed.with_suffix(".log")).read_text()
-    said = [line for line in continued.splitlines() if "continu" in line or "resum" in line]
+    compared = [step for step in sorted(set(first) & set(second)) if step > reached]
+    lines = killed.with_suffix(".log").read_text().splitlines()
+    said = [line for line in lines if line.startswith("continuing after step")]
+    if not compared or not said:
+      raise RuntimeError(f"nothing was continued: {reached} steps before the kill, {lines[-5:]}")
   result = {
     "command": ["launch.py", *command(pathlib.Path("DATA"), pathlib.Path("DIR"))],
     "processes": PROCESSES,
     "steps_per_epoch": 3000 * 99 // 100 // BATCH_SIZE,
     "steps_before_the_kill": reached,
     "said": said[:1],
-    "steps_compared": compared,
+    "steps_compared_after_the_kill": compared,
     "losses": [second[step] for step in compared],
     "largest_difference": max(abs(first[step] - second[step]) for step in compared),
     "seconds": seconds,

@@ -58,7 +58,7 @@ def test_no_row_is_trained_before_the_one_that_it_starts_from():
 
 
 def test_the_command_line_of_a_run():
-  command = shlex.join(frontier.launcher_arguments("sprout", 1, "DIR", "DATA"))
+  command = shlex.join(frontier.launcher_arguments("sprout", 1, "DIR", "DATA", "DIR/natural_1"))
   for part in (
     "--config configs/cifar10.py:model=wrn_16_1,method=sprout,penalty=none,variant=paper,epochs=10",
     "--workdir DIR/sprout_1",
@@ -170,17 +170,22 @@ def test_two_runners_do_not_train_in_one_folder(tmp_path):
 
 
 def test_a_run_starts_from_a_workdir_or_else_from_the_zoo(tmp_path, monkeypatch):
-  assert frontier.start_of("sprout", 0, "DIR") == ("DIR/natural_0", "")
   where, digest = frontier.start_of("sprout", 0, tmp_path)
   assert where == "zoo/wrn_16_1_natural"
   assert digest == json.loads(frontier.result_file("natural", 0).read_text())["parameters_sha256"]
   with pytest.raises(RuntimeError, match="train it first: --row natural --seed 1"):
     frontier.start_of("sprout", 1, tmp_path)
-  runs.workdir(tmp_path / "natural_1")
-  monkeypatch.setattr(frontier, "is_complete", lambda run: run.name == "natural_1")
-  where, digest = frontier.start_of("sprout", 1, tmp_path)
+  for seed in (0, 1):
+    runs.workdir(tmp_path / f"natural_{seed}")
+  monkeypatch.setattr(frontier, "is_complete", lambda run: run.name.startswith("natural"))
+  where, own = frontier.start_of("sprout", 1, tmp_path)
   assert where == str(tmp_path / "natural_1")
-  assert digest == frontier.read_results(tmp_path / "natural_1")["parameters_sha256"]
+  assert own == frontier.read_results(tmp_path / "natural_1")["parameters_sha256"]
+  # What was begun from the zoo goes on from there.
+  (tmp_path / "sprout_0").mkdir()
+  config = {"init_from": "zoo/wrn_16_1_natural"}
+  (tmp_path / "sprout_0" / "config.json").write_text(json.dumps(config))
+  assert frontier.start_of("sprout", 0, tmp_path) == ("zoo/wrn_16_1_natural", digest)
 
 
 def test_a_record_reads_what_results_json_has(tmp_path):

@@ -36,6 +36,8 @@ CACHE_FORMAT = 1  # to be raised when the decoding changes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TEST_FOLDERS = ("test", "val", "validation")
 NO_NAME = re.compile(r"[^\w.-]+")  # what the name of a cache entry does not have
+# Names of folders that are splits, besides 'train' and `TEST_FOLDERS`.
+SPLIT_NAME = r"(train|test|val|valid|eval|dev)(ing|idation|uation)?([_-]?set|[_-]?\d+)?"
 LISTED = 5  # names in a message
 
 
@@ -189,8 +191,8 @@ def _scan(
     test_classes, test, test_inodes = _class_folders(root, tests[0], others)
     if both := sorted(train_inodes[inode] for inode in train_inodes.keys() & test_inodes.keys()):
       raise UserError(
-        f"{root} has {len(both)} files in both splits, by links, such as {both[0]}; remove them "
-        "from one split"
+        f"{root} has {len(both)} files in both splits, by links to the same content, such as "
+        f"{both[0]}; remove them from one split"
       )
     if classes != test_classes:
       only = [
@@ -231,7 +233,7 @@ def _refuse_splits(root: pathlib.Path, folders: Sequence[str]) -> None:
     if any(not entry.is_dir() for entry in entries):
       return
     inner.append([entry.name for entry in entries])
-  is_split = any(re.search("train|test|val|eval", name.lower()) for name in folders)
+  is_split = all(re.fullmatch(SPLIT_NAME, name.lower()) for name in folders)
   if is_split and len(folders) > 1 and len(inner[0]) > 1 and inner.count(inner[0]) == len(inner):
     raise UserError(
       f"{root} has the folders {_listed(folders)}, and each has the folders {_listed(inner[0])}; "
@@ -280,7 +282,8 @@ def _class_folders(
       if not status.st_size:
         raise UserError(f"{path} is empty (0 bytes); expected an image: replace or remove it")
       found.append(Found(relative, label, status.st_size, status.st_mtime_ns))
-      inodes[status.st_dev, status.st_ino] = relative
+      if status.st_ino:  # Windows has no inodes here
+        inodes[status.st_dev, status.st_ino] = relative
     if len(found) == before:
       raise UserError(
         f"the class folder {folder / name} has no images ({', '.join(SUFFIXES)}); add images, or "

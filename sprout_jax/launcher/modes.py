@@ -504,7 +504,7 @@ def _load(config: ml_collections.ConfigDict) -> data.Dataset:
   return dataset
 
 
-SHARED_SECONDS = 10.0  # in which a shared folder must show what process 0 has written
+SHARED_SECONDS = 90.0  # NFS can hide for a minute what process 0 has written
 SHOWN_CLASSES = 4  # names in the first line of a training
 # Keys of config.model that change neither the weights nor what they mean.
 NOT_WEIGHTS = ("dtype", "remat")
@@ -558,8 +558,10 @@ def _initial_variables(
       f"{start} has another model than this config: {'; '.join(different)}. Give the same values "
       "in this config, or another config.init_from"
     )
-  variables = get()  # now, because a missing checkpoint is an error before anything is written
-  return lambda: variables
+  # Now, because a missing checkpoint is an error before anything is written. The training takes the
+  # only reference, so that the devices do not keep a copy.
+  held = [get()]
+  return held.pop
 
 
 def _say(text: str) -> None:

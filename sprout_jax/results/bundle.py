@@ -351,7 +351,7 @@ def problems_of(bundle: Bundle) -> list[str]:
   shares = bundle.about["accuracy"]
   for name, key in (("clean", "correct"), ("robust", "robust")):
     right = intervals.proportion(counts[key], count)
-    if shares[name] != right:
+    if not _is_near(shares[name], right):
       found.append(f"the {name} accuracy is {shares[name]}, but the outcomes give {right}")
   if bundle.about["test_sha256"] != comparison.test_set_digest(bundle.images, bundle.labels):
     found.append("the digest of the test images does not match the images and labels")
@@ -407,7 +407,8 @@ def _specification(bundle: Bundle) -> list[str]:
   found = [
     f"the specification has {name} {spec.get(name)}, but the bundle gives {value}"
     for name, value in expected.items()
-    if spec.get(name, value) != value or (name in ("norm", "epsilon") and name not in spec)
+    if not _is_near(spec.get(name, value), value)
+    or (name in ("norm", "epsilon") and name not in spec)
   ]
   version = spec.get("version")
   single = {name for listed in VERSIONS.values() for name in listed}
@@ -486,6 +487,19 @@ def _sizes(bundle: Bundle) -> np.ndarray:
     distance = float(size[bundle.about["threat"]["norm"]]())
     sizes.append(np.inf if np.isnan(distance) else distance)
   return np.array(sizes, np.float64)
+
+
+def _is_near(stored: Any, expected: Any) -> bool:
+  """Whether two JSON values are equal; floats up to the rounding of other libraries."""
+  if isinstance(expected, dict):
+    same = isinstance(stored, dict) and stored.keys() == expected.keys()
+    return same and all(_is_near(stored[name], value) for name, value in expected.items())
+  if isinstance(expected, list):
+    same = isinstance(stored, list) and len(stored) == len(expected)
+    return same and all(map(_is_near, stored, expected))
+  if isinstance(expected, float):
+    return _is_number(stored) and abs(stored - expected) <= 1e-9
+  return bool(stored == expected)
 
 
 def _counts(arrays: Mapping[str, np.ndarray], names: list[str]) -> dict[str, Any]:

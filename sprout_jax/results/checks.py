@@ -275,10 +275,13 @@ def reach(evidence: Evidence) -> Iterable[Finding]:
   share = lambda n: n["steps"] * n["step_size"] / n["epsilon"]
   worst = min(curve, key=share)
   bad = [n for n in curve if share(n) < 1 - 1e-6]
-  fails = ", so the accuracy is too high. Take more steps, or a step size of at least epsilon / 4."
+  fails = (
+    " Parts of the ball cannot be reached, and the accuracy may be too high. Take more steps, or a "
+    "step size of at least epsilon / 4."
+  )
   text = (
-    f"{_threat(worst)}: {worst['steps']} steps of {worst['step_size']:.3g} move an image by up to "
-    f"{worst['steps'] * worst['step_size']:.3g}{fails if bad else '.'}"
+    f"{_threat(worst)}: {worst['steps']} steps of {worst['step_size']:.3g} move an image by at "
+    f"most {worst['steps'] * worst['step_size']:.3g} from its start.{fails if bad else ''}"
   )
   concerns = tuple(_beside_pgd(n) for n in bad) or ({"evaluation": "pgd"},)
   yield Finding("reach", not bad, share(worst), 1.0, _sentence(text), concerns)

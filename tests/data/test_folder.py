@@ -81,13 +81,15 @@ def test_splits_under_other_names_are_no_classes(splits, tmp_path):
 def test_classes_with_equal_subfolders_are_classes(tmp_path):
   pictures.folder(tmp_path / "photos", {"cat/day": 2, "cat/night": 1, "dog/day": 2, "dog/night": 1})
   assert load(tmp_path / "photos", tmp_path).class_names == ("cat", "dog")
+  pictures.folder(tmp_path / "parts", {f"{a}/{b}": 2 for a in ("valve", "contest") for b in "xy"})
+  assert load(tmp_path / "parts", tmp_path).class_names == ("contest", "valve")
 
 
 def test_a_file_in_both_splits_is_refused(tmp_path):
   for split in ("train", "test"):
     pictures.folder(tmp_path / "photos" / split, {"a": 2, "b": 2})
   os.link(tmp_path / "photos/test/a/000.png", tmp_path / "photos/train/a/copy.png")
-  with pytest.raises(UserError, match="1 files in both splits, by links, such as train/a/copy.png"):
+  with pytest.raises(UserError, match="1 files in both splits, by links .* train/a/copy.png"):
     load(tmp_path / "photos", tmp_path)
 
 

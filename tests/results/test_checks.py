@@ -125,8 +125,8 @@ TABLE = {
     evidence(left("pgd", 300, **PGD, step_size=0.02), left("pgd", 1, **PGD)),
     evidence(*(left("pgd", 300, **PGD, step_size=size) for size in (0.02, 0.005))),
     0.5,
-    "At Linf epsilon 0.1: 10 steps of 0.005 move an image by up to 0.05, so the accuracy is too "
-    "high. Take more steps",
+    "At Linf epsilon 0.1: 10 steps of 0.005 move an image by at most 0.05 from its start. Parts of "
+    "the ball cannot be reached, and the accuracy may be too high. Take more steps",
     dict(evaluation="pgd", **THREAT),
   ),
   "large_radius": (

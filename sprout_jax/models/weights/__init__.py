@@ -12,6 +12,7 @@
 import dataclasses
 import fnmatch
 import hashlib
+import json
 import pathlib
 from collections.abc import Collection
 from collections.abc import Iterable
@@ -268,7 +269,10 @@ def save_weights(path: pathlib.Path | str, model: Classifier, variables: Any) ->
   named: dict[str, Any] = {names_lib.OWN.name(place): array for place, array in arrays.items()}
   for name in ("mean", "std"):
     named[name] = np.asarray(getattr(model, name), np.float32)
-  named |= {ACTIVATION: np.asarray(model.activation), MODEL: np.asarray(_architecture(model))}
+  named |= {
+    ACTIVATION: np.asarray(model.activation),
+    MODEL: np.asarray(json.dumps(_architecture(model))),
+  }
   part = path.with_name(path.name + ".part")
   try:
     with open(part, "wb") as file:
@@ -278,11 +282,21 @@ def save_weights(path: pathlib.Path | str, model: Classifier, variables: Any) ->
     part.unlink(missing_ok=True)
 
 
-def _architecture(model: Classifier) -> str:
-  """The class of a model and the fields that decide its function, as one line."""
+def _architecture(model: Classifier) -> dict[str, Any]:
+  """The class of a model and the fields that decide its function."""
   fields = [field.name for field in dataclasses.fields(model) if field.name not in NOT_ARCHITECTURE]
-  values = ", ".join(f"{name}={getattr(model, name)!r}" for name in sorted(fields))
-  return f"{type(model).__name__}({values})"
+  return {"class": type(model).__name__} | {name: getattr(model, name) for name in sorted(fields)}
+
+
+def _is_architecture(model: Classifier, stored: Any) -> bool:
+  """Whether stored fields are those of a model. Fields that the file lacks have their defaults."""
+  if not isinstance(stored, dict):
+    return False
+  defaults = {field.name: field.default for field in dataclasses.fields(model)}
+  own = _architecture(model)
+  return set(stored) <= set(own) and all(
+    stored.get(name, defaults.get(name)) == value for name, value in own.items()
+  )
 
 
 def _own_activation(
@@ -294,11 +308,16 @@ def _own_activation(
     UserError: the weights are those of another model.
   """
   facts = {name: str(arrays.pop(name)) for name in (ACTIVATION, MODEL) if name in arrays}
-  if facts.get(MODEL, _architecture(model)) != _architecture(model):
-    raise UserError(
-      f"{path} has weights of {facts[MODEL]}, but the model is {_architecture(model)}; choose the "
-      "model of the file"
-    )
+  if MODEL in facts:
+    try:
+      stored = json.loads(facts[MODEL])
+    except ValueError:
+      stored = facts[MODEL]
+    if not _is_architecture(model, stored):
+      raise UserError(
+        f"{path} has weights of {stored}, but the model is {_architecture(model)}; choose the "
+        "model of the file"
+      )
   return facts.get(ACTIVATION)
 
 
@@ -431,10 +450,12 @@ def _sort(
     listed = "; ".join(f"{what}: {_list(entries)}" for what, entries in parts.items() if entries)
     advice = "Choose another model" + ", or ignore arrays with ignore=(...,)" * bool(surplus)
     if missing and not surplus and not wrong:  # every array has its place
-      advice = "Choose another model; if it is the right one, the file is incomplete"
+      advice = (
+        f"{len(missing)} of {len(places)} arrays are missing. Choose another model; if it is the "
+        "right one, the file is incomplete"
+      )
     raise UserError(
-      f"{path} does not fit the model. {len(missing)} of {len(places)} arrays with the names of "
-      f"{form.title} are missing; {listed}. {advice}"
+      f"{path} does not fit the model. With the names of {form.title}: {listed}. {advice}"
     )
   return _Found(names, unused, normalisation)
 

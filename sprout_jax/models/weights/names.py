@@ -127,6 +127,7 @@ def _is_norm(place: Place) -> bool:
 
 def places(model: Classifier, channels: int) -> dict[Place, tuple[int, ...]]:
   """Returns {place: shape} of all variables of a model, without computing them."""
+  model = model.clone(mean=(0.0,), std=(1.0,))  # they can have another number of channels
   size = -(-model.smallest // model.multiple) * model.multiple
   images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
   shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
