@@ -240,6 +240,14 @@ def test_every_page_is_within_two_clicks():
   assert set(found) == set(PAGES) - {ROOT / "README.md"}
 
 
+def test_no_table_or_list_was_joined_to_one_line():
+  for page in PAGES:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for line in text.splitlines():
+      assert not re.search(r"[^|\s-].*\|\s*-{3,}\s*\|", line), (page, line)
+      assert not re.search(r"[.:;] - `", line), (page, line)
+
+
 def test_the_readme_is_short():
   assert (ROOT / "README.md").stat().st_size <= 7 * 1024
 

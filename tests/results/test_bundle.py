@@ -230,6 +230,18 @@ def test_a_changed_description_is_found(tmp_path, change, message):
   assert re.search(message, found), found
 
 
+def test_intervals_of_other_libraries_pass(tmp_path):
+  """Their formulas differ in the last digit."""
+  write(tmp_path)
+
+  def nudge(about):
+    for share in about["accuracy"].values():
+      share["interval"] = [float(np.nextafter(limit, 1)) for limit in share["interval"]]
+
+  rewrite(tmp_path, about=nudge)
+  assert bundle.check(tmp_path) == []
+
+
 def test_robustbench_s_file_is_checked(tmp_path):
   write(tmp_path)
   path = tmp_path / bundle.ROBUSTBENCH
