@@ -369,6 +369,29 @@ def streams():
   return markdown([*columns, "fastest over PyTorch's fastest"], rows)
 
 
+def imagenet_steps():
+  """Reading and training by two processes, see imagenet_steps.py."""
+  found = json.loads((RESULTS / "cpu" / "imagenet_steps.json").read_text())
+  rows = [
+    [
+      f"examples read in an epoch, {kind}",
+      f"{' + '.join(map(str, part['examples_of_each_process']))}, "
+      f"{part['different_examples']:,} different, each at most {part['most_often']} time",
+    ]
+    for kind, part in found["reading"].items()
+  ]
+  training = found["training"]
+  compared = training["steps_compared_after_the_kill"]
+  rows += [
+    ["steps before the kill", f"{training['steps_before_the_kill']}; {training['said'][0]}"],
+    [
+      f"largest difference of the loss in steps {compared[0]} to {compared[-1]}",
+      f"{training['largest_difference']:g}",
+    ],
+  ]
+  return markdown(["ResNet-50, two processes", "found"], rows)
+
+
 def evaluation_memory():
   """Memory of an evaluation by the number of test images, see evaluation_memory.py."""
   rows = [
@@ -405,6 +428,7 @@ TABLES = {
   "defences": defences,
   "kills": kills,
   "long_run": long_run,
+  "imagenet_steps": imagenet_steps,
   "streams": streams,
   "evaluation_memory": evaluation_memory,
   "fuzz": fuzz,
