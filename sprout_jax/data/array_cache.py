@@ -4,7 +4,8 @@ An entry is `STEM.images.npy`, `STEM.labels.npy` and `STEM.json`. The JSON holds
 arrays (`key`), their SHA-256 digests and further facts. An entry is returned only if its key is the
 requested one and the arrays match their digests. Otherwise it counts as absent, and the next write
 replaces it. Files are replaced atomically, so readers need no lock: the files of two different
-writers do not match the digests. `one_writer` saves the work of decoding an entry twice at once.
+writers do not match the digests. `read_or_write` also saves
+the work of decoding an entry twice at once.
 
 Arrays are written image by image, and mapped into memory when they are read. A split can therefore
 be larger than the memory.
@@ -21,6 +22,7 @@ import pathlib
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import IO
@@ -188,7 +190,7 @@ def _replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
   temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
   try:
     with temporary.open("x+b") as file:
-      _lock(file, wait=True)
+      lock(file, wait=True)
       yield file
     os.replace(temporary, path)
   finally:
@@ -199,24 +201,35 @@ def _remove_leftovers(place: Place) -> None:
   """Removes the temporary files of writers that were killed. Living writers hold a lock."""
   for path in place.folder.glob(f"{glob.escape(place.stem)}.*.tmp"):
     with contextlib.suppress(OSError), path.open("r+b") as file:
-      if _lock(file, wait=False):
+      if lock(file, wait=False):
         path.unlink()
 
 
-@contextlib.contextmanager
-def one_writer(place: Place) -> Iterator[None]:
-  """Lets one process at a time decode an entry: the others wait, and find it in the cache then.
+def read_or_write(
+  place: Place, make: Callable[[], Iterable[tuple[np.ndarray, int]]], count: int, extra: Any
+) -> Entry:
+  """Returns an entry: from the cache, or made once and stored there.
 
-  Where the folder cannot be locked, they do not wait.
+  One process at a time makes an entry. The others wait, and find it in the cache then. Where the
+  folder cannot be locked, they do not wait.
+
+  Args:
+    place: where the entry is, and what it must be.
+    make: returns the (image, label) of each example.
+    count: the number of examples, at least 1.
+    extra: any JSON value.
+
+  Raises:
+    UserError: the folder cannot be written, or has too little space.
   """
   with contextlib.ExitStack() as stack:
     with contextlib.suppress(OSError):
       place.folder.mkdir(parents=True, exist_ok=True)
-      _lock(stack.enter_context(place.path("lock").open("a")), wait=True)
-    yield
+      lock(stack.enter_context(place.path("lock").open("a")), wait=True)
+    return read(place) or write(place, make(), count, extra)
 
 
-def _lock(file: IO[Any], wait: bool) -> bool:
+def lock(file: IO[Any], wait: bool) -> bool:
   """Locks an open file for this process, until it is closed; returns whether that succeeded."""
   try:
     import fcntl  # pylint: disable=g-import-not-at-top

@@ -130,13 +130,7 @@ def evaluated(request: Request, part: Part) -> array_cache.Entry:
   if found is not None:
     return found
   files = part.open_files()
-  with array_cache.one_writer(part.place()):
-    found = array_cache.read(part.place())
-    if found is None:
-      decoder = decoder_of(request, files)
-      examples = decoding.decode_all(decoder, range(len(files)), part.name)
-      found = array_cache.write(part.place(), examples, len(files), part.extra())
-  return found
+  return _decoded(part, decoder_of(request, files), len(files))
 
 
 def trained_on(
@@ -161,12 +155,13 @@ def trained_on(
   if request.random_resized_crop or count * math.prod(decoder.image_shape) > limit:
     stream = streamed.Streamed(decoder, np.arange(count), part.place(), request.workers)
     return stream, [files.digest()], part.extra()
-  with array_cache.one_writer(part.place()):
-    found = array_cache.read(part.place())
-    if found is None:
-      examples = decoding.decode_all(decoder, range(count), part.name)
-      found = array_cache.write(part.place(), examples, count, part.extra())
-  return found
+  return _decoded(part, decoder, count)
+
+
+def _decoded(part: Part, decoder: decoding.Decoder, count: int) -> array_cache.Entry:
+  """Returns all images of a part as arrays."""
+  make = lambda: decoding.decode_all(decoder, range(count), part.name)
+  return array_cache.read_or_write(part.place(), make, count, part.extra())
 
 
 def decoder_of(request: Request, files: Files) -> decoding.Decoder:

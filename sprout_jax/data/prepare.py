@@ -27,13 +27,13 @@ import tarfile
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-from typing import IO
 from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
 from PIL import Image
 
+from sprout_jax.data import array_cache
 from sprout_jax.data import tfds_source
 from sprout_jax.errors import UserError
 
@@ -139,7 +139,9 @@ def prepare(name: str, data_dir: str | pathlib.Path = "") -> pathlib.Path:
       f"{name!r} is not in {directory}, and cannot be prepared there ({error}); give a writable "
       "folder as data_dir, or set TFDS_DATA_DIR"
     ) from error
-  with lock, _locked(lock):
+  with lock:
+    # Without locks, as on Windows, TFDS's atomic move of the finished set is the only protection.
+    array_cache.lock(lock, wait=True)
     builder = tfds_source.find_builder(name, directory)
     if builder.is_prepared():
       formats = builder.info.available_file_formats()
@@ -197,18 +199,6 @@ def _other_versions(builder: Any, name: str) -> str:
     if there
     else ""
   )
-
-
-@contextlib.contextmanager
-def _locked(file: IO[str]) -> Iterator[None]:
-  """Holds a lock that only one process can hold at a time."""
-  try:
-    import fcntl  # pylint: disable=g-import-not-at-top
-  except ImportError:  # Windows: TFDS's atomic move of the finished set is then the only protection
-    yield
-    return
-  fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or the process dies
-  yield
 
 
 @contextlib.contextmanager

@@ -91,12 +91,8 @@ class Streamed:
     place = array_cache.Place(
       self.place.folder, f"{self.place.stem}-held-{digest[:12]}", [self.place.key, digest]
     )
-    with array_cache.one_writer(place):
-      found = array_cache.read(place)
-      if found is None:
-        images = decoding.decode_all(self.decoder, indices, "held-out images")
-        found = array_cache.write(place, images, len(indices), None)
-    return found[0]
+    make = lambda: decoding.decode_all(self.decoder, indices, "held-out images")
+    return array_cache.read_or_write(place, make, len(indices), None)[0]
 
   def batches(
     self, seed: int, first_step: int, last_step: int, batch_size: int, rows: slice | np.ndarray

@@ -64,28 +64,34 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
   for path in (left, other, alive):
     path.write_bytes(b"incomplete")
   with alive.open("r+b") as file:
-    array_cache._lock(file, wait=True)
+    array_cache.lock(file, wait=True)
     write(tmp_path, images_of(2), np.zeros(2, np.int32))
     assert not left.exists() and other.exists() and alive.exists()
 
 
 def test_one_writer_at_a_time(tmp_path):
+  """The second finds what the first has stored."""
   place = array_cache.Place(tmp_path / "cache", "photos", "key")
-  order, inside = [], threading.Event()
+  images, labels = images_of(3), np.arange(3, dtype=np.int32)
+  made, inside, found = [], threading.Event(), []
+
+  def make(name):
+    made.append(name)
+    inside.set()
+    time.sleep(0.2)
+    return zip(images, labels)
 
   def second():
     inside.wait()
-    with array_cache.one_writer(place):
-      order.append("second")
+    found.append(array_cache.read_or_write(place, lambda: make("second"), 3, None))
 
   thread = threading.Thread(target=second)
   thread.start()
-  with array_cache.one_writer(place):
-    inside.set()
-    time.sleep(0.2)
-    order.append("first")
+  found.append(array_cache.read_or_write(place, lambda: make("first"), 3, None))
   thread.join()
-  assert order == ["first", "second"]
+  assert made == ["first"]
+  for split, _, _ in found:
+    np.testing.assert_array_equal(split.images, images)
 
 
 def test_floats(tmp_path):
