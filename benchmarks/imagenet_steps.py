@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / "benchmarks"))
 
+import ports  # noqa: E402
 import timing  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "cpu" / "imagenet_steps.json"
@@ -125,9 +125,7 @@ def losses(workdir):
 
 def start(root, workdir, out):
   """Starts the processes of a training; they write to the file `out`."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = ports.free()
   several = ["--coordinator", f"127.0.0.1:{port}", "--num_processes", str(PROCESSES)]
   return [
     subprocess.Popen(

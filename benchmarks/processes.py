@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / "benchmarks"))
 
+import ports  # noqa: E402
 import timing  # noqa: E402
 
 from configs import digits  # noqa: E402
@@ -172,9 +172,7 @@ def evaluate(workdir, evaluations):
 
 def start(count, workdir, *arguments):
   """Runs `work` in `count` processes; returns what each found."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = ports.free()
   started = [
     subprocess.Popen(
       [

@@ -4,12 +4,13 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+
+from benchmarks import ports
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Seven seconds of training without compilation: long enough to be killed in the middle.
@@ -173,9 +174,7 @@ def test_sigterm_saves_and_a_damaged_checkpoint_is_skipped(environment, uninterr
 def test_two_processes_train_and_evaluate_like_one(environment, tmp_path):
   code, _, err = finish(start(environment, tmp_path / "one", *BRIEF))
   assert code == 0, err
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = ports.free()
   processes = [
     start(
       environment,

@@ -1,9 +1,10 @@
 """An error that only one of several processes has ends this process soon, and then the others."""
 
-import socket
 import subprocess
 import sys
 import time
+
+from benchmarks import ports
 
 CODE = """
 import sys, time
@@ -28,9 +29,7 @@ sys.exit(command.main([]))
 
 
 def test_an_error_of_one_process_ends_all_soon():
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = ports.free()
   start = time.monotonic()
   both = [
     subprocess.Popen(

@@ -3,11 +3,12 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from benchmarks import ports
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -16,9 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def scenes(tmp_path_factory):
   """The results of both processes in each scene, their messages, and the workdir."""
   workdir = tmp_path_factory.mktemp("several")
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = ports.free()
   processes = [
     subprocess.Popen(
       [sys.executable, "-m", "tests.training.two_processes", str(number), str(port), str(workdir)],
