@@ -42,7 +42,8 @@ RESTARTS = {"plus": 5}  # of untargeted APGD and FAB; 1 otherwise
 SAMPLES = {"rand": 20}  # gradients averaged per step; 1 otherwise
 STEPS = 100  # of each attack with gradients
 QUERIES = 5000  # of Square, after that of its start
-CHANGED = 0.01  # share of images whose class may differ from that of an earlier call; 2 may always
+# Rounding changes the class of at most this share of images, or of two, from call to call.
+CHANGED = 0.01
 TARGETS = 9  # largest number of targets of a targeted attack
 L1_RUNS = 5  # in L1: restarts of untargeted APGD, and largest number of targets of targeted APGD
 clock = time.monotonic  # tests replace it
