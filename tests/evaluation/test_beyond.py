@@ -129,6 +129,25 @@ def test_an_image_has_the_same_outcome_in_every_group(weak):
     np.testing.assert_array_equal(both, alone.outcomes & (auto.outcomes | (linf < 0.02)))
 
 
+@pytest.mark.parametrize("name", ["estimate", "union"])
+def test_a_part_of_the_images_keeps_their_places(weak, monkeypatch, name):
+  """They determine the random draws. Else the draws of an image depend on its group."""
+  given, auto_attack = [], attacks.auto_attack
+
+  def record(key, predict, images, labels, *, indices=None, **options):
+    given.append((images, indices))
+    return auto_attack(key, predict, images, labels, indices=indices, **options)
+
+  monkeypatch.setattr(attacks, "auto_attack", record)
+  options = dict(version="apgd-ce", linf=0.02, l2=0.1, l1=1e-9)
+  options = dict(version="apgd-ce", million_passes=1.0, group=16) if name == "estimate" else options
+  subjects.measure(name, weak, epsilon=0.02, **{name: options})
+  every = weak.select(0).images
+  assert len(given) > 2 and any(len(images) < len(every) for images, _ in given)
+  for images, places in given:
+    np.testing.assert_array_equal(images, every[places])
+
+
 def test_the_bound_breaks_the_images_with_the_smallest_margin_first():
   subject = subjects.make()
   found = subjects.measure(
