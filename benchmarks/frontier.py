@@ -4,7 +4,7 @@
     python benchmarks/frontier.py measure                              # the cost of a step per row
     python benchmarks/frontier.py train --stage 1 --workdir DIR --data DIR
     python benchmarks/frontier.py train --row sprout --seed 1 --workdir DIR --data DIR
-    python benchmarks/frontier.py evaluate --workdir DIR               # all complete runs
+    python benchmarks/frontier.py evaluate --workdir DIR --data DIR
     python benchmarks/frontier.py status --workdir DIR
 
 All rows have the same protocol: Wide ResNet 16-1 with GELU, all 50,000 training images, random
@@ -19,8 +19,9 @@ stopped or killed. A complete run has its weights in DIR/weights/NAME_SEED.npz a
 benchmarks/results/frontier/NAME_SEED.json. `--stage` skips runs that have a record. The weights of
 the main rows with seed 0 are also put into sprout_jax/zoo, from where other rows can start.
 
-`evaluate` measures what EVALUATIONS lists, on the same images for all rows. Its results.json files
-are benchmarks/results/frontier/NAME_SEED/EVALUATION.json. Complete parts are not repeated.
+`evaluate` measures what EVALUATIONS lists, on the same images for all rows. It takes a row's model
+from its complete workdir, or else from the zoo. Its results.json files, without folders of the
+machine, are benchmarks/results/frontier/NAME_SEED/EVALUATION.json. Complete parts are not repeated.
 """
 
 import argparse
@@ -49,6 +50,7 @@ import timing  # noqa: E402
 from sprout_jax import models  # noqa: E402
 from sprout_jax import zoo  # noqa: E402
 from sprout_jax.launcher import trained as trained_lib  # noqa: E402
+from sprout_jax.results import files  # noqa: E402
 from sprout_jax.training import checkpoints  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "frontier"
@@ -369,6 +371,10 @@ def result_file(name, seed):
   return RESULTS / f"{name}_{seed}.json"
 
 
+def evaluation_file(name, seed, protocol):
+  return RESULTS / f"{name}_{seed}" / f"{protocol}.json"
+
+
 def read_results(run):
   """The results.json of a run's workdir; {} without one."""
   return dict(timing.read(run / "results.json"))
@@ -423,14 +429,11 @@ def record(name, seed, workdir):
   start, start_digest = start_of(name, seed, workdir) if ROWS[name].start else ("", "")
   if start and not zoo.find(start):
     start = f"DIR/{ROWS[name].start}_{seed}"
-  config = results["config"]
-  # Without folders of this machine.
-  config["dataset"] |= {"data_dir": "", "cache_dir": ""}
-  config["init_from"] = start
+  config = without_folders(results["config"])
   arguments = launcher_arguments(name, seed, "DIR", "DATA", start)
   command = shlex.join(["python", "launch.py", *arguments])
   if ROWS[name].stage == 1 and seed == 0:
-    write_zoo(name, weights, results, command)
+    write_zoo(name, weights, results | {"config": config}, command)
   config = {key: value for key, value in config.items() if key != "evaluation"}
   timing.write(
     result_file(name, seed),
@@ -452,6 +455,15 @@ def record(name, seed, workdir):
       "config": config,
     },
   )
+
+
+def without_folders(config):
+  """A config without the folders of this machine."""
+  start = config.get("init_from", "")
+  return config | {
+    "dataset": config["dataset"] | {"data_dir": "", "cache_dir": ""},
+    "init_from": start if not start or zoo.find(start) else f"DIR/{pathlib.Path(start).name}",
+  }
 
 
 CALLS = "calls.jsonl"  # in a run's workdir: a line for each call of launch.py that ended
@@ -513,16 +525,68 @@ def train(name, seed, workdir, data, lock):
   return True
 
 
-def evaluate(name, seed, workdir):
-  """Evaluates a complete run, and copies its results."""
-  run, folder = workdir / f"{name}_{seed}", RESULTS / f"{name}_{seed}"
-  for protocol, flags in EVALUATIONS.items():
-    if (folder / f"{protocol}.json").exists():
-      continue
-    say(f"{name}_{seed}: {protocol}")
-    command = [sys.executable, "launch.py", "--mode", "evaluate", "--workdir", str(run), *flags]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    timing.write(folder / f"{protocol}.json", read_results(run))
+def source(name, seed, workdir, data):
+  """Where a row's trained model is, as flags of `launch.py --mode evaluate`; None without one.
+
+  It is the workdir of the complete run, or else the model in the zoo, of a main row with seed 0.
+  """
+  run = workdir / f"{name}_{seed}"
+  if is_complete(run):
+    return ["--workdir", str(run)]
+  if seed == 0 and zoo_name(name) in zoo.names():
+    return [
+      *("--weights", f"{zoo.PREFIX}{zoo_name(name)}", "--workdir", str(workdir / "zoo" / name)),
+      *("--config", f"configs/cifar10.py:model={ROWS[name].model}"),
+      f"--config.dataset.data_dir={data}",
+    ]
+  return None
+
+
+def evaluate(name, seed, flags, protocol):
+  """Evaluates a row's model by one protocol, and copies the results.
+
+  Args:
+    name, seed: the run.
+    flags: from `source`.
+    protocol: a key of EVALUATIONS.
+
+  Raises:
+    RuntimeError: launch.py failed, or the model is not the one that the run's record is of.
+  """
+  say(f"{name}_{seed}: {protocol}")
+  command = [sys.executable, "launch.py", "--mode", "evaluate", *flags, *EVALUATIONS[protocol]]
+  status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+  if status:
+    raise RuntimeError(f"{name}_{seed}: launch.py ended with exit status {status}")
+  results = files.read_sealed(pathlib.Path(flags[flags.index("--workdir") + 1]) / "results.json")
+  recorded = json.loads(result_file(name, seed).read_text())
+  if results["parameters_sha256"] != recorded["parameters_sha256"]:
+    raise RuntimeError(
+      f"{name}_{seed}: the evaluated weights have the SHA-256 {results['parameters_sha256']}, but "
+      f"{result_file(name, seed)} is of {recorded['parameters_sha256']}"
+    )
+  path = evaluation_file(name, seed, protocol)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  files.write_sealed(path, results | {"config": without_folders(results["config"])})
+
+
+def evaluate_all(chosen, workdir, data):
+  """Evaluates runs as far as they are recorded, their models are there and parts are missing.
+
+  Returns:
+    What failed, as a list of messages.
+  """
+  failed = []
+  for name, seed in chosen:
+    flags = source(name, seed, workdir, data) if result_file(name, seed).exists() else None
+    for protocol in EVALUATIONS if flags else ():
+      if not evaluation_file(name, seed, protocol).exists():
+        try:
+          evaluate(name, seed, flags, protocol)
+        except RuntimeError as error:  # the others can still be evaluated
+          failed.append(str(error))
+          say(str(error))
+  return failed
 
 
 def unfinished(stage):
@@ -600,10 +664,13 @@ def main():
   what.add_argument("--row", choices=ROWS)
   what.add_argument("--stage", type=int, choices=STAGES)
   training.add_argument("--seed", type=int, default=0, help="seed of --row")
-  training.add_argument(
-    "--data", type=pathlib.Path, required=True, help="folder of the TFDS data sets"
-  )
-  evaluating = commands.add_parser("evaluate", help="evaluate all complete runs in the folder")
+  evaluating = commands.add_parser("evaluate", help="evaluate one recorded run, or all")
+  evaluating.add_argument("--row", choices=ROWS, help="default: all rows")
+  evaluating.add_argument("--seed", type=int, default=0, help="seed of --row")
+  for command in (training, evaluating):
+    command.add_argument(
+      "--data", type=pathlib.Path, required=True, help="folder of the TFDS data sets"
+    )
   showing = commands.add_parser("status", help="print how far each run is")
   for command in (training, evaluating, showing):
     command.add_argument(
@@ -617,13 +684,9 @@ def main():
   elif args.command == "status":
     print(status(args.workdir))
   elif args.command == "evaluate":
-    failed = []
-    for name, seed in (run for stage in STAGES for run in runs(stage)):
-      if is_complete(args.workdir / f"{name}_{seed}"):
-        try:
-          evaluate(name, seed, args.workdir.absolute())
-        except subprocess.CalledProcessError as error:  # the others can still be evaluated
-          failed.append(f"{name}_{seed}: launch.py ended with exit status {error.returncode}")
+    every = [run for stage in STAGES for run in runs(stage)]
+    chosen = [(args.row, args.seed)] if args.row else every
+    failed = evaluate_all(chosen, args.workdir.absolute(), args.data.absolute())
     if failed:
       sys.exit("error: " + "; ".join(failed))
   else:

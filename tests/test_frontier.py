@@ -15,6 +15,7 @@ from benchmarks import frontier
 from configs import cifar10
 from sprout_jax import methods
 from sprout_jax.launcher import configuration
+from sprout_jax.results import files
 from tests.report import runs
 
 
@@ -160,6 +161,47 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
   assert "first: --row natural --seed 0" in failed[1]
   (call,) = (tmp_path / "runs" / "n_fgsm_0" / "calls.jsonl").read_text().splitlines()
   assert json.loads(call)["commit"] == "abc"
+
+
+EVALUATOR = """
+  import pathlib, sys
+
+  sys.path.insert(0, {root!r})
+  from sprout_jax.results import files
+
+  value = lambda flag: sys.argv[sys.argv.index(flag) + 1]
+  weights = value("--weights")
+  if weights == "zoo/wrn_16_1_n_fgsm":
+    sys.exit(3)
+  workdir = pathlib.Path(value("--workdir"))
+  workdir.mkdir(parents=True, exist_ok=True)
+  protocol = "paper" if "--config.evaluation.num_steps=20" in sys.argv else "main"
+  config = {{"dataset": {{"name": "cifar10", "data_dir": str(workdir), "cache_dir": "x"}}}}
+  results = {{"parameters_sha256": weights, "config": config, "protocol": protocol}}
+  files.write_sealed(workdir / "results.json", results)
+"""
+
+
+def test_models_of_the_zoo_are_evaluated(tmp_path, monkeypatch):
+  (tmp_path / "launch.py").write_text(textwrap.dedent(EVALUATOR.format(root=str(frontier.ROOT))))
+  monkeypatch.setattr(frontier, "ROOT", tmp_path)
+  monkeypatch.setattr(frontier, "RESULTS", tmp_path / "results")
+  (tmp_path / "results").mkdir()
+  rows = ("natural", "sprout", "n_fgsm")
+  monkeypatch.setattr(frontier.zoo, "names", lambda: [f"wrn_16_1_{name}" for name in rows])
+  for name in (*rows, "pgd"):  # "pgd" has a record and no model
+    digest = "other" if name == "sprout" else f"zoo/wrn_16_1_{name}"
+    frontier.result_file(name, 0).write_text(json.dumps({"parameters_sha256": digest}))
+  chosen = [(name, 0) for name in (*rows, "pgd", "mixup")]
+  failed = frontier.evaluate_all(chosen, tmp_path / "runs", tmp_path / "data")
+  for protocol in frontier.EVALUATIONS:
+    found = files.read_sealed(tmp_path / "results" / "natural_0" / f"{protocol}.json")
+    assert found["protocol"] == protocol
+    assert found["config"]["dataset"] == {"name": "cifar10", "data_dir": "", "cache_dir": ""}
+  assert sorted(path.name for path in (tmp_path / "results").glob("*/")) == ["natural_0"]
+  assert len(failed) == 4
+  assert "sprout_0: the evaluated weights have the SHA-256 zoo/wrn_16_1_sprout" in failed[0]
+  assert "n_fgsm_0: launch.py ended with exit status 3" in failed[2]
 
 
 def test_two_runners_do_not_train_in_one_folder(tmp_path):
