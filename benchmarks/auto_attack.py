@@ -1,13 +1,16 @@
 """Compares AutoAttack with the reference implementation, and measures its speed.
 
     python benchmarks/auto_attack.py parity --golden DIR --output FILE.json
+    python benchmarks/auto_attack.py gains --golden DIR --data TFDS --output FILE.json
     python benchmarks/auto_attack.py speed --golden DIR/natural_1.npz --output FILE.json
 
 DIR has one .npz for each network: images, labels, epsilon, the weights of a small CNN in PyTorch's
 layout, and for each image whether it was robust after each attack of the reference implementation.
 
 `parity` runs "standard" and each single attack on every network. It does not repeat rows that the
-file has. `speed` compares the time of "standard" with that of the naive way: every attack, with all
+file has. `gains` runs AutoAttack and the further attacks of `extended_attack` on the same networks,
+and on those models of `sprout_jax.zoo` that `ZOO` lists. It stores what each attack breaks and what
+it costs. `speed` compares the time of "standard" with that of the naive way: every attack, with all
 steps and targets, runs on one batch of all images that are classified correctly, and no image is
 dropped. The naive programs are compiled before the timing. So are nearly all batch sizes of
 "standard".
@@ -24,10 +27,17 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import sprout_jax
 from sprout_jax import attacks
+from sprout_jax import data
 from sprout_jax import models
+from sprout_jax import zoo
 from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.evaluation.subject import as_pytree
+
+# {model of the zoo: epsilon}, with radii at which some images stay robust.
+ZOO = {"wrn_16_1_natural": 0.5 / 255, "wrn_16_1_sprout": 1 / 255, "wrn_16_1_gradient_norm": 8 / 255}
+NUM_IMAGES = 200  # of a model of the zoo
 
 ALONE = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -121,6 +131,57 @@ def parity(args):
       )
 
 
+def subjects(args):
+  """Yields (name, function that makes (predict, images, labels, epsilon)) of `gains`."""
+  for network in sorted(pathlib.Path(args.golden).glob("*.npz")):
+    yield network.stem, lambda network=network: load(network)[:4]
+  for name, epsilon in ZOO.items():
+    if name in zoo.names():
+
+      def make(name=name, epsilon=epsilon):
+        test = data.load_test(data.Request("cifar10", data_dir=args.data))
+        model = sprout_jax.load(f"{zoo.PREFIX}{name}")
+        places = np.random.default_rng(args.seed).permutation(len(test.labels))[:NUM_IMAGES]
+        images = np.asarray(test.images[places], np.float32) / 255
+        return as_pytree(model.predict), images, np.asarray(test.labels[places]), epsilon
+
+      yield name, make
+
+
+def gains(args):
+  path = pathlib.Path(args.output)
+  rows = json.loads(path.read_text()) if path.exists() else []
+  for name, make in subjects(args):
+    if name in {row["network"] for row in rows}:
+      continue
+    predict, images, labels, epsilon = make()
+    start = time.perf_counter()
+    result = attacks.extended_attack(
+      jax.random.key(args.seed),
+      predict,
+      images,
+      labels,
+      epsilon=epsilon,
+      batch_size=args.batch_size,
+    )
+    row = {
+      "network": name,
+      "norm": "linf",
+      "epsilon": epsilon,
+      "images": len(labels),
+      "correct": int(np.sum(np.asarray(predict(images)).argmax(-1) == labels)),
+      "robust": {attack: int(robust.sum()) for attack, robust in result.per_attack.items()},
+      "gains": result.spec["gains"],
+      "seed": args.seed,
+      "seconds": time.perf_counter() - start,
+      "jax": jax.__version__,
+      "device": jax.devices()[0].device_kind,
+    }
+    rows.append(row)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    print(name, f"epsilon {epsilon:.4g}", row["robust"], f"{row['seconds']:.0f} s", flush=True)
+
+
 def speed(args):
   predict, images, labels, epsilon, _ = load(args.golden)
   correct = np.asarray(predict(images)).argmax(-1) == labels
@@ -192,9 +253,10 @@ def speed(args):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("what", choices=("parity", "speed"))
+  parser.add_argument("what", choices=("parity", "gains", "speed"))
   parser.add_argument("--golden", required=True)
   parser.add_argument("--output", required=True)
+  parser.add_argument("--data", default="", help="folder of the TFDS data sets, for gains")
   parser.add_argument("--batch_size", type=int, default=64)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
@@ -203,7 +265,9 @@ def main():
   parser.add_argument("--pairs", type=int, default=1, help="number of pairs of timings")
   parser.add_argument("--versions", default=",".join(("standard", *ALONE)))
   args = parser.parse_args()
-  (parity if args.what == "parity" else speed)(args)
+  if args.what == "gains" and not args.data:
+    parser.error("gains needs --data, the folder of the TFDS data sets")
+  {"parity": parity, "gains": gains, "speed": speed}[args.what](args)
 
 
 if __name__ == "__main__":

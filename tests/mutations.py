@@ -392,10 +392,10 @@ FAULTS = (
     "attacks/test_extended.py",
   ),
   Fault(
-    "attacks/slots.py",
-    "int(number[slot] * attack.num_steps + step[slot])",
-    "int(step[slot])",
-    "attacks/test_extended.py",
+    "attacks/schedule.py",
+    "one.limit * self._steps + one.steps",
+    "one.steps",
+    "attacks/test_schedule.py",
   ),
   Fault(
     "evaluation/estimate.py",

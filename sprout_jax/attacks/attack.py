@@ -41,6 +41,8 @@ class Batch(NamedTuple):
     keys: PRNG keys [batch], one per example, the same in every run of the attack.
     run: int [batch], number of the restart or of the target: 0, 1, ...
     epsilon: float scalar, radius in pixel units.
+    logits: float [batch, classes], the model's outputs for `images`, by which a targeted attack
+      ranks its targets; None for other attacks.
     given: what each example's run is given beforehand: its start [batch, height, width, channels]
       or its target, int [batch]; None where the attack finds its own.
   """
@@ -50,13 +52,14 @@ class Batch(NamedTuple):
   keys: jax.Array
   run: jax.Array
   epsilon: jax.Array
+  logits: jax.Array | None = None
   given: jax.Array | None = None
 
 
 class Start(Protocol):
-  """Initialisation of a run."""
+  """Initialisation of a run. It does not ask the model, so that only steps compile it."""
 
-  def __call__(self, predict: Predict, batch: Batch, /) -> State:
+  def __call__(self, batch: Batch, /) -> State:
     """Returns the state before the first step."""
 
 
@@ -77,12 +80,12 @@ class Attack:
   Attributes:
     name: name of the public function, which begins error messages.
     norm: a key of `NORMS`.
-    start: (predict, batch) -> state before the first step.
+    start: batch -> state before the first step.
     step: (predict, batch, state, number of the step [batch]) -> next state.
     num_steps: steps of a run.
     num_runs: number of restarts, or of targets.
     spec: every constant, for the record.
-    targeted: True where each run has a target, see `ranked_targets`.
+    targeted: True where each run has a target, see `ranked_targets`, and the batch has logits.
     num_samples: draws of a step. With more than one, `predict` takes (images, keys [batch]).
     passes: forward passes of a step, of one example; a backward pass counts as two.
     note: change that few classes made necessary; "" if none.
@@ -116,20 +119,19 @@ def is_wrong(logits: AnyArray, labels: Array) -> AnyArray:
   return (logits.argmax(-1) != labels) | ~(abs(logits) < jnp.inf).all(-1)
 
 
-def ranked_targets(logits: jax.Array, labels: jax.Array, run: jax.Array) -> jax.Array:
+def ranked_targets(batch: Batch) -> jax.Array:
   """Target of each run: the wrong class with the `run`-th largest clean logit, counted from 0.
 
   Args:
-    logits: float array [batch, classes], the clean logits.
-    labels: int array [batch].
-    run: int array [batch], 0 to classes - 2.
+    batch: the examples with their logits; `run` is at most classes - 2.
 
   Returns:
     Int array [batch].
   """
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  logits = jnp.asarray(batch.logits)
+  is_label = jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=bool)
   order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1)
-  return jnp.take_along_axis(order, run[:, None], axis=-1)[:, 0]
+  return jnp.take_along_axis(order, batch.run[:, None], axis=-1)[:, 0]
 
 
 def finite(gradient: jax.Array) -> jax.Array:
@@ -175,8 +177,8 @@ def select(mask: jax.Array, new: Tree, old: Tree) -> Tree:
   """Chooses per example: `new` where `mask` is True, else `old`.
 
   Args:
-    mask: bool array [batch].
-    new: pytree of arrays and keys [batch, ...].
+    mask: bool array [batch], or of more axes.
+    new: pytree of arrays and keys [batch, ...], with the mask's axes first.
     old: pytree of the same structure.
 
   Returns:
@@ -184,7 +186,7 @@ def select(mask: jax.Array, new: Tree, old: Tree) -> Tree:
   """
 
   def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - 1)), a, b)
+    return jnp.where(mask.reshape(mask.shape + (1,) * (b.ndim - mask.ndim)), a, b)
 
   return jax.tree.map(leaf, new, old)
 
@@ -270,16 +272,18 @@ def attack_batch(
     epsilon: ArrayLike,
   ) -> jax.Array:
     keys, radius = example_keys(key, indices), jnp.asarray(epsilon, images.dtype)
+    extra = (keys,) if attack.num_samples > 1 else ()
+    logits = predict(images, *extra) if attack.targeted else None
 
     def body(run: jax.Array, best: State) -> State:
-      batch = Batch(images, labels, keys, jnp.full(labels.shape, run), radius)
+      batch = Batch(images, labels, keys, jnp.full(labels.shape, run), radius, logits)
       state = jax.lax.fori_loop(
         0,
         attack.num_steps,
         lambda i, state: select(
           ~state["broken"], attack.step(predict, batch, state, jnp.full(labels.shape, i)), state
         ),
-        attack.start(predict, batch),
+        attack.start(batch),
       )
       new = {name: state[name] for name in ("adversarial", "broken")}
       return select(~best["broken"], new, best)

@@ -171,14 +171,11 @@ class _Oracle:
     """Whether the model draws random numbers."""
     return self.num_samples > 1
 
-  def targets(self, predict: Predict, batch: Batch) -> jax.Array:
+  def targets(self, batch: Batch) -> jax.Array:
     """Targets of each example's run; zeros where the loss has none."""
     if not self.targeted:
       return jnp.zeros_like(batch.labels)
-    if self.given == "target":
-      return jnp.asarray(batch.given)
-    extra = (run_keys(batch, DECISION),) if self.is_random else ()
-    return ranked_targets(predict(batch.images, *extra), batch.labels, batch.run)
+    return jnp.asarray(batch.given) if self.given == "target" else ranked_targets(batch)
 
   def first(self, batch: Batch, away: Callable[[], jax.Array]) -> jax.Array:
     """The first point of a run, before its projection: the given one, or the image moved away."""
@@ -234,9 +231,13 @@ class _Oracle:
 
 
 class _Ascent(NamedTuple):
-  """The parts of an `Attack` that differ between norms."""
+  """The parts of an `Attack` that differ between norms.
 
-  start: Callable[[Predict, Batch], State]
+  A step looks at a point, and then moves to the next one. So the first step looks at the start, and
+  the model is in one place of the program only. There is one more look than there are moves.
+  """
+
+  start: Callable[[Batch], State]
   step: Callable[[Predict, Batch, State, jax.Array], State]
   num_steps: int
   spec: dict[str, Any]
@@ -249,47 +250,46 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
   review_at = np.array(checkpoints(num_steps), np.int32)
   windows = np.diff(review_at, prepend=np.int32(0))
 
-  def start(predict: Predict, batch: Batch) -> State:
+  def start(batch: Batch) -> State:
     away = lambda: geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon)
     x = project(oracle.first(batch, away), batch, norm)
-    targets = oracle.targets(predict, batch)
-    gradient, values, wrong = oracle.look(predict, batch, x, targets, 1)
+    full = lambda value: jnp.full(batch.labels.shape, value, x.dtype)
     return {
       "x": x,
       "previous": x,
-      "gradient": gradient,
-      "targets": targets,
+      "targets": oracle.targets(batch),
       "adversarial": x,
-      "broken": wrong & (not oracle.is_random),
+      "broken": jnp.zeros(batch.labels.shape, bool),
       "best": x,
-      "best_gradient": gradient,
-      "best_loss": values,
-      "loss": values,
-      "step_size": jnp.full(values.shape, 2.0) * batch.epsilon,
-      "raised": jnp.zeros(values.shape, jnp.int32),  # steps of this window that raised the loss
-      "halved": jnp.ones(values.shape, bool),
-      "loss_at_review": values,
+      "best_gradient": jnp.zeros_like(x),
+      "best_loss": full(-jnp.inf),
+      "loss": full(jnp.inf),  # the look at the start raises nothing
+      "step_size": full(2.0) * batch.epsilon,
+      "raised": jnp.zeros(batch.labels.shape, jnp.int32),  # looks of this window that raised it
+      "halved": jnp.ones(batch.labels.shape, bool),
+      "loss_at_review": full(-jnp.inf),
     }
 
   def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
-    x, size = state["x"], norms.per_example(state["step_size"], state["x"])
-    share = norms.per_example(jnp.where(number == 0, 1.0, MOMENTUM), x)
-    z = project(x + size * geometry.direction(state["gradient"]), batch, norm)
-    x_new = project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm)
-    gradient, values, wrong = oracle.look(predict, batch, x_new, state["targets"], number + 2)
-    best, best_gradient, best_loss = _better(state, x_new, gradient, values)
+    x = state["x"]
+    gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 1)
+    best, best_gradient, best_loss = _better(state, x, gradient, values)
     raised = state["raised"] + (values > state["loss"]).astype(jnp.int32)
 
-    window = jnp.sum(jnp.where(number[:, None] + 1 == review_at[None], windows[None], 0), -1)
-    is_review = window > 0
-    adversarial = select(wrong, x_new, state["adversarial"])
-    broken = oracle.broken(predict, batch, adversarial, wrong, number == num_steps - 1)
+    window = jnp.sum(jnp.where(number[:, None] == review_at[None], windows[None], 0), -1)
+    is_first, is_review = number == 0, window > 0
+    adversarial = select(wrong, x, state["adversarial"])
+    broken = oracle.broken(predict, batch, adversarial, wrong, number == num_steps)
     too_few = raised.astype(x.dtype) <= RAISED_SHARE * window.astype(x.dtype)
     halve = is_review & (too_few | (~state["halved"] & (state["loss_at_review"] >= best_loss)))
+    x, gradient = select(halve, (best, best_gradient), (x, gradient))
+    step_size = jnp.where(halve, state["step_size"] / 2, state["step_size"])
+
+    share = norms.per_example(jnp.where(is_first, 1.0, MOMENTUM), x)
+    z = project(x + norms.per_example(step_size, x) * geometry.direction(gradient), batch, norm)
     return {
-      "x": select(halve, best, x_new),
+      "x": project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm),
       "previous": x,
-      "gradient": select(halve, best_gradient, gradient),
       "targets": state["targets"],
       "adversarial": adversarial,
       "broken": state["broken"] | broken,
@@ -297,10 +297,10 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
       "best_gradient": best_gradient,
       "best_loss": best_loss,
       "loss": values,
-      "step_size": jnp.where(halve, state["step_size"] / 2, state["step_size"]),
+      "step_size": step_size,
       "raised": jnp.where(is_review, 0, raised),
       "halved": jnp.where(is_review, halve, state["halved"]),
-      "loss_at_review": jnp.where(is_review, best_loss, state["loss_at_review"]),
+      "loss_at_review": jnp.where(is_first | is_review, best_loss, state["loss_at_review"]),
     }
 
   spec = {
@@ -309,7 +309,7 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
     "first_step": "2 epsilon",
     "checkpoints": checkpoints(num_steps),
   }
-  return _Ascent(start, step, num_steps, spec)
+  return _Ascent(start, step, num_steps + 1, spec)
 
 
 def _better(state: State, x: jax.Array, gradient: jax.Array, values: jax.Array) -> Any:
@@ -321,16 +321,15 @@ def _better(state: State, x: jax.Array, gradient: jax.Array, values: jax.Array) 
 def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
   """Ascent in L1, see `apgd`: stages on falling radii.
 
-  A stage begins with a look at its start, which is one more step of the loop. The plan has a row
-  for each step: the radius over epsilon, whether a stage begins, and whether the step size is
-  reviewed after the step.
+  A stage begins with a look at its start. The plan has a row for each look: the radius over
+  epsilon, whether a stage begins, and whether the step size is reviewed.
   """
   lengths = [int(share * num_steps) for _, share in STAGES[:-1]]
   lengths.append(num_steps - sum(lengths))
   plan: list[tuple[int, bool, bool]] = []
-  for stage, ((radius, _), length) in enumerate(zip(STAGES, lengths)):
+  for (radius, _), length in zip(STAGES, lengths):
     every = max(int(0.04 * length), 1)
-    plan += [(radius, True, False)] if stage else []
+    plan += [(radius, True, False)]
     plan += [(radius, False, (number + 1) % every == 0) for number in range(length)]
   radii, begins_at, review_at = (np.array(column) for column in zip(*plan))
 
@@ -338,33 +337,30 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
     """Number of entries that differ from the image's, [batch]."""
     return jnp.sum(x != batch.images, axis=(1, 2, 3)).astype(x.dtype)
 
-  def start(predict: Predict, batch: Batch) -> State:
+  def radius_at(number: jax.Array, batch: Batch) -> jax.Array:
+    return jnp.asarray(radii, batch.images.dtype)[number] * batch.epsilon
+
+  def start(batch: Batch) -> State:
     away = lambda: norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
     radius = STAGES[0][0] * batch.epsilon
     x = norms.project(oracle.first(batch, away), batch.images, radius, "l1")
-    targets = oracle.targets(predict, batch)
-    gradient, values, _ = oracle.look(predict, batch, x, targets, 1)
+    full = lambda value: jnp.full(batch.labels.shape, value, x.dtype)
     return {
       "x": x,
-      "gradient": gradient,
-      "targets": targets,
+      "targets": oracle.targets(batch),
       "adversarial": batch.images,
-      "broken": jnp.zeros(values.shape, bool),
+      "broken": jnp.zeros(batch.labels.shape, bool),
       "best": x,
-      "best_gradient": gradient,
-      "best_loss": values,
-      "step_size": jnp.ones_like(values) * radius,
-      "changed": changed(x, batch),  # at the last review
+      "best_gradient": jnp.zeros_like(x),
+      "best_loss": full(-jnp.inf),
+      "step_size": full(1.0) * radius,
+      "changed": full(0.0),  # at the last review
     }
 
   def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     begins, is_review = jnp.asarray(begins_at)[number], jnp.asarray(review_at)[number]
-    radius = jnp.asarray(radii, state["x"].dtype)[number] * batch.epsilon
-    share = state["changed"] / batch.images[0].size / SPARSER
-    move = norms.sparse_direction(state["gradient"], share)
-    moved = state["x"] + norms.per_example(state["step_size"], move) * move
-    x = norms.project(select(begins, state["best"], moved), batch.images, radius, "l1")
-    gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 2)
+    x, radius = state["x"], radius_at(number, batch)
+    gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 1)
     best, best_gradient, best_loss = select(
       begins, (x, gradient, values), _better(state, x, gradient, values)
     )
@@ -377,17 +373,24 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
     wrong &= is_within
     adversarial = select(wrong | (is_within & begins), x, state["adversarial"])
     broken = oracle.broken(predict, batch, adversarial, wrong, number == len(plan) - 1)
+    x, gradient = select(restart, (best, best_gradient), (x, gradient))
+    step_size = jnp.where(restart, radius, step_size)
+    at_review = jnp.where(begins | is_review, found, state["changed"])
+
+    following = jnp.minimum(number + 1, len(plan) - 1)
+    move = norms.sparse_direction(gradient, at_review / batch.images[0].size / SPARSER)
+    moved = x + norms.per_example(step_size, move) * move
+    x = select(jnp.asarray(begins_at)[following], best, moved)
     return {
-      "x": select(restart, best, x),
-      "gradient": select(restart, best_gradient, gradient),
+      "x": norms.project(x, batch.images, radius_at(following, batch), "l1"),
       "targets": state["targets"],
       "adversarial": adversarial,
       "broken": state["broken"] | broken,
       "best": best,
       "best_gradient": best_gradient,
       "best_loss": best_loss,
-      "step_size": jnp.where(restart, radius, step_size),
-      "changed": jnp.where(begins | is_review, found, state["changed"]),
+      "step_size": step_size,
+      "changed": at_review,
     }
 
   spec = {

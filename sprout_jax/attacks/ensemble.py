@@ -58,7 +58,7 @@ class Given:
   Attributes:
     key: PRNG key of the ensemble.
     predict: the model on the devices.
-    examples: host arrays (images, labels, indices) of all examples.
+    examples: host arrays (images, labels, indices, logits) of all examples.
     waiting: positions of the examples that wait for the attack.
     classes: number of classes.
     epsilon: radius in pixel units.
@@ -69,7 +69,7 @@ class Given:
 
   key: jax.Array
   predict: jax.tree_util.Partial
-  examples: tuple[np.ndarray, np.ndarray, np.ndarray]
+  examples: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
   waiting: np.ndarray
   classes: int
   epsilon: float
@@ -143,14 +143,12 @@ class Row:
   Attributes:
     id: number that determines its random draws. Never changed, and never given to another attack.
     build: (norm, number of classes, image shape, restarts, gradient samples) -> `Attack`.
-    chunk: number of steps between two searches for broken examples.
     given: (attack, `Given`) -> host array [waiting, runs, ...] of `Batch.given`, and the forward
       passes that it took; None where the attack needs nothing.
   """
 
   id: int
   build: Build
-  chunk: int = 10
   given: Callable[[Attack, Given], tuple[np.ndarray, int]] | None = None
 
 
@@ -160,7 +158,7 @@ ATTACKS = {
   "apgd-t": Row(2, _apgd("dlr", 4, targeted=True)),
   "fab": Row(3, _fab(targeted=False)),
   "fab-t": Row(4, _fab(targeted=True)),
-  "square": Row(5, _square, chunk=50),
+  "square": Row(5, _square),
 }
 
 
@@ -279,8 +277,8 @@ def auto_attack(
   misclassified image is never attacked. See `ATTACKS`, `apgd`, `fab` and `square` for the constants
   and their sources.
 
-  This function drives compiled programs and is not itself jittable. Every 10 steps (Square: 50)
-  broken images leave their batch and others take their place, over all devices (see `slots`). An
+  This function drives compiled programs and is not itself jittable. Every few steps broken images
+  leave their slots and others take their place, over all devices (see `slots`). An
   image's outcome depends on the key, its own index and itself. It does not depend on the batch
   size, the order of work, the number of devices or an interruption, up to rounding, which differs
   between the shapes of programs.
@@ -495,7 +493,7 @@ def _attack_all(
   state = resume.State(state_file, save_seconds, spec, images, labels, indices, logits)
   if after is not None and not state.per_attack:
     _continue_after(after, state, spec, clean, lambda images: look(images, FINAL), who)
-  forecast = Forecast(list(attacks.values()), slots.sizes(batch_size, mesh))
+  forecast = Forecast([(one, slots.sizes(one, batch_size, mesh)) for one in attacks.values()])
   for number, (name, attack) in enumerate(attacks.items(), start=1):
     if name not in state.per_attack:
       _attack_with(
@@ -506,7 +504,7 @@ def _attack_all(
         Given(
           key,
           model,
-          examples,
+          (*examples, logits),
           np.flatnonzero(state.robust & ~state.done),
           logits.shape[-1],
           epsilon,
@@ -596,21 +594,20 @@ def _attack_with(
     given.epsilon,
     given.batch_size,
     given.mesh,
-    row.chunk,
     own,
   ):
-    for outcome in call.outcomes:
-      position = outcome.position
-      finished, survived = finished + 1, survived + (not outcome.broken)
-      steps += outcome.steps
+    for ended in call.ended:
+      position = ended.position
+      finished, survived = finished + 1, survived + (not ended.broken)
+      steps += ended.steps
       state.done[position] = True
-      state.passes[name] = state.passes.get(name, 0) + attack.passes * outcome.steps
-      if outcome.broken:
+      state.passes[name] = state.passes.get(name, 0) + attack.passes * ended.steps
+      if ended.broken:
         state.robust[position] = False
-        state.images[position] = outcome.image
+        state.images[position] = ended.image
     state.save()
     now = clock()
-    forecast.measure(number - 1, call.size, call.steps, now - last)
+    forecast.measure(number - 1, call, now - last)
     last = now
     if on_progress is not None:
       done = int(state.done.sum())

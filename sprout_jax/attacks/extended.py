@@ -93,6 +93,7 @@ def best_points(
   labels: jax.Array,
   keys: jax.Array,
   epsilon: jax.Array,
+  logits: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """The best point of every run of an attack of APGD, in the ball.
 
@@ -103,15 +104,16 @@ def best_points(
     labels: int array [batch].
     keys: PRNG keys [batch] of the attack.
     epsilon: radius in pixel units.
+    logits: float array [batch, classes], the model's outputs for `images`.
 
   Returns:
     The points [runs, batch, height, width, channels], and their margins [runs, batch].
   """
 
   def run(number: jax.Array) -> tuple[jax.Array, jax.Array]:
-    batch = Batch(images, labels, keys, jnp.full(labels.shape, number), epsilon)
+    batch = Batch(images, labels, keys, jnp.full(labels.shape, number), epsilon, logits)
     step = lambda i, state: attack.step(predict, batch, state, jnp.full(labels.shape, i))
-    state = jax.lax.fori_loop(0, attack.num_steps, step, attack.start(predict, batch))
+    state = jax.lax.fori_loop(0, attack.num_steps, step, attack.start(batch))
     return state["best"], losses.margin(predict(state["best"]), labels)
 
   return jax.lax.map(run, jnp.arange(attack.num_runs))
@@ -165,9 +167,10 @@ def _look_program(source: Attack, mesh: jax.sharding.Mesh, key_impl: str) -> Cal
     images: jax.Array,
     labels: jax.Array,
     indices: jax.Array,
+    logits: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
     keys = example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices)
-    found, margin = best_points(source, predict, images, labels, keys, epsilon)
+    found, margin = best_points(source, predict, images, labels, keys, epsilon, logits)
     return jnp.moveaxis(found, 0, 1), margin.T
 
   return jax.jit(look, out_shardings=slots.shardings(mesh)[1])
@@ -175,14 +178,17 @@ def _look_program(source: Attack, mesh: jax.sharding.Mesh, key_impl: str) -> Cal
 
 def _best_starts(attack: Attack, given: Given) -> tuple[np.ndarray, int]:
   """The starts of each example's runs, [n, runs, height, width, channels], and their passes."""
-  images, labels, indices = given.examples
+  images, labels, indices, logits = given.examples
   points, margins, passes = [], [], 0
   impl = str(jax.random.key_impl(given.key))
   for name in OF_WHICH:
     key = np.asarray(jax.random.key_data(jax.random.fold_in(given.key, ATTACKS[name].id)))
     source = given.build(ATTACKS[name])
     program = _look_program(source, given.mesh, impl)
-    fixed, rows = (key, np.float32(given.epsilon)), (images, labels, indices.astype(np.uint32))
+    fixed, rows = (
+      (key, np.float32(given.epsilon)),
+      (images, labels, indices.astype(np.uint32), logits),
+    )
     found, margin = _in_batches(program, given, fixed, *rows)
     points.append(found)
     margins.append(margin)

@@ -136,12 +136,10 @@ def fab_attack(*, norm: str, targeted: bool, num_steps: int, num_runs: int) -> A
     f, w, _ = jax.lax.fori_loop(0, logits.shape[-1], nearest, start)
     return f, w
 
-  def start(predict: Predict, batch: Batch) -> State:
-    targets = jnp.zeros_like(batch.labels)
+  def start(batch: Batch) -> State:
     x = batch.images
-    if targeted:
-      targets = ranked_targets(predict(batch.images), batch.labels, batch.run)
-    else:
+    targets = ranked_targets(batch) if targeted else jnp.zeros_like(batch.labels)
+    if not targeted:
       away = geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon / 2)
       x = select(batch.run > 0, jnp.clip(batch.images + away, 0, 1), x)
     infinite = jnp.full(batch.labels.shape, jnp.inf)

@@ -13,45 +13,43 @@ from sprout_jax.attacks.attack import Attack
 class Forecast:
   """Estimate of the seconds that are left, for the attack in work and those after it.
 
-  The time of a step is unit * passes of the attack. The unit depends on the batch size and is
-  measured. The first call of an attack at a size takes longer, because it compiles. For each later
-  attack, the mean compilation time so far is added once.
+  The time of a step is unit * passes of the attack. The unit depends on the number of slots and is
+  measured. The first call of a program takes longer, because it compiles. For each later attack,
+  the mean compilation time so far is added once.
 
-  Broken and finished examples need no more steps. Examples in a batch are assumed to survive,
-  because most examples that break do so in their first steps. Waiting examples are assumed to need
-  the mean number of steps of the examples before them.
+  Broken and finished examples need no more steps. Examples in work are assumed to survive, because
+  most examples that break do so in their first steps. Waiting examples are assumed to need the mean
+  number of steps of the examples before them.
 
   Attributes:
-    attacks: the attacks of the ensemble, in their order.
-    sizes: the sizes of batches, from large to small.
-    units: {batch size: measured seconds of one step for one pass}.
+    attacks: each attack of the ensemble with its numbers of slots, from large to small; in order.
+    units: {number of slots: measured seconds of one step for one pass}.
   """
 
-  attacks: Sequence[Attack]
-  sizes: Sequence[int]
+  attacks: Sequence[tuple[Attack, Sequence[int]]]
   units: dict[int, float] = dataclasses.field(default_factory=dict)
   _first: dict[tuple[int, int], float | None] = dataclasses.field(default_factory=dict)
   _compilation: list[float] = dataclasses.field(default_factory=list)
 
-  def measure(self, number: int, size: int, steps: int, seconds: float) -> None:
+  def measure(self, number: int, call: slots.Call, seconds: float) -> None:
     """Records the time of a call.
 
     Args:
       number: position of the attack, from 0.
-      size: examples of the batch.
-      steps: steps of the call.
+      call: the call.
       seconds: the time that it took.
     """
-    if (number, size) not in self._first:
-      self._first[number, size] = seconds
+    program = number, call.width
+    if program not in self._first:
+      self._first[program] = seconds
       return
-    if not steps:
+    if not call.steps:
       return
-    self.units[size] = seconds / steps / self.attacks[number].passes
-    first = self._first[number, size]
+    self.units[call.size] = seconds / call.steps / self.attacks[number][0].passes
+    first = self._first[program]
     if first is not None:  # once
       self._compilation.append(max(0.0, first - seconds))
-      self._first[number, size] = None
+      self._first[program] = None
 
   def left(
     self,
@@ -76,17 +74,18 @@ class Forecast:
     """
     if not self.units:
       return None
-    attack, occupied = self.attacks[number], len(call.left)
+    attack, sizes = self.attacks[number]
+    in_work = len(call.left)
     whole = attack.num_runs * attack.num_steps
-    entered = max(1, finished + occupied)
-    share = (survived + occupied) / entered
-    average = (steps + occupied * whole) / entered / whole
+    entered = max(1, finished + in_work)
+    share = (survived + in_work) / entered
+    average = (steps + in_work * whole) / entered / whole
     if waiting:
       own = call.left.sum() / call.size * self._step(number, call.size)
     else:
-      own = call.left.max(initial=0) * self._step(number, slots.fitting(self.sizes, occupied))
+      own = self._together(number, in_work, call.left.sum(), call.left.max(initial=0))
     own += self._whole(number, waiting * average)
-    return float(own + self._after(number, earlier + survived + occupied + waiting * share))
+    return float(own + self._after(number, earlier + survived + in_work + waiting * share))
 
   def _after(self, number: int, survivors: float) -> float:
     """Seconds of all later attacks on this many examples, if all stay robust."""
@@ -98,15 +97,27 @@ class Forecast:
     )
 
   def _whole(self, number: int, count: float) -> float:
-    """Seconds of all steps of an attack on examples, in full batches and one for the rest."""
-    attack, size = self.attacks[number], self.sizes[0]
-    full, rest = divmod(round(count), size)
-    seconds = full * self._step(number, size)
-    if rest:
-      seconds += self._step(number, slots.fitting(self.sizes, rest))
-    return attack.num_runs * attack.num_steps * seconds
+    """Seconds of all steps of an attack on examples, in full slots and fewer for the rest."""
+    attack, sizes = self.attacks[number]
+    whole = attack.num_runs * attack.num_steps
+    full, rest = divmod(round(count), sizes[0])
+    seconds = full * whole * self._step(number, sizes[0])
+    return seconds + self._together(number, rest, rest * whole, whole if rest else 0)
+
+  def _together(self, number: int, count: int, total: float, longest: float) -> float:
+    """Seconds of examples for which there are enough slots; runs of one share the others' slots.
+
+    Args:
+      number: position of the attack, from 0.
+      count: number of examples.
+      total: steps of all of them.
+      longest: steps of the one that has the most.
+    """
+    attack, sizes = self.attacks[number]
+    size = slots.fitting(sizes, count)
+    return max(total / size, longest / attack.num_runs) * self._step(number, size)
 
   def _step(self, number: int, size: int) -> float:
     """Seconds of a step. A size that was not measured is scaled from the nearest measured size."""
     nearest = min(self.units, key=lambda known: abs(np.log(known / size)))
-    return self.attacks[number].passes * self.units[nearest] * size / nearest
+    return self.attacks[number][0].passes * self.units[nearest] * size / nearest

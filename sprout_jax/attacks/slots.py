@@ -1,10 +1,14 @@
-"""One attack over many images, in batches that stay full.
+"""One attack over many images, in slots that stay full.
 
-A batch is a fixed number of slots on the devices. Each slot holds one example with its own state
-and step number. After every call of `chunk` steps, broken and finished examples leave. Their slots
-take the next run (restart or target) of the same example, or the next example. When no example
-waits, the rest moves into a smaller batch. There are few sizes of batches, so that few programs are
-compiled.
+The slots lie on the devices. Each slot holds one run of an example with its own state and step
+number. After every call, broken and finished examples leave. Their slots take the next run (restart
+or target) of the same example, or the next example; see `schedule`.
+
+The slots are divided into pieces. A compiled call takes one piece after the other, and only as many
+as are in use. A step on a CPU costs about as much per image for 16 images as for 128, so pieces are
+small there: few slots are ever empty, and one program serves any number of survivors. A GPU or TPU
+needs many images at once. There all slots are one piece, and when no example waits, the rest moves
+into fewer slots. They have few sizes, because each size is a program to compile.
 
 An example's outcome depends on its own key, image and label only. It is the same for any batch
 size, order and number of devices. After an interruption the examples in the slots start again.
@@ -29,20 +33,22 @@ from sprout_jax.attacks.attack import Batch
 from sprout_jax.attacks.attack import State
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import select
+from sprout_jax.attacks.schedule import Ended
+from sprout_jax.attacks.schedule import Schedule
 
-SHRINK = 4  # ratio of one batch size to the next smaller one
-# Smallest number of slots per device. On a GPU or TPU, 8 images take as long as 64, and each size
-# costs a compilation.
-SMALLEST_ON_CPU, SMALLEST = 8, 64
+SHRINK = 4  # ratio of one number of slots to the next smaller one, on GPUs and TPUs
+SMALLEST = 64  # slots per device there: 8 images take as long
+# Slots of a piece on a CPU. Attacks without gradients need fewer images at once.
+WIDTH, WIDTH_FORWARD = 16, 8
 
 
 class Slots(NamedTuple):
   """The examples on the devices.
 
   Attributes:
-    batch: the examples, one per slot.
-    state: the attack's state.
-    step: int [slots], steps done in this run.
+    batch: the examples, arrays [pieces, slots of a piece, ...].
+    state: the attack's state, likewise.
+    step: int, likewise: steps done in this run.
   """
 
   batch: Batch
@@ -50,63 +56,66 @@ class Slots(NamedTuple):
   step: jax.Array
 
 
-class Outcome(NamedTuple):
-  """Outcome of the attack on one example.
-
-  Attributes:
-    position: position of the example among all examples.
-    broken: True where it is misclassified.
-    steps: steps of all its runs.
-    image: adversarial image [height, width, channels]; None where it is not broken.
-  """
-
-  position: int
-  broken: bool
-  steps: int
-  image: np.ndarray | None
-
-
 class Call(NamedTuple):
   """Result of a compiled call.
 
   Attributes:
-    outcomes: outcomes of the examples that are finished.
-    runs: the run of each occupied slot, from 0.
-    behind: finished work on the examples still in slots; 1 is a whole example.
+    ended: the examples that are finished.
+    runs: the first run that is not over, from 0, of each example in work.
+    behind: finished work on the examples in work; 1 is a whole example.
     size: number of slots in the call.
+    width: number of slots of a piece, which tells compiled programs apart.
     steps: steps that the call made; 0 where all its examples broke, and it ended early.
-    left: int [occupied slots], steps that each example still has, over all its runs.
+    left: int [examples in work], steps that each still has, over all its runs.
   """
 
-  outcomes: list[Outcome]
+  ended: list[Ended]
   runs: list[int]
   behind: float
   size: int
+  width: int
   steps: int
   left: np.ndarray
 
 
-def sizes(batch_size: int, mesh: Mesh) -> list[int]:
-  """Batch sizes in use, from large to small: multiples of the number of devices."""
+def sizes(attack: Attack, batch_size: int, mesh: Mesh) -> list[int]:
+  """Numbers of slots in use, from large to small: multiples of the number of devices."""
   devices = mesh.size
-  is_cpu = mesh.devices.flat[0].platform == "cpu"
-  smallest = (SMALLEST_ON_CPU if is_cpu else SMALLEST) * devices
+  if mesh.devices.flat[0].platform == "cpu":
+    width = WIDTH if attack.passes > 1 else WIDTH_FORWARD
+    width = min(batch_size, -(-width // devices) * devices)
+    return [width * count for count in range(batch_size // width, 0, -1)]
   found = [batch_size]
-  while found[-1] // SHRINK >= smallest and found[-1] // SHRINK % devices == 0:
+  while found[-1] // SHRINK >= SMALLEST * devices and found[-1] // SHRINK % devices == 0:
     found.append(found[-1] // SHRINK)
   return found
+
+
+def chunk(num_steps: int) -> int:
+  """Steps of a call: about 10, or a hundredth of many.
+
+  A run that ends in the middle of a call leaves its slot idle until the call is over. So whole
+  calls should make about the steps of a run.
+
+  >>> [chunk(steps) for steps in (100, 101, 5001)]
+  [10, 6, 61]
+  """
+  scale = -(-num_steps // 1000)
+  return min(
+    range(6 * scale, 12 * scale + 1),
+    key=lambda steps: (-num_steps % steps, abs(steps - 10 * scale)),
+  )
 
 
 def attack_examples(
   attack: Attack,
   predict: jax.tree_util.Partial,
   key: jax.Array,
-  examples: tuple[np.ndarray, np.ndarray, np.ndarray],
+  examples: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
   waiting: Sequence[int] | np.ndarray,
   epsilon: float,
   batch_size: int,
   mesh: Mesh,
-  chunk: int,
   given: np.ndarray | None = None,
 ) -> Iterator[Call]:
   """Attacks the waiting examples; yields a `Call` after each compiled call.
@@ -116,70 +125,74 @@ def attack_examples(
     predict: images -> logits, or a function of images and keys, as the attack needs it; from
       `inspection.on_devices`.
     key: PRNG key of the attack.
-    examples: host arrays (images, labels, indices that determine the keys) of all examples.
+    examples: host arrays (images, labels, indices that determine the keys, clean logits) of all
+      examples.
     waiting: positions of the examples to attack.
     epsilon: radius in pixel units.
-    batch_size: number of slots, a multiple of the number of devices.
+    batch_size: largest number of slots, a multiple of the number of devices.
     mesh: mesh with the one axis "examples".
-    chunk: number of steps of one compiled call.
     given: host array [waiting, runs, ...] of `Batch.given`, in the order of `waiting`; None where
       the attack needs none.
 
   Yields:
     A `Call` after every compiled call.
   """
-  programs = _programs(attack, mesh, chunk, str(jax.random.key_impl(key)))
-  split, replicated = shardings(mesh)
-  fixed = predict, *put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
-  queue = list(reversed(waiting))
+  programs = _programs(attack, mesh, str(jax.random.key_impl(key)))
+  split, replicated = _of_pieces(mesh), shardings(mesh)[1]
+  fixed = put((np.asarray(jax.random.key_data(key)), np.float32(epsilon)), replicated)
   places = np.zeros(len(examples[0]), int)  # of the examples among those that wait
   places[np.asarray(waiting, int)] = np.arange(len(waiting))
-  all_sizes = sizes(batch_size, mesh)
-  size = fitting(all_sizes, len(queue))
-  index, number = np.full(size, -1), np.zeros(size, np.int32)  # -1: an empty slot
-  fresh = np.ones(size, bool)
+  all_sizes = sizes(attack, batch_size, mesh)
+  is_cut = mesh.devices.flat[0].platform != "cpu"  # all slots are one piece
+  size = fitting(all_sizes, len(waiting))
+  width = size if is_cut else all_sizes[-1]
+  schedule = Schedule(waiting, size if is_cut else all_sizes[0], attack.num_runs, attack.num_steps)
+  in_pieces = lambda tree: put(
+    jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), tree), split
+  )
+  step = np.zeros(len(schedule.run), np.int32)
   slots: Slots | None = None
   while True:
-    for slot in np.flatnonzero(index < 0)[: len(queue)]:
-      index[slot], number[slot], fresh[slot] = queue.pop(), 0, True
-    if not queue and fitting(all_sizes, (index >= 0).sum()) < size:
-      size = fitting(all_sizes, (index >= 0).sum())
-      order = np.argsort(index < 0, kind="stable")[:size]
-      slots = slots and programs.take(slots, order)
-      index, number, fresh = index[order], number[order], fresh[order]
-    if not (index >= 0).any():
+    schedule.begin_examples(size)
+    if not schedule.waits and fitting(all_sizes, schedule.occupied.sum()) < size:
+      size = fitting(all_sizes, schedule.occupied.sum())
+      order = np.argsort(~schedule.occupied, kind="stable")
+      if is_cut:
+        order, width = order[:size], size
+      slots = slots and programs.take(slots, order.reshape(-1, width))
+      schedule.keep(order)
+      step = step[order]
+    schedule.begin_later_runs(size)
+    if not schedule.occupied.any():
       return
-    if fresh.any():
-      rows = np.maximum(index, 0)
-      images, labels, indices = (array[rows] for array in examples)
-      own = () if given is None else (given[places[rows], np.minimum(number, given.shape[1] - 1)],)
-      new = put((images, labels, indices.astype(np.uint32), number, fresh, *own), split)
-      slots = programs.refill(slots, *fixed, *new) if slots else programs.begin(*fixed, *new)
-      fresh[:] = False
-    occupied = index >= 0
-    slots = programs.advance(slots, predict, put(occupied, split))
-    broken, step = map(np.asarray, programs.look(slots))
-    is_over = step >= attack.num_steps
-    leaving = (index >= 0) & (broken | is_over & (number + 1 >= attack.num_runs))
-    next_run = (index >= 0) & is_over & ~leaving
-    number[next_run] += 1
-    fresh[next_run] = True
-    found = np.asarray(programs.fetch(slots)) if (leaving & broken).any() else np.empty(size)
-    outcomes = [
-      Outcome(
-        int(index[slot]),
-        bool(broken[slot]),
-        int(number[slot] * attack.num_steps + step[slot]),
-        found[slot] if broken[slot] else None,
+    if schedule.fresh.any():
+      rows = np.maximum(schedule.example, 0)
+      images, labels, indices, logits = (array[rows] for array in examples)
+      new = in_pieces(
+        {
+          "images": images,
+          "labels": labels,
+          "indices": indices.astype(np.uint32),
+          "run": schedule.run,
+          "fresh": schedule.fresh,
+        }
+        | ({"logits": logits} if attack.targeted else {})
+        | ({} if given is None else {"given": given[places[rows], schedule.run]})
       )
-      for slot in np.flatnonzero(leaving)
-    ]
-    index[leaving] = -1
-    kept = index >= 0
-    done = (number * attack.num_steps + np.where(is_over, 0, step))[kept]
-    whole = attack.num_runs * attack.num_steps
-    made = 0 if broken[occupied].all() else chunk
-    yield Call(outcomes, number[kept].tolist(), float(done.sum() / whole), size, made, whole - done)
+      slots = programs.refill(slots, *fixed, new) if slots else programs.begin(*fixed, new)
+      step[schedule.fresh] = 0
+      schedule.fresh[:] = False
+    occupied, before = schedule.occupied, step
+    slots = programs.advance(slots, predict, in_pieces(occupied), np.int32(size // width))
+    broken, step = (np.array(leaf).reshape(-1) for leaf in programs.look(slots))
+    images = np.empty(0)
+    if (occupied & broken).any():
+      images = np.asarray(programs.fetch(slots)).reshape(-1, *examples[0].shape[1:])
+    made = int((step - before)[occupied & ~broken].max(initial=0))
+    ended = schedule.end_runs(broken, step, images)
+    left, whole = schedule.left(step), attack.num_runs * attack.num_steps
+    behind = float((whole - left).sum() / whole)
+    yield Call(ended, schedule.runs(), behind, size, width, made, left)
 
 
 class _Programs(NamedTuple):
@@ -188,8 +201,8 @@ class _Programs(NamedTuple):
   Attributes:
     begin: fills all slots.
     refill: fills the slots that are marked as fresh.
-    advance: makes up to `chunk` steps.
-    take: moves chosen slots into a smaller batch.
+    advance: makes the steps of a call in the first pieces.
+    take: moves chosen slots to other places, or into fewer slots.
     look: returns which slots are broken, and their step numbers.
     fetch: returns the adversarial images.
   """
@@ -203,55 +216,66 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _programs(attack: Attack, mesh: Mesh, chunk: int, key_impl: str) -> _Programs:
+def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
   """The compiled programs of an attack; `jax.jit` specialises them to models and batch sizes.
 
-  Key, radius and weights are arguments, so that the next call of the same attack on the same model
-  compiles nothing.
+  Only `advance` has the model in it, once. Key, radius and weights are arguments, so that the next
+  call of the same attack on the same model compiles nothing.
   """
-  split, replicated = shardings(mesh)
+  split, replicated = _of_pieces(mesh), shardings(mesh)[1]
+  calls = chunk(attack.num_steps)
 
-  def begin(
-    predict: jax.tree_util.Partial,
-    key: jax.Array,
-    epsilon: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    indices: jax.Array,
-    run: jax.Array,
-    fresh: jax.Array,
-    given: jax.Array | None = None,
-  ) -> Slots:
-    del fresh
-    keys = example_keys(jax.random.wrap_key_data(key, impl=key_impl), indices)
-    batch = Batch(images, labels, keys, run, epsilon, given)
-    return Slots(batch, attack.start(predict, batch), jnp.zeros_like(run))
-
-  def refill(slots: Slots, *args: Any) -> Slots:
-    new, fresh = begin(*args), args[7]
-    apart = {"epsilon": slots.batch.epsilon}  # a scalar
-    old, other = (batch._asdict() | {"epsilon": None} for batch in (slots.batch, new.batch))
-    batch = Batch(**select(fresh, other, old) | apart)
-    return Slots(batch, *select(fresh, (new.state, new.step), (slots.state, slots.step)))
-
-  def advance(slots: Slots, predict: jax.tree_util.Partial, occupied: jax.Array) -> Slots:
-    def is_active(slots: Slots) -> jax.Array:
-      return occupied & ~slots.state["broken"] & (slots.step < attack.num_steps)
-
-    def body(carry: tuple[Any, Slots]) -> tuple[Any, Slots]:
-      done, slots = carry
-      active = is_active(slots)
-      state = select(
-        active, attack.step(predict, slots.batch, slots.state, slots.step), slots.state
+  def begin(key: jax.Array, epsilon: jax.Array, new: dict[str, jax.Array]) -> Slots:
+    def piece(new: dict[str, jax.Array]) -> tuple[dict[str, Any], State, jax.Array]:
+      keys = example_keys(jax.random.wrap_key_data(key, impl=key_impl), new["indices"])
+      batch = Batch(
+        new["images"],
+        new["labels"],
+        keys,
+        new["run"],
+        epsilon,
+        new.get("logits"),
+        new.get("given"),
       )
-      return done + 1, Slots(slots.batch, state, slots.step + active.astype(slots.step.dtype))
+      return _without_radius(batch), attack.start(batch), jnp.zeros_like(batch.run)
 
-    return jax.lax.while_loop(
-      lambda carry: (carry[0] < chunk) & jnp.any(is_active(carry[1])), body, (0, slots)
-    )[1]
+    fields, state, step = jax.lax.map(piece, new)
+    return Slots(Batch(**fields, epsilon=epsilon), state, step)
+
+  def refill(slots: Slots, key: jax.Array, epsilon: jax.Array, new: dict[str, jax.Array]) -> Slots:
+    begun = begin(key, epsilon, new)
+    fields, state, step = select(
+      new["fresh"],
+      (_without_radius(begun.batch), begun.state, begun.step),
+      (_without_radius(slots.batch), slots.state, slots.step),
+    )
+    return Slots(Batch(**fields, epsilon=epsilon), state, step)
+
+  def advance(
+    slots: Slots, predict: jax.tree_util.Partial, occupied: jax.Array, count: jax.Array
+  ) -> Slots:
+    def piece(place: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+      at = lambda tree: jax.tree.map(lambda leaf: leaf[place], tree)
+      batch = Batch(**at(_without_radius(slots.batch)), epsilon=slots.batch.epsilon)
+      is_active = lambda state, step: at(occupied) & ~state["broken"] & (step < attack.num_steps)
+
+      def body(carry: tuple[Any, State, jax.Array]) -> tuple[Any, State, jax.Array]:
+        done, state, step = carry
+        active = is_active(state, step)
+        state = select(active, attack.step(predict, batch, state, step), state)
+        return done + 1, state, step + active.astype(step.dtype)
+
+      found = jax.lax.while_loop(
+        lambda carry: (carry[0] < calls) & jnp.any(is_active(*carry[1:])), body, (0, *at(carry))
+      )
+      return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), carry, found[1:])
+
+    state, step = jax.lax.fori_loop(0, count, piece, (slots.state, slots.step))
+    return Slots(slots.batch, state, step)
 
   def take(slots: Slots, order: jax.Array) -> Slots:
-    return jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, slots)
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    return jax.tree.map(lambda leaf: flat(leaf)[order] if leaf.ndim else leaf, slots)
 
   def compiled(fn: Callable[..., Slots], **options: Any) -> Callable[..., Slots]:
     """`jax.jit` with the examples split over the devices."""
@@ -273,9 +297,21 @@ def _programs(attack: Attack, mesh: Mesh, chunk: int, key_impl: str) -> _Program
   )
 
 
+def _without_radius(batch: Batch) -> dict[str, Any]:
+  """The fields of a batch that are [slots, ...]."""
+  fields = batch._asdict()
+  del fields["epsilon"]
+  return fields
+
+
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
   """Shardings of the examples of a batch (split) and of everything else (replicated)."""
   return NamedSharding(mesh, PartitionSpec("examples")), NamedSharding(mesh, PartitionSpec())
+
+
+def _of_pieces(mesh: Mesh) -> NamedSharding:
+  """Sharding of arrays [pieces, slots of a piece, ...]."""
+  return NamedSharding(mesh, PartitionSpec(None, "examples"))
 
 
 def fitting(all_sizes: Sequence[int], count: float) -> int:

@@ -91,19 +91,20 @@ def square_attack(
   parts = (height, width, channels, sides, phase, draws)
   propose_first, propose = _linf(*parts) if norm == "linf" else _mass(*parts, norm)
 
-  def look(predict: Predict, batch: Batch, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Margins, and whether the examples are misclassified."""
-    logits = predict(x)
-    return losses.margin(logits, batch.labels), is_wrong(logits, batch.labels)
-
-  def start(predict: Predict, batch: Batch) -> State:
-    x = propose_first(batch).astype(batch.images.dtype)
-    value, wrong = look(predict, batch, x)
-    return {"adversarial": x, "margin": value, "broken": wrong}
+  def start(batch: Batch) -> State:
+    shape = batch.labels.shape
+    return {
+      "adversarial": propose_first(batch).astype(batch.images.dtype),
+      "margin": jnp.full(shape, -jnp.inf, batch.images.dtype),
+      "broken": jnp.zeros(shape, bool),
+    }
 
   def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
-    x = propose(batch, state["adversarial"], number).astype(batch.images.dtype)
-    value, wrong = look(predict, batch, x)
+    # The first query is the start itself.
+    proposal = propose(batch, state["adversarial"], jnp.maximum(number - 1, 0))
+    x = select(number == 0, state["adversarial"], proposal.astype(batch.images.dtype))
+    logits = predict(x)
+    value, wrong = losses.margin(logits, batch.labels), is_wrong(logits, batch.labels)
     better = (value > state["margin"]) | wrong
     return select(better, {"adversarial": x, "margin": value, "broken": wrong}, state)
 
@@ -114,7 +115,7 @@ def square_attack(
     "halve_after": HALVE_AFTER,
     "loss": "margin",
   }
-  return Attack("square", norm, start, step, num_steps, num_runs, spec, passes=1)
+  return Attack("square", norm, start, step, num_steps + 1, num_runs, spec, passes=1)
 
 
 def _signs(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

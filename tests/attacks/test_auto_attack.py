@@ -331,15 +331,22 @@ def test_the_versions_are_the_published_ensembles():
     assert spec["robust"]["accuracy"] == 0 and spec["examples"] == 4
 
 
-def test_batches_shrink_in_few_sizes():
-  def sizes(batch_size, devices, platform="cpu"):
+def test_numbers_of_slots():
+  def sizes(batch_size, devices, platform="cpu", passes=3):
     device = types.SimpleNamespace(platform=platform)
     mesh = types.SimpleNamespace(size=devices, devices=np.array([device] * devices))
-    return slots.sizes(batch_size, mesh)
+    return slots.sizes(types.SimpleNamespace(passes=passes), batch_size, mesh)
 
-  assert sizes(128, 1) == [128, 32, 8] and sizes(64, 8) == [64]
-  assert sizes(512, 8) == [512, 128] and sizes(7, 1) == [7]
+  assert sizes(60, 1) == [48, 32, 16] and sizes(64, 8) == [64, 48, 32, 16] and sizes(7, 1) == [7]
+  assert sizes(20, 1, passes=1) == [16, 8] and sizes(72, 24) == [72, 48, 24]
   assert sizes(512, 1, "gpu") == [512, 128] and sizes(512, 2, "tpu") == [512, 128]
+
+
+def test_calls_make_about_the_steps_of_a_run():
+  for steps in (1, 7, 100, 101, 103, 501, 5001):
+    calls = -(-steps // slots.chunk(steps))
+    assert calls * slots.chunk(steps) - steps <= 0.02 * steps + 10 * (steps < 10)
+  assert 6 <= slots.chunk(101) <= 12 and 30 < slots.chunk(5001) < 80
 
 
 GOOD = dict(epsilon=0.1, version="apgd-ce")

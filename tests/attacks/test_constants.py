@@ -160,8 +160,9 @@ def test_dlr_is_invariant_to_shift_and_scale(targeted):
 
 def test_targets_are_the_wrong_classes_by_rank():
   logits = jnp.array([[0.1, 3.0, 2.0, 1.0], [5.0, 1.0, 2.0, 3.0]])
-  rank = jax.jit(ranked_targets)
-  found = [rank(logits, np.array([1, 2]), np.full(2, run)).tolist() for run in range(3)]
+  batch = Batch(None, np.array([1, 2]), None, None, None, logits)
+  rank = jax.jit(lambda run: ranked_targets(batch._replace(run=run)))
+  found = [rank(np.full(2, run)).tolist() for run in range(3)]
   assert found == [[2, 0], [3, 3], [0, 1]]
 
 
@@ -181,7 +182,7 @@ def square_batch(norm_epsilon=0.1, count=6, size=12):
 
 def compiled(attack, predict):
   """The start and the step of an attack as two compiled programs."""
-  return (jax.jit(functools.partial(fn, predict)) for fn in (attack.start, attack.step))
+  return jax.jit(attack.start), jax.jit(functools.partial(attack.step, predict))
 
 
 def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
@@ -193,14 +194,14 @@ def test_square_changes_one_square_per_step_and_its_colours_are_extreme():
   np.testing.assert_allclose(np.abs(stripes - 0.5), 0.1, atol=1e-6)
   assert (stripes == stripes[:, :1]).all() and not (stripes[0] == stripes[1]).all()
   state = state | {"margin": np.full(6, -np.inf, np.float32)}  # so that the step is kept
-  new = np.asarray(advance(batch, state, np.full(6, 60))["adversarial"])
+  new = np.asarray(advance(batch, state, np.full(6, 61))["adversarial"])
   edge = side(60, 12, 12)
   for before, after in zip(stripes, new):
     changed = (before != after).any(-1)
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
     assert 0 < len(rows) <= edge and np.ptp(rows) < edge and np.ptp(columns) < edge
     np.testing.assert_allclose(np.abs(after - 0.5), 0.1, atol=1e-6)
-  worse = advance(batch, state | {"margin": np.full(6, np.inf, np.float32)}, np.full(6, 60))
+  worse = advance(batch, state | {"margin": np.full(6, np.inf, np.float32)}, np.full(6, 61))
   np.testing.assert_array_equal(
     worse["adversarial"], stripes
   )  # a step that does not help is undone
@@ -216,7 +217,7 @@ def test_square_in_l2_uses_the_whole_ball():
       attacks.NORMS["l2"].size(np.asarray(state["adversarial"]) - batch.images), 0.7, rtol=1e-4
     )
     state = advance(
-      batch, state | {"margin": np.full(6, -np.inf, np.float32)}, np.full(6, step * 30)
+      batch, state | {"margin": np.full(6, -np.inf, np.float32)}, np.full(6, step * 30 + 1)
     )
 
 
@@ -326,7 +327,7 @@ def reviewed():
 @pytest.mark.parametrize(
   "raised, halved_before, improved, halves",
   [
-    (15, True, True, True),  # with this step 16 of 22: at most 0.75 of the window
+    (15, True, True, True),  # with this look 16 of 22: at most 0.75 of the window
     (16, True, True, False),
     (16, False, True, False),
     (16, False, False, True),  # not halved last time, and the best loss has not risen since
@@ -334,14 +335,13 @@ def reviewed():
   ],
 )
 def test_apgd_halves_its_step_at_a_checkpoint(reviewed, raised, halved_before, improved, halves):
-  """Step 22 of 100, which raises the loss: the new step size, and the point it continues from."""
+  """The look after move 22 of 100, which raises the loss: the step size, and where it goes on."""
   start, advance = reviewed
   batch = square_batch(count=1, size=4)
   state = start(batch)
-  low = batch.images - np.float32(0.05)
   state |= {
-    "x": low,
-    "previous": low,
+    "x": batch.images + np.float32(0.0625),
+    "previous": batch.images - np.float32(0.05),
     "loss": np.full(1, -9.0, np.float32),
     "best": batch.images - np.float32(0.09),
     "best_loss": np.full(1, -9.0 if improved else 5.0, np.float32),
@@ -349,16 +349,19 @@ def test_apgd_halves_its_step_at_a_checkpoint(reviewed, raised, halved_before, i
     "raised": np.full(1, raised, np.int32),
     "halved": np.full(1, halved_before),
   }
-  after = advance(batch, state, np.full(1, 21))
+  after = advance(batch, state, np.full(1, 22))
   assert float(after["step_size"][0]) == pytest.approx(0.1 if halves else 0.2)
   assert bool(after["halved"][0]) == halves and int(after["raised"][0]) == 0
-  # From -0.05, z = P(-0.05 + 0.2) = 0.1; three quarters of the way: 0.0625. Where the step is
-  # halved, the run continues from its best point, which may be this one.
-  moved = np.asarray(after["x"])
+  # Where the step is halved, the run moves on from its best point, which may be this one. From
+  # 0.0625, z = P(0.0625 + step) = 0.1, and 3/4 of the way to it and 1/4 of the last move end beyond
+  # 0.1. The gradient at -0.09 was not looked at: only the last move is left.
+  going_on, moved = ("previous", "x")
   if halves and not improved:
-    np.testing.assert_allclose(moved, batch.images - 0.09, atol=1e-6)
+    np.testing.assert_allclose(after[going_on], batch.images - 0.09, atol=1e-6)
+    np.testing.assert_allclose(after[moved], batch.images - 0.1, atol=1e-6)
   else:
-    np.testing.assert_allclose(moved, batch.images + 0.0625, atol=1e-6)
-  between = advance(batch, state, np.full(1, 20))
+    np.testing.assert_allclose(after[going_on], batch.images + 0.0625, atol=1e-6)
+    np.testing.assert_allclose(after[moved], batch.images + 0.1, atol=1e-6)
+  between = advance(batch, state, np.full(1, 21))
   assert float(between["step_size"][0]) == pytest.approx(0.2)
   assert int(between["raised"][0]) == raised + 1

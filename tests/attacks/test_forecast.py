@@ -25,8 +25,8 @@ def clock(monkeypatch):
 
   def timed(attack, *args):
     for call in attack_examples(attack, *args):
-      is_new = (attack, call.size) not in compiled
-      compiled.add((attack, call.size))
+      is_new = (attack, call.width) not in compiled
+      compiled.add((attack, call.width))
       now[0] += call.steps * attack.passes * call.size**0.8 / 1000 + COMPILATION * is_new
       yield call
 
@@ -89,12 +89,12 @@ def test_after_an_interruption_the_survivors_before_it_count(clock, tmp_path):
 
 def test_a_call_that_ends_early_measures_no_step():
   attack = types.SimpleNamespace(passes=3, num_runs=1, num_steps=100)
-  forecast = Forecast([attack, attack], [32, 8])
-  forecast.measure(0, 32, 10, 0.0)
-  forecast.measure(0, 32, 10, 30.0)
-  forecast.measure(0, 32, 0, 1.0)
+  forecast = Forecast([(attack, [32, 8])] * 2)
+  call = slots.Call([], [0], 0.5, 32, 32, 10, np.array([50]))
+  forecast.measure(0, call, 0.0)
+  forecast.measure(0, call, 30.0)
+  forecast.measure(0, call._replace(steps=0), 1.0)
   assert forecast.units == {32: 1.0}
-  call = slots.Call([], [0], 0.5, 32, 10, np.array([50]))
   assert forecast.left(0, call, 0, 0, 0, 0) == 50 * 3 * 8 / 32 + 100 * 3 * 8 / 32
 
 

@@ -220,11 +220,11 @@ def test_pgd_reaches_any_image_in_a_large_ball():
 
 
 def test_the_stages_of_auto_pgd():
-  """Radii 3, 2 and 1 epsilon for 30, 30 and 40 steps; a stage begins with one more look."""
+  """Radii 3, 2 and 1 epsilon for 30, 30 and 40 moves; a stage begins with a look at its start."""
   attack = apgd_attack(
     norm="l1", loss="cross_entropy", targeted=False, num_steps=100, num_runs=1, num_samples=1
   )
-  assert attack.num_steps == 102 and attack.spec["stages"] == [[3, 0.3], [2, 0.3], [1, 0.4]]
+  assert attack.num_steps == 103 and attack.spec["stages"] == [[3, 0.3], [2, 0.3], [1, 0.4]]
   predict = lambda x: jnp.stack(
     [x[:, 0, 0, 0], -x[:, 0, 0, 0] + 9], -1
   )  # class 1, not to be broken
@@ -232,13 +232,12 @@ def test_the_stages_of_auto_pgd():
   batch = attacks.attack.Batch(
     images, jnp.array([1]), jax.random.split(KEY, 1), jnp.zeros(1, int), jnp.float32(2.0)
   )
-  state, sizes, steps = attack.start(predict, batch), [], []
+  state, sizes, steps = attack.start(batch), [], []
   step = jax.jit(lambda state, number: attack.step(predict, batch, state, number))
   for number in range(attack.num_steps):
     sizes.append(float(np.abs(state["x"] - images).sum()))
-    steps.append(float(state["step_size"][0]))
     state = step(state, jnp.array([number]))
-  sizes.append(float(np.abs(state["x"] - images).sum()))
+    steps.append(float(state["step_size"][0]))
   assert max(sizes[:31]) <= 6 and max(sizes[:31]) > 5.9
   assert max(sizes[31:62]) <= 4 and max(sizes[62:]) <= 2 and max(sizes[62:]) > 1.9
   assert steps[0] == 6 and steps[31] == 4 and steps[62] == 2 and min(steps[:31]) >= 0.6

@@ -1,0 +1,168 @@
+"""Which run of which example is in which slot.
+
+An attack makes several runs (restarts or targets) of each example, one after the other, until one
+breaks it. Where slots would stay empty because no example waits, they take later runs of examples
+that are in work. The outcome is the one of the runs in their order: the first run that breaks the
+example counts, and it is awaited. So an outcome does not depend on the number of slots. A later run
+that was begun for nothing costs no time that an empty slot would not have cost.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Ended(NamedTuple):
+  """An example that is finished.
+
+  Attributes:
+    position: its position among all examples.
+    broken: True where it is misclassified.
+    steps: steps of its runs up to the one that broke it, or of all.
+    image: adversarial image [height, width, channels]; None where it is not broken.
+  """
+
+  position: int
+  broken: bool
+  steps: int
+  image: np.ndarray | None
+
+
+@dataclasses.dataclass
+class _Example:
+  """An example in work.
+
+  Attributes:
+    begun: number of runs that are begun or over: 0, ..., begun - 1.
+    over: the runs that ended without a success.
+    limit: runs from here on do not matter: the run that broke it, or the number of runs.
+    steps: steps of the run that broke it.
+    image: its adversarial image.
+  """
+
+  begun: int
+  limit: int
+  over: set[int] = dataclasses.field(default_factory=set)
+  steps: int = 0
+  image: np.ndarray | None = None
+
+
+class Schedule:
+  """The slots of an attack, as host arrays.
+
+  Attributes:
+    example: int [slots], position of the example in each slot; -1: the slot is empty.
+    run: int [slots], number of its run, from 0.
+    fresh: bool [slots], True where a run begins.
+  """
+
+  def __init__(self, waiting: Sequence[int] | np.ndarray, slots: int, runs: int, steps: int):
+    """Makes empty slots.
+
+    Args:
+      waiting: positions of the examples, in their order.
+      slots: number of slots.
+      runs: runs of an example.
+      steps: steps of a run.
+    """
+    self.example = np.full(slots, -1)
+    self.run = np.zeros(slots, np.int32)
+    self.fresh = np.ones(slots, bool)
+    self._queue = list(reversed(waiting))
+    self._runs, self._steps = runs, steps
+    self._work: dict[int, _Example] = {}
+
+  @property
+  def occupied(self) -> np.ndarray:
+    """Bool [slots], True where the slot holds a run."""
+    return self.example >= 0
+
+  @property
+  def waits(self) -> bool:
+    """Whether an example waits."""
+    return bool(self._queue)
+
+  def begin_examples(self, size: int) -> None:
+    """Gives the empty ones among the first `size` slots to waiting examples."""
+    for slot in np.flatnonzero(~self.occupied[:size])[: len(self._queue)]:
+      position = self._queue.pop()
+      self._work[position] = _Example(0, self._runs)
+      self._begin(int(slot), position)
+
+  def begin_later_runs(self, size: int) -> None:
+    """Gives the empty ones among the first `size` slots to later runs of examples in work."""
+    able = {where: one for where, one in self._work.items() if one.begun < one.limit}
+    for slot in np.flatnonzero(~self.occupied[:size]):
+      if not able:
+        return
+      # The example with the fewest runs begun, so that all end at about the same time.
+      position = min(able, key=lambda where: able[where].begun)
+      self._begin(int(slot), position)
+      if able[position].begun == able[position].limit:
+        del able[position]
+
+  def _begin(self, slot: int, position: int) -> None:
+    one = self._work[position]
+    self.example[slot], self.run[slot], self.fresh[slot] = position, one.begun, True
+    one.begun += 1
+
+  def keep(self, order: np.ndarray) -> None:
+    """Moves the slots to a new order, or chosen ones to fewer slots."""
+    self.example, self.run, self.fresh = self.example[order], self.run[order], self.fresh[order]
+
+  def end_runs(self, broken: np.ndarray, step: np.ndarray, images: np.ndarray) -> list[Ended]:
+    """Enters what the slots have become, empties those that are over, and finishes examples.
+
+    Args:
+      broken: bool [slots].
+      step: int [slots], the steps of each run.
+      images: float [slots, height, width, channels], read where a slot is broken.
+
+    Returns:
+      The examples that are finished, in the order of their slots.
+    """
+    changed = {}
+    for slot in np.flatnonzero(self.occupied & (broken | (step >= self._steps))):
+      position, run = int(self.example[slot]), int(self.run[slot])
+      one = self._work[position]
+      changed[position] = one
+      if not broken[slot]:
+        one.over.add(run)
+      elif run < one.limit:
+        one.limit, one.steps, one.image = run, int(step[slot]), images[slot]
+      self.example[slot] = -1
+    ended = []
+    for position, one in changed.items():
+      if one.limit < self._runs:  # later runs do not matter
+        self.example[(self.example == position) & (self.run > one.limit)] = -1
+      if all(run in one.over for run in range(one.limit)):
+        is_broken = one.limit < self._runs
+        ended.append(Ended(position, is_broken, one.limit * self._steps + one.steps, one.image))
+        del self._work[position]
+    for position in changed:
+      # The slot of a run that is over goes on with its example, before others take it.
+      if position in self._work and not (self.example == position).any():
+        self._begin(int(np.flatnonzero(~self.occupied)[0]), position)
+    return ended
+
+  def left(self, step: np.ndarray) -> np.ndarray:
+    """Int [examples in work], the steps that each still has, over all its runs.
+
+    Args:
+      step: int [slots], the steps of each run; those of runs that begin do not count.
+    """
+    made = {
+      position: self._steps * sum(run < one.limit for run in one.over)
+      for position, one in self._work.items()
+    }
+    for slot in np.flatnonzero(self.occupied & ~self.fresh):
+      made[int(self.example[slot])] += int(step[slot])
+    return np.array(
+      [self._work[position].limit * self._steps - steps for position, steps in made.items()], int
+    )
+
+  def runs(self) -> list[int]:
+    """The first run of each example in work that is not over."""
+    return [min(set(range(one.limit)) - one.over) for one in self._work.values()]
