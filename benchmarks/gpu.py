@@ -1288,7 +1288,8 @@ def compile_auto_attack(context, predict, data, chosen):
   mesh = jax.make_mesh((jax.device_count(),), ("examples",))
 
   def compile_one(name):
-    for size in slots.sizes(batch_size, mesh):
+    attack = attacks.ATTACKS[name].build("linf", 10, images.shape[1:], 1, 1)
+    for size in slots.sizes(attack, batch_size, mesh):
       count, calls = len(chosen) if size == batch_size else size, iter(range(WARM_UP_CALLS))
 
       def look(progress, calls=calls):

@@ -42,9 +42,9 @@ class Batch(NamedTuple):
     run: int [batch], number of the restart or of the target: 0, 1, ...
     epsilon: float scalar, radius in pixel units.
     logits: float [batch, classes], the model's outputs for `images`, by which a targeted attack
-      ranks its targets; None for other attacks.
+      ranks its targets; None for other attacks, and in steps.
     given: what each example's run is given beforehand: its start [batch, height, width, channels]
-      or its target, int [batch]; None where the attack finds its own.
+      or its target, int [batch]; None where the attack finds its own, and in steps.
   """
 
   images: jax.Array

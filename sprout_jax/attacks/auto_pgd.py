@@ -6,6 +6,7 @@ Adversarial Attacks on Image Classifiers", ICML 2021.)
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -90,6 +91,10 @@ TARGETED_LOSSES: dict[str, Callable[..., jax.Array]] = {
   "margin": losses.targeted_margin,
 }
 
+# (targeted, loss): its number is in the state of a run, so that one program serves all losses.
+KINDS = [(False, name) for name in LOSSES] + [(True, name) for name in TARGETED_LOSSES]
+FEWEST_CLASSES = {(False, "dlr"): 3, (True, "dlr"): 4}  # of the other losses 2
+
 
 def apgd_attack(
   *,
@@ -122,11 +127,18 @@ def apgd_attack(
     ("num_samples", num_samples),
   ):
     arguments.check_count("apgd", what, value, 1)
-  loss_fn = table[loss]
-  if num_samples > 1 and loss == "cross_entropy":
-    loss_fn = losses.cross_entropy  # means of gradients of log odds are not those of the loss
-  oracle = _Oracle(loss_fn, targeted, num_samples, given)
-  ascent = _l1_ascent(oracle, num_steps) if norm == "l1" else _ascent(oracle, norm, num_steps)
+  ascent = (
+    _l1_ascent(num_steps, num_samples) if norm == "l1" else _ascent(norm, num_steps, num_samples)
+  )
+
+  def start(batch: Batch) -> State:
+    first = jnp.asarray(batch.given) if given == "start" else batch.images + ascent.away(batch)
+    targets = jnp.zeros_like(batch.labels)
+    if targeted:
+      targets = jnp.asarray(batch.given) if given == "target" else ranked_targets(batch)
+    kind = jnp.full_like(batch.labels, KINDS.index((targeted, loss)))
+    return ascent.start(batch, first) | {"targets": targets, "kind": kind}
+
   spec = {
     "loss": loss,
     "targeted": targeted,
@@ -139,7 +151,7 @@ def apgd_attack(
   return Attack(
     "apgd",
     norm,
-    ascent.start,
+    start,
     ascent.step,
     ascent.num_steps,
     num_runs,
@@ -155,43 +167,41 @@ class _Oracle:
   """Questions of a run to the model.
 
   Attributes:
-    loss: (logits, labels) -> [batch]; if targeted, (logits, labels, targets) -> [batch].
-    targeted: whether the loss has a target.
     num_samples: number of draws of a random model; 1 for a model that is not random.
-    given: what `Batch.given` is: "start", "target", or "" for nothing.
   """
 
-  loss: Callable[..., jax.Array]
-  targeted: bool
   num_samples: int
-  given: str = ""
 
   @property
   def is_random(self) -> bool:
     """Whether the model draws random numbers."""
     return self.num_samples > 1
 
-  def targets(self, batch: Batch) -> jax.Array:
-    """Targets of each example's run; zeros where the loss has none."""
-    if not self.targeted:
-      return jnp.zeros_like(batch.labels)
-    return jnp.asarray(batch.given) if self.given == "target" else ranked_targets(batch)
+  def losses(self, logits: jax.Array, labels: jax.Array, state: State) -> jax.Array:
+    """The loss of the run's kind, [batch]. Only one of the branches runs."""
 
-  def first(self, batch: Batch, away: Callable[[], jax.Array]) -> jax.Array:
-    """The first point of a run, before its projection: the given one, or the image moved away."""
-    return jnp.asarray(batch.given) if self.given == "start" else batch.images + away()
+    def branch(targeted: bool, name: str) -> Callable[[jax.Array], jax.Array]:
+      if logits.shape[-1] < FEWEST_CLASSES.get((targeted, name), 2):
+        name = "margin"  # is never chosen
+      if targeted:
+        return lambda logits: TARGETED_LOSSES[name](logits, labels, state["targets"])
+      # Means of gradients of log odds are not those of the cross-entropy.
+      is_mean = self.is_random and name == "cross_entropy"
+      return lambda logits: (losses.cross_entropy if is_mean else LOSSES[name])(logits, labels)
+
+    return jax.lax.switch(state["kind"][0], [branch(*kind) for kind in KINDS], logits)
 
   def look(
-    self, predict: Predict, batch: Batch, x: jax.Array, targets: jax.Array, number: ArrayLike
+    self, predict: Predict, batch: Batch, state: State, number: ArrayLike
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients and losses, means over samples, and whether the mean logits are wrong."""
-    extra = (targets,) if self.targeted else ()
+    x = state["x"]
 
     def total(
       x: jax.Array, keys: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
       logits = predict(x, keys) if self.is_random else predict(x)
-      values = self.loss(logits, batch.labels, *extra)
+      values = self.losses(logits, batch.labels, state)
       return jnp.sum(values), (values, logits)
 
     def sample(carry: tuple[Any, ...], sample_number: jax.Array) -> tuple[tuple[Any, ...], None]:
@@ -237,27 +247,31 @@ class _Ascent(NamedTuple):
   the model is in one place of the program only. There is one more look than there are moves.
   """
 
-  start: Callable[[Batch], State]
+  away: Callable[[Batch], jax.Array]
+  start: Callable[[Batch, jax.Array], State]
   step: Callable[[Predict, Batch, State, jax.Array], State]
   num_steps: int
   spec: dict[str, Any]
 
 
-def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
+# The same step for every loss and target, so that its program is compiled once; see `KINDS`.
+@functools.lru_cache(maxsize=64)
+def _ascent(norm: str, num_steps: int, num_samples: int) -> _Ascent:
   """Ascent in Linf and L2, see `apgd`."""
-  geometry = norms.NORMS[norm]
+  oracle, geometry = _Oracle(num_samples), norms.NORMS[norm]
   # NumPy: JAX arrays would belong to the mesh that is set where the attack is built.
   review_at = np.array(checkpoints(num_steps), np.int32)
   windows = np.diff(review_at, prepend=np.int32(0))
 
-  def start(batch: Batch) -> State:
-    away = lambda: geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon)
-    x = project(oracle.first(batch, away), batch, norm)
+  def away(batch: Batch) -> jax.Array:
+    return geometry.surface(run_keys(batch, 0), batch.images, batch.epsilon)
+
+  def start(batch: Batch, first: jax.Array) -> State:
+    x = project(first, batch, norm)
     full = lambda value: jnp.full(batch.labels.shape, value, x.dtype)
     return {
       "x": x,
       "previous": x,
-      "targets": oracle.targets(batch),
       "adversarial": x,
       "broken": jnp.zeros(batch.labels.shape, bool),
       "best": x,
@@ -272,7 +286,7 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
 
   def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     x = state["x"]
-    gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 1)
+    gradient, values, wrong = oracle.look(predict, batch, state, number + 1)
     best, best_gradient, best_loss = _better(state, x, gradient, values)
     raised = state["raised"] + (values > state["loss"]).astype(jnp.int32)
 
@@ -291,6 +305,7 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
       "x": project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm),
       "previous": x,
       "targets": state["targets"],
+      "kind": state["kind"],
       "adversarial": adversarial,
       "broken": state["broken"] | broken,
       "best": best,
@@ -309,7 +324,7 @@ def _ascent(oracle: _Oracle, norm: str, num_steps: int) -> _Ascent:
     "first_step": "2 epsilon",
     "checkpoints": checkpoints(num_steps),
   }
-  return _Ascent(start, step, num_steps + 1, spec)
+  return _Ascent(away, start, step, num_steps + 1, spec)
 
 
 def _better(state: State, x: jax.Array, gradient: jax.Array, values: jax.Array) -> Any:
@@ -318,12 +333,14 @@ def _better(state: State, x: jax.Array, gradient: jax.Array, values: jax.Array) 
   return select(values > state["best_loss"], (x, gradient, values), old)
 
 
-def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
+@functools.lru_cache(maxsize=64)
+def _l1_ascent(num_steps: int, num_samples: int) -> _Ascent:
   """Ascent in L1, see `apgd`: stages on falling radii.
 
   A stage begins with a look at its start. The plan has a row for each look: the radius over
   epsilon, whether a stage begins, and whether the step size is reviewed.
   """
+  oracle = _Oracle(num_samples)
   lengths = [int(share * num_steps) for _, share in STAGES[:-1]]
   lengths.append(num_steps - sum(lengths))
   plan: list[tuple[int, bool, bool]] = []
@@ -340,14 +357,15 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
   def radius_at(number: jax.Array, batch: Batch) -> jax.Array:
     return jnp.asarray(radii, batch.images.dtype)[number] * batch.epsilon
 
-  def start(batch: Batch) -> State:
-    away = lambda: norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
+  def away(batch: Batch) -> jax.Array:
+    return norms.draw(run_keys(batch, 0), jax.random.normal, batch.images)
+
+  def start(batch: Batch, first: jax.Array) -> State:
     radius = STAGES[0][0] * batch.epsilon
-    x = norms.project(oracle.first(batch, away), batch.images, radius, "l1")
+    x = norms.project(first, batch.images, radius, "l1")
     full = lambda value: jnp.full(batch.labels.shape, value, x.dtype)
     return {
       "x": x,
-      "targets": oracle.targets(batch),
       "adversarial": batch.images,
       "broken": jnp.zeros(batch.labels.shape, bool),
       "best": x,
@@ -360,7 +378,7 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
   def step(predict: Predict, batch: Batch, state: State, number: jax.Array) -> State:
     begins, is_review = jnp.asarray(begins_at)[number], jnp.asarray(review_at)[number]
     x, radius = state["x"], radius_at(number, batch)
-    gradient, values, wrong = oracle.look(predict, batch, x, state["targets"], number + 1)
+    gradient, values, wrong = oracle.look(predict, batch, state, number + 1)
     best, best_gradient, best_loss = select(
       begins, (x, gradient, values), _better(state, x, gradient, values)
     )
@@ -384,6 +402,7 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
     return {
       "x": norms.project(x, batch.images, radius_at(following, batch), "l1"),
       "targets": state["targets"],
+      "kind": state["kind"],
       "adversarial": adversarial,
       "broken": state["broken"] | broken,
       "best": best,
@@ -400,7 +419,7 @@ def _l1_ascent(oracle: _Oracle, num_steps: int) -> _Ascent:
     "sparse_enough": SPARSE_ENOUGH,
     "smallest_step": f"1/{SMALLEST_STEP} of the radius",
   }
-  return _Ascent(start, step, len(plan), spec)
+  return _Ascent(away, start, step, len(plan), spec)
 
 
 def apgd(

@@ -16,10 +16,12 @@ size, order and number of devices. After an interruption the examples in the slo
 
 import functools
 from collections.abc import Callable
+from collections.abc import Hashable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -219,11 +221,9 @@ class _Programs(NamedTuple):
 def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
   """The compiled programs of an attack; `jax.jit` specialises them to models and batch sizes.
 
-  Only `advance` has the model in it, once. Key, radius and weights are arguments, so that the next
+  Only `advance` has the model in it. Key, radius and weights are arguments, so that the next
   call of the same attack on the same model compiles nothing.
   """
-  split, replicated = _of_pieces(mesh), shardings(mesh)[1]
-  calls = chunk(attack.num_steps)
 
   def begin(key: jax.Array, epsilon: jax.Array, new: dict[str, jax.Array]) -> Slots:
     def piece(new: dict[str, jax.Array]) -> tuple[dict[str, Any], State, jax.Array]:
@@ -237,7 +237,10 @@ def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
         new.get("logits"),
         new.get("given"),
       )
-      return _without_radius(batch), attack.start(batch), jnp.zeros_like(batch.run)
+      state = attack.start(batch)
+      # Steps do not read these. Without them, attacks with the same step have the same program.
+      batch = batch._replace(logits=None, given=None)
+      return _without_radius(batch), state, jnp.zeros_like(batch.run)
 
     fields, state, step = jax.lax.map(piece, new)
     return Slots(Batch(**fields, epsilon=epsilon), state, step)
@@ -251,18 +254,30 @@ def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
     )
     return Slots(Batch(**fields, epsilon=epsilon), state, step)
 
+  return _Programs(
+    _split_over(mesh, begin),
+    _split_over(mesh, refill, donate_argnums=0),
+    *_steps(cast(Hashable, attack.step), attack.num_steps, mesh),
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(step_of: Any, num_steps: int, mesh: Mesh) -> tuple[Callable[..., Any], ...]:
+  """`_Programs` but for the first two, for all attacks that have this step."""
+  calls, replicated = chunk(num_steps), shardings(mesh)[1]
+
   def advance(
     slots: Slots, predict: jax.tree_util.Partial, occupied: jax.Array, count: jax.Array
   ) -> Slots:
     def piece(place: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
       at = lambda tree: jax.tree.map(lambda leaf: leaf[place], tree)
       batch = Batch(**at(_without_radius(slots.batch)), epsilon=slots.batch.epsilon)
-      is_active = lambda state, step: at(occupied) & ~state["broken"] & (step < attack.num_steps)
+      is_active = lambda state, step: at(occupied) & ~state["broken"] & (step < num_steps)
 
       def body(carry: tuple[Any, State, jax.Array]) -> tuple[Any, State, jax.Array]:
         done, state, step = carry
         active = is_active(state, step)
-        state = select(active, attack.step(predict, batch, state, step), state)
+        state = select(active, step_of(predict, batch, state, step), state)
         return done + 1, state, step + active.astype(step.dtype)
 
       found = jax.lax.while_loop(
@@ -277,23 +292,23 @@ def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
     flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
     return jax.tree.map(lambda leaf: flat(leaf)[order] if leaf.ndim else leaf, slots)
 
-  def compiled(fn: Callable[..., Slots], **options: Any) -> Callable[..., Slots]:
-    """`jax.jit` with the examples split over the devices."""
-    return jax.jit(
-      lambda *args: jax.tree.map(
-        lambda leaf: jax.lax.with_sharding_constraint(leaf, split if leaf.ndim else replicated),
-        fn(*args),
-      ),
-      **options,
-    )
-
-  return _Programs(
-    compiled(begin),
-    compiled(refill, donate_argnums=0),
-    compiled(advance, donate_argnums=0),
-    compiled(take),
+  return (
+    _split_over(mesh, advance, donate_argnums=0),
+    _split_over(mesh, take),
     jax.jit(lambda slots: (slots.state["broken"], slots.step), out_shardings=replicated),
     jax.jit(lambda slots: slots.state["adversarial"], out_shardings=replicated),
+  )
+
+
+def _split_over(mesh: Mesh, fn: Callable[..., Slots], **options: Any) -> Callable[..., Slots]:
+  """`jax.jit` with the examples split over the devices."""
+  split, replicated = _of_pieces(mesh), shardings(mesh)[1]
+  return jax.jit(
+    lambda *args: jax.tree.map(
+      lambda leaf: jax.lax.with_sharding_constraint(leaf, split if leaf.ndim else replicated),
+      fn(*args),
+    ),
+    **options,
   )
 
 
