@@ -10,10 +10,9 @@ layout, and for each image whether it was robust after each attack of the refere
 `parity` runs "standard" and each single attack on every network. It does not repeat rows that the
 file has. `gains` runs AutoAttack and the further attacks of `extended_attack` on the same networks,
 and on those models of `sprout_jax.zoo` that `ZOO` lists. It stores what each attack breaks and what
-it costs. `speed` compares the time of "standard" with that of the naive way: every attack, with all
-steps and targets, runs on one batch of all images that are classified correctly, and no image is
-dropped. The naive programs are compiled before the timing. So are nearly all batch sizes of
-"standard".
+it costs. `speed` times "standard", first with compilation and then without, beside its limit: the
+passes that it made at the cost of the cheapest pass per image at any batch size. Leave the
+environment's JAX_COMPILATION_CACHE_DIR unset: a cache would hide the compilation.
 """
 
 import argparse
@@ -26,13 +25,15 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+sys.path.append(str(pathlib.Path(__file__).parent))
+
+import timing
 
 import sprout_jax
 from sprout_jax import attacks
 from sprout_jax import data
 from sprout_jax import models
 from sprout_jax import zoo
-from sprout_jax.attacks.attack import attack_batch
 from sprout_jax.evaluation.subject import as_pytree
 
 # {model of the zoo: epsilon}, with radii at which some images stay robust.
@@ -182,73 +183,69 @@ def gains(args):
     print(name, f"epsilon {epsilon:.4g}", row["robust"], f"{row['seconds']:.0f} s", flush=True)
 
 
+def pass_seconds(predict, images, batch_sizes):
+  """Seconds per image of a forward pass and of an input gradient, in a compiled loop.
+
+  Returns:
+    {"forward": {batch size: seconds}, "gradient": likewise}, the fastest of five timings each.
+  """
+  gradient = lambda predict, x: jax.grad(lambda x: predict(x)[:, 0].sum())(x)
+  looks = {"forward": lambda predict, x: predict(x).sum(), "gradient": gradient}
+  found = {kind: {} for kind in looks}
+  for size in batch_sizes:
+    x, steps = np.resize(images, (size, *images.shape[1:])), max(2, 512 // size)
+    for kind, look in looks.items():
+
+      def loop(predict, x, look=look, steps=steps):
+        return jax.lax.fori_loop(0, steps, lambda _, x: x + 1e-6 * look(predict, x), x)
+
+      run, times = jax.jit(loop), []
+      run(predict, x).block_until_ready()
+      for _ in range(5):
+        start = time.perf_counter()
+        run(predict, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+      found[kind][size] = min(times) / steps / size
+  return found
+
+
 def speed(args):
   predict, images, labels, epsilon, _ = load(args.golden)
-  correct = np.asarray(predict(images)).argmax(-1) == labels
-  images, labels, key = images[correct], labels[correct], jax.random.key(args.seed)
-  programs = []
-  for name in attacks.VERSIONS["standard"]:
-    attack = attacks.ATTACKS[name].build("linf", 10, images.shape[1:], 1, 1)
-    programs.append(
-      jax.jit(lambda key, x, y, attack=attack: attack_batch(attack, key, predict, x, y, epsilon))
-      .lower(key, images, labels)
-      .compile()
-    )
-
-  def naive():
-    robust = np.ones(len(labels), bool)
-    for number, run in enumerate(programs):
-      adversarial = run(jax.random.fold_in(key, number), images, labels)
-      robust &= np.asarray(predict(adversarial)).argmax(-1) == labels
-    return robust
-
-  def dropping(version="standard", epsilon=epsilon, rows=slice(None)):
-    return attacks.auto_attack(
-      key,
+  images, labels = images[: args.num_images], labels[: args.num_images]
+  seconds = []
+  for _ in range(1 + args.rounds):
+    start = time.perf_counter()
+    result = attacks.auto_attack(
+      jax.random.key(args.seed),
       predict,
-      images[rows],
-      labels[rows],
+      images,
+      labels,
       epsilon=epsilon,
-      version=version,
       batch_size=args.batch_size,
-    ).robust
-
-  for name in attacks.VERSIONS["standard"]:  # compiles: at this radius all breaks at once
-    for rows in (slice(None), slice(args.batch_size // 4)):
-      dropping(name, 1.0, rows)
-  ways = {"dropping": dropping, "naive": naive}
-  times, robust = {name: [] for name in ways}, {}
-  for pair in range(args.pairs):
-    for name, way in ways.items():
-      start = time.perf_counter()
-      robust[name] = int(way().sum())
-      times[name].append(time.perf_counter() - start)
-      print(
-        f"pair {pair + 1}: {name:8} {times[name][-1]:7.1f} s, {robust[name]} robust", flush=True
-      )
-  ratios = sorted(slow / fast for fast, slow in zip(times["dropping"], times["naive"]))
-
-  apgd = jax.jit(lambda x, y: attacks.apgd(key, predict, x, y, epsilon=0.0, num_steps=100))
-  apgd(images, labels).block_until_ready()  # at epsilon 0 nothing breaks: every step is taken
-  start = time.perf_counter()
-  apgd(images, labels).block_until_ready()
-  rate = 100 * len(labels) / (time.perf_counter() - start)
-  result = {
+    )
+    seconds.append(time.perf_counter() - start)
+    print(f"{seconds[-1]:.1f} s, {result.robust.sum()} of {len(labels)} robust", flush=True)
+  costs = pass_seconds(predict, images, (8, 16, 32, 64, 128))
+  forward, gradient = (min(costs[kind].values()) for kind in ("forward", "gradient"))
+  passes = result.spec["passes"]
+  # A step of APGD is a gradient, one of FAB a gradient and a forward pass, one of Square a pass.
+  step = {"apgd": (3, gradient), "fab-": (4, gradient + forward), "squa": (1, forward)}
+  limit = sum(count / step[name[:4]][0] * step[name[:4]][1] for name, count in passes.items())
+  later = float(np.median(seconds[1:]))
+  row = {
     "network": pathlib.Path(args.golden).stem,
     "images": len(labels),
-    "times": times,
-    "naive_over_dropping": ratios,
-    "median_ratio": float(np.median(ratios)),
-    "robust": robust,
-    "apgd_images_x_iterations_per_second": rate,
-    "device": jax.devices()[0].device_kind,
-    "jax": jax.__version__,
+    "robust": int(result.robust.sum()),
+    "first_seconds": seconds[0],
+    "later_seconds": seconds[1:],
+    "passes": passes,
+    "pass_seconds": costs,
+    "limit_seconds": limit,
+    "over_limit": later / limit,
+    "hardware": timing.hardware(),
   }
-  print(
-    f"naive / dropping: {np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); APGD: "
-    f"{rate:,.0f} images x iterations per second"
-  )
-  pathlib.Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
+  print(f"limit {limit:.1f} s; {later / limit:.2f} times the limit")
+  pathlib.Path(args.output).write_text(json.dumps(row, indent=1) + "\n")
 
 
 def main():
@@ -262,7 +259,8 @@ def main():
   parser.add_argument(
     "--norm", choices=attacks.NORMS, default="linf", help="norm of the attack, for parity"
   )
-  parser.add_argument("--pairs", type=int, default=1, help="number of pairs of timings")
+  parser.add_argument("--rounds", type=int, default=1, help="timings without compilation")
+  parser.add_argument("--num_images", type=int, default=100, help="images of speed")
   parser.add_argument("--versions", default=",".join(("standard", *ALONE)))
   args = parser.parse_args()
   if args.what == "gains" and not args.data:

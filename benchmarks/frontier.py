@@ -49,6 +49,7 @@ import timing  # noqa: E402
 
 from sprout_jax import models  # noqa: E402
 from sprout_jax import zoo  # noqa: E402
+from sprout_jax.errors import UserError  # noqa: E402
 from sprout_jax.launcher import trained as trained_lib  # noqa: E402
 from sprout_jax.results import files  # noqa: E402
 from sprout_jax.training import checkpoints  # noqa: E402
@@ -579,11 +580,13 @@ def evaluate_all(chosen, workdir, data):
   failed = []
   for name, seed in chosen:
     flags = source(name, seed, workdir, data) if result_file(name, seed).exists() else None
+    if not flags:
+      say(f"{name}_{seed}: no record, or no model in {workdir} and none in the zoo")
     for protocol in EVALUATIONS if flags else ():
       if not evaluation_file(name, seed, protocol).exists():
         try:
           evaluate(name, seed, flags, protocol)
-        except RuntimeError as error:  # the others can still be evaluated
+        except (RuntimeError, UserError) as error:  # the others can still be evaluated
           failed.append(str(error))
           say(str(error))
   return failed

@@ -15,6 +15,7 @@ import argparse
 import json
 import pathlib
 import re
+import statistics
 import sys
 import textwrap
 
@@ -246,6 +247,42 @@ def parity():
   return markdown(["norm", "network", "epsilon", "images", *attacks], lines)
 
 
+def gains():
+  """What AutoAttack and the attacks after it break, and what they cost, see auto_attack.py."""
+  path = RESULTS / "auto_attack" / "gains.json"
+  found = json.loads(path.read_text()) if path.exists() else []
+  attacks = list(dict.fromkeys(attack for row in found for attack in row["gains"]))
+  rows = []
+  for row in found:
+    cells = [
+      f"{gain['broken']} ({gain['passes'] / 1e6:.2f})"
+      for gain in (row["gains"][attack] for attack in attacks)
+    ]
+    rows.append([f"`{row['network']}`", f"{row['epsilon']:.4g}", row["correct"], *cells])
+  return markdown(["network", "epsilon", "correct", *attacks], rows)
+
+
+def auto_attack_speed():
+  """AutoAttack's time beside the cost of the passes that it made, see auto_attack.py."""
+  rows = []
+  for path in sorted((RESULTS / "auto_attack").glob("speed*.json")):
+    row = json.loads(path.read_text())
+    later = statistics.median(row["later_seconds"])
+    rows.append(
+      [
+        f"`{row['network']}`",
+        f"{row['robust']} of {row['images']}",
+        f"{sum(row['passes'].values()) / 1e6:.2f}",
+        f"{row['first_seconds']:.0f}",
+        f"{later:.0f}",
+        f"{row['limit_seconds']:.0f}",
+        f"{row['over_limit']:.2f}",
+      ]
+    )
+  columns = ["network", "robust", "million passes", "first call, s", "second call, s", "limit, s"]
+  return markdown([*columns, "second call over limit"], rows)
+
+
 def defences():
   """Broken defences under attack without and with the hooks, see defences.py."""
   columns = {
@@ -425,6 +462,8 @@ TABLES = {
   "evidence_cifar10": lambda: evidence("cifar10"),
   "failures_digits": lambda: failures("digits"),
   "parity": parity,
+  "gains": gains,
+  "auto_attack_speed": auto_attack_speed,
   "defences": defences,
   "kills": kills,
   "long_run": long_run,

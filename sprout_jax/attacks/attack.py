@@ -32,6 +32,9 @@ Tree = TypeVar("Tree")
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
+RANKING = 2**30 - 1  # number of the draw that ranks targets; no run has it
+
+
 class Batch(NamedTuple):
   """The examples that an attack works on.
 
@@ -82,7 +85,8 @@ class Attack:
     norm: a key of `NORMS`.
     start: batch -> state before the first step.
     step: (predict, batch, state, number of the step [batch]) -> next state.
-    num_steps: steps of a run.
+    num_steps: calls of `step` in a run. APGD and Square make one more than they make moves, because
+      their first step looks at the start.
     num_runs: number of restarts, or of targets.
     spec: every constant, for the record.
     targeted: True where each run has a target, see `ranked_targets`, and the batch has logits.
@@ -272,8 +276,10 @@ def attack_batch(
     epsilon: ArrayLike,
   ) -> jax.Array:
     keys, radius = example_keys(key, indices), jnp.asarray(epsilon, images.dtype)
-    extra = (keys,) if attack.num_samples > 1 else ()
-    logits = predict(images, *extra) if attack.targeted else None
+    logits = None
+    if attack.targeted:  # by one draw of a random model
+      draw = jax.vmap(lambda key: jax.random.fold_in(key, RANKING))(keys)
+      logits = predict(images, *((draw,) if attack.num_samples > 1 else ()))
 
     def body(run: jax.Array, best: State) -> State:
       batch = Batch(images, labels, keys, jnp.full(labels.shape, run), radius, logits)

@@ -216,7 +216,8 @@ class _Oracle:
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], *shapes[1]))
       sums, _ = jax.lax.scan(sample, zeros, jnp.arange(self.num_samples))
       gradient, values, logits = jax.tree.map(lambda s: s / self.num_samples, sums)
-    return finite(gradient), values, is_wrong(logits, batch.labels)
+    # The logits of a model can have another type than its images, but a state keeps its types.
+    return finite(gradient), values.astype(x.dtype), is_wrong(logits, batch.labels)
 
   def broken(
     self,
@@ -244,7 +245,14 @@ class _Ascent(NamedTuple):
   """The parts of an `Attack` that differ between norms.
 
   A step looks at a point, and then moves to the next one. So the first step looks at the start, and
-  the model is in one place of the program only. There is one more look than there are moves.
+  the start needs no pass of its own program. There is one more look than there are moves.
+
+  Attributes:
+    away: batch -> the step from the images to a random start, before the projection.
+    start: (batch, first point) -> state, without "targets" and "kind".
+    step: as in `Attack`.
+    num_steps: number of looks.
+    spec: constants, for the record.
   """
 
   away: Callable[[Batch], jax.Array]
@@ -279,7 +287,8 @@ def _ascent(norm: str, num_steps: int, num_samples: int) -> _Ascent:
       "best_loss": full(-jnp.inf),
       "loss": full(jnp.inf),  # the look at the start raises nothing
       "step_size": full(2.0) * batch.epsilon,
-      "raised": jnp.zeros(batch.labels.shape, jnp.int32),  # looks of this window that raised it
+      # Looks of this window at which the loss was higher than at the look before.
+      "raised": jnp.zeros(batch.labels.shape, jnp.int32),
       "halved": jnp.ones(batch.labels.shape, bool),
       "loss_at_review": full(-jnp.inf),
     }

@@ -298,7 +298,7 @@ def auto_attack(
     norm: a key of `NORMS`.
     version: a key of `VERSIONS`, or a list of names from `ATTACKS`.
     batch_size: images attacked at once, over all devices together; rounded up to a multiple of
-      their number.
+      their number. On a CPU it is then rounded down to whole pieces, see `slots`.
     indices: int array [n], the images' positions in the whole data set, which determine their
       random draws; default 0, 1, ..., n - 1.
     devices: the devices to use; default all.

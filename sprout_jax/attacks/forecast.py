@@ -74,7 +74,7 @@ class Forecast:
     """
     if not self.units:
       return None
-    attack, sizes = self.attacks[number]
+    attack, _ = self.attacks[number]
     in_work = len(call.left)
     whole = attack.num_runs * attack.num_steps
     entered = max(1, finished + in_work)
@@ -83,7 +83,8 @@ class Forecast:
     if waiting:
       own = call.left.sum() / call.size * self._step(number, call.size)
     else:
-      own = self._together(number, in_work, call.left.sum(), call.left.max(initial=0))
+      runs = -(-call.left.sum() // attack.num_steps)  # in one slot each, more or less
+      own = self._together(number, min(runs, call.size), call.left.sum(), call.longest)
     own += self._whole(number, waiting * average)
     return float(own + self._after(number, earlier + survived + in_work + waiting * share))
 
@@ -102,20 +103,20 @@ class Forecast:
     whole = attack.num_runs * attack.num_steps
     full, rest = divmod(round(count), sizes[0])
     seconds = full * whole * self._step(number, sizes[0])
-    return seconds + self._together(number, rest, rest * whole, whole if rest else 0)
+    longest = attack.num_steps if rest else 0
+    return seconds + self._together(number, rest, rest * whole, longest)
 
   def _together(self, number: int, count: int, total: float, longest: float) -> float:
-    """Seconds of examples for which there are enough slots; runs of one share the others' slots.
+    """Seconds of examples none of which waits; later runs fill the free slots.
 
     Args:
       number: position of the attack, from 0.
-      count: number of examples.
-      total: steps of all of them.
-      longest: steps of the one that has the most.
+      count: number of slots that are needed.
+      total: steps of all runs.
+      longest: the most steps of one run.
     """
-    attack, sizes = self.attacks[number]
-    size = slots.fitting(sizes, count)
-    return max(total / size, longest / attack.num_runs) * self._step(number, size)
+    size = slots.fitting(self.attacks[number][1], count)
+    return max(total / size, longest) * self._step(number, size)
 
   def _step(self, number: int, size: int) -> float:
     """Seconds of a step. A size that was not measured is scaled from the nearest measured size."""

@@ -2,9 +2,10 @@
 
 An attack makes several runs (restarts or targets) of each example, one after the other, until one
 breaks it. Where slots would stay empty because no example waits, they take later runs of examples
-that are in work. The outcome is the one of the runs in their order: the first run that breaks the
-example counts, and it is awaited. So an outcome does not depend on the number of slots. A later run
-that was begun for nothing costs no time that an empty slot would not have cost.
+that are in work. If a later run breaks its example, the runs before it are still awaited. The first
+of all runs that breaks an example counts. So an outcome does not depend on the number of slots.
+Later runs are begun for nothing where an earlier run breaks the example. They then leave their
+slots at once.
 """
 
 import dataclasses
@@ -37,7 +38,8 @@ class _Example:
   Attributes:
     begun: number of runs that are begun or over: 0, ..., begun - 1.
     over: the runs that ended without a success.
-    limit: runs from here on do not matter: the run that broke it, or the number of runs.
+    limit: the first run that broke it, so that only the runs before it are awaited; if none did,
+      the number of runs.
     steps: steps of the run that broke it.
     image: its adversarial image.
   """
@@ -55,7 +57,7 @@ class Schedule:
   Attributes:
     example: int [slots], position of the example in each slot; -1: the slot is empty.
     run: int [slots], number of its run, from 0.
-    fresh: bool [slots], True where a run begins.
+    fresh: bool [slots], True where a run begins, or where there was none yet.
   """
 
   def __init__(self, waiting: Sequence[int] | np.ndarray, slots: int, runs: int, steps: int):
@@ -131,7 +133,8 @@ class Schedule:
       if not broken[slot]:
         one.over.add(run)
       elif run < one.limit:
-        one.limit, one.steps, one.image = run, int(step[slot]), images[slot]
+        # A copy: a view would keep the images of all slots.
+        one.limit, one.steps, one.image = run, int(step[slot]), images[slot].copy()
       self.example[slot] = -1
     ended = []
     for position, one in changed.items():
@@ -142,7 +145,7 @@ class Schedule:
         ended.append(Ended(position, is_broken, one.limit * self._steps + one.steps, one.image))
         del self._work[position]
     for position in changed:
-      # The slot of a run that is over goes on with its example, before others take it.
+      # An example in work always has a slot: it takes one before others do.
       if position in self._work and not (self.example == position).any():
         self._begin(int(np.flatnonzero(~self.occupied)[0]), position)
     return ended
@@ -162,6 +165,11 @@ class Schedule:
     return np.array(
       [self._work[position].limit * self._steps - steps for position, steps in made.items()], int
     )
+
+  def longest(self, step: np.ndarray) -> int:
+    """The most steps that a run in a slot still has; `step` as for `left`."""
+    made = np.where(self.fresh, 0, step)[self.occupied]
+    return int(self._steps - made.min(initial=self._steps))
 
   def runs(self) -> list[int]:
     """The first run of each example in work that is not over."""

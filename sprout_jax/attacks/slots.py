@@ -69,6 +69,7 @@ class Call(NamedTuple):
     width: number of slots of a piece, which tells compiled programs apart.
     steps: steps that the call made; 0 where all its examples broke, and it ended early.
     left: int [examples in work], steps that each still has, over all its runs.
+    longest: the most steps that a run in a slot still has.
   """
 
   ended: list[Ended]
@@ -78,6 +79,7 @@ class Call(NamedTuple):
   width: int
   steps: int
   left: np.ndarray
+  longest: int
 
 
 def sizes(attack: Attack, batch_size: int, mesh: Mesh) -> list[int]:
@@ -96,8 +98,8 @@ def sizes(attack: Attack, batch_size: int, mesh: Mesh) -> list[int]:
 def chunk(num_steps: int) -> int:
   """Steps of a call: about 10, or a hundredth of many.
 
-  A run that ends in the middle of a call leaves its slot idle until the call is over. So whole
-  calls should make about the steps of a run.
+  A run that ends in the middle of a call leaves its slot idle until the call is over. So the calls
+  of a run should make hardly more steps than the run has.
 
   >>> [chunk(steps) for steps in (100, 101, 5001)]
   [10, 6, 61]
@@ -194,7 +196,8 @@ def attack_examples(
     ended = schedule.end_runs(broken, step, images)
     left, whole = schedule.left(step), attack.num_runs * attack.num_steps
     behind = float((whole - left).sum() / whole)
-    yield Call(ended, schedule.runs(), behind, size, width, made, left)
+    longest = schedule.longest(step)
+    yield Call(ended, schedule.runs(), behind, size, width, made, left, longest)
 
 
 class _Programs(NamedTuple):
@@ -221,7 +224,7 @@ class _Programs(NamedTuple):
 def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
   """The compiled programs of an attack; `jax.jit` specialises them to models and batch sizes.
 
-  Only `advance` has the model in it. Key, radius and weights are arguments, so that the next
+  Of these, only `advance` asks the model. Key, radius and weights are arguments, so that the next
   call of the same attack on the same model compiles nothing.
   """
 
@@ -263,8 +266,8 @@ def _programs(attack: Attack, mesh: Mesh, key_impl: str) -> _Programs:
 
 @functools.lru_cache(maxsize=64)
 def _steps(step_of: Any, num_steps: int, mesh: Mesh) -> tuple[Callable[..., Any], ...]:
-  """`_Programs` but for the first two, for all attacks that have this step."""
-  calls, replicated = chunk(num_steps), shardings(mesh)[1]
+  """All `_Programs` but the first two, for all attacks that have this step."""
+  most, replicated = chunk(num_steps), shardings(mesh)[1]
 
   def advance(
     slots: Slots, predict: jax.tree_util.Partial, occupied: jax.Array, count: jax.Array
@@ -281,7 +284,7 @@ def _steps(step_of: Any, num_steps: int, mesh: Mesh) -> tuple[Callable[..., Any]
         return done + 1, state, step + active.astype(step.dtype)
 
       found = jax.lax.while_loop(
-        lambda carry: (carry[0] < calls) & jnp.any(is_active(*carry[1:])), body, (0, *at(carry))
+        lambda carry: (carry[0] < most) & jnp.any(is_active(*carry[1:])), body, (0, *at(carry))
       )
       return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), carry, found[1:])
 

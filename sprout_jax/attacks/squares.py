@@ -85,7 +85,7 @@ def square_attack(
     return jnp.sum(number[:, None] >= jnp.asarray(bounds)[None], axis=-1) - 1
 
   def draws(batch: Batch, number: ArrayLike) -> list[jax.Array]:
-    """Keys for the draws of one step; number 0 is the start, step i is i + 1."""
+    """Keys for the draws of one query; number 0 is the start, and then moves count from 1."""
     return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
 
   parts = (height, width, channels, sides, phase, draws)
@@ -105,6 +105,7 @@ def square_attack(
     x = select(number == 0, state["adversarial"], proposal.astype(batch.images.dtype))
     logits = predict(x)
     value, wrong = losses.margin(logits, batch.labels), is_wrong(logits, batch.labels)
+    value = value.astype(x.dtype)  # the logits can have another type than the images
     better = (value > state["margin"]) | wrong
     return select(better, {"adversarial": x, "margin": value, "broken": wrong}, state)
 

@@ -75,7 +75,7 @@ class Evaluation:
 
 EVALUATIONS: dict[str, Evaluation] = {
   "pgd": Evaluation(evaluate_pgd, 1, "accuracy under PGD"),
-  "auto_attack": Evaluation(evaluate_auto_attack, 4, "accuracy under AutoAttack"),
+  "auto_attack": Evaluation(evaluate_auto_attack, 5, "accuracy under AutoAttack"),
   "strength": Evaluation(evaluate_strength, 1, "PGD with more steps, restarts and losses"),
   "noise": Evaluation(evaluate_noise, 1, "accuracy under random noise"),
   "transfer": Evaluation(
@@ -93,9 +93,9 @@ EVALUATIONS: dict[str, Evaluation] = {
   "binarization": Evaluation(evaluate_binarization, 1, "binarisation test", features_digest),
   "examples": Evaluation(evaluate_examples, 2, "adversarial images"),
   "redraws": Evaluation(evaluate_redraws, 2, "spread over the draws of a randomised model"),
-  "extended": Evaluation(evaluate_extended, 1, "AutoAttack and the attacks after it"),
-  "union": Evaluation(evaluate_union, 2, "accuracy in Linf, L2 and L1 at once"),
-  "estimate": Evaluation(evaluate_estimate, 2, "AutoAttack within a budget of passes"),
+  "extended": Evaluation(evaluate_extended, 2, "AutoAttack and the attacks after it"),
+  "union": Evaluation(evaluate_union, 3, "accuracy in Linf, L2 and L1 at once"),
+  "estimate": Evaluation(evaluate_estimate, 3, "AutoAttack within a budget of passes"),
   "corrupted_attack": Evaluation(evaluate_corrupted_attack, 1, "AutoAttack on corrupted images"),
   "random_targets": Evaluation(
     evaluate_random_targets, 1, "accuracy under PGD towards random classes"

@@ -77,7 +77,7 @@ def _once(x: jax.Array, kernel: jax.Array) -> jax.Array:
   A convolution reads x in up to 16 places. XLA for CPUs would compute the norm and the activation
   before it in each of them, and the gradients of both in each place that reads the cotangent. It
   removes `lax.optimization_barrier` before it decides that. But it repeats no division. The divisor
-  is one, which the compiler cannot know.
+  is one. The compiler cannot know that unless the kernel is a constant of the program.
   """
   one = 1 + 0 * lax.stop_gradient(kernel[0, 0, 0, 0])
   return x / one

@@ -148,7 +148,7 @@ def test_the_gains_add_up(results):
   assert auto.spec["gains"] == {name: gains[name] for name in FIRST}
   for gain in gains.values():
     assert gain["per_million_passes"] == 1e6 * gain["broken"] / gain["passes"]
-  # A step is a forward and a backward pass, which counts as two. Robust images take all steps.
+  # A look is a forward and a backward pass, which counts as two. Robust images take all 101 looks.
   left = int(more.per_attack["apgd-malt"].sum())
   targets = 1 + 2 * 4  # one pass, and a gradient for each wrong class
   assert gains["apgd-malt"]["passes"] == (4 * 303 + targets) * left  # it breaks none
@@ -296,3 +296,21 @@ def test_the_result_of_another_model_or_other_images_is_refused(results):
   ):
     with pytest.raises(ValueError, match=r"another call \(other images, labels or model\)"):
       attacks.extended_attack(KEY, model, pixels, given.astype(np.int32), **options)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_logits_can_have_another_type_than_the_images(dtype):
+  """A state keeps the types of its start, which the images give."""
+  images, labels = data(8)
+  with jax.enable_x64(dtype == jnp.float64):
+    result = attacks.extended_attack(
+      KEY,
+      lambda x: network()(x).astype(dtype),
+      images,
+      labels,
+      epsilon=0.03,
+      first=("apgd-ce", "square"),
+      extensions=("apgd-best",),
+      **SLOTS,
+    )
+  assert 0 < result.robust.sum() < 8 and result.images.dtype == np.float32

@@ -14,12 +14,12 @@ from tests.attacks.test_auto_attack import KEY
 from tests.attacks.test_auto_attack import interior
 from tests.attacks.test_auto_attack import linear_model
 
-COMPILATION = 3.0  # seconds of the first call of each attack at each size
+COMPILATION = 3.0  # seconds of the first call of each program
 
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that a call moves by the passes of its batch, and by a compilation."""
+  """A clock that a call moves by the passes of its slots, and by a compilation."""
   now, compiled = [0.0], set()
   attack_examples = slots.attack_examples
 
@@ -90,7 +90,7 @@ def test_after_an_interruption_the_survivors_before_it_count(clock, tmp_path):
 def test_a_call_that_ends_early_measures_no_step():
   attack = types.SimpleNamespace(passes=3, num_runs=1, num_steps=100)
   forecast = Forecast([(attack, [32, 8])] * 2)
-  call = slots.Call([], [0], 0.5, 32, 32, 10, np.array([50]))
+  call = slots.Call([], [0], 0.5, 32, 32, 10, np.array([50]), 50)
   forecast.measure(0, call, 0.0)
   forecast.measure(0, call, 30.0)
   forecast.measure(0, call._replace(steps=0), 1.0)

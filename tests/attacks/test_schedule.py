@@ -34,7 +34,8 @@ def drive(breaks_at, slots, sizes, chunk=3, runs=4):
       break
     step[schedule.fresh] = 0
     schedule.fresh[:] = False
-    assert len({*zip(schedule.example, schedule.run)} - {(-1, 0)}) >= schedule.occupied.sum()
+    taken = np.stack([schedule.example, schedule.run])[:, schedule.occupied]
+    assert np.unique(taken, axis=1).shape == taken.shape  # no run is in two slots
     cost += size
     broken = np.zeros(slots, bool)
     for slot in np.flatnonzero(schedule.occupied):
@@ -47,9 +48,9 @@ def drive(breaks_at, slots, sizes, chunk=3, runs=4):
       found[ended.position] = ended
     left = schedule.left(step)
     assert len(left) == len(schedule.runs()) and (left > 0).all()
-    # Runs that broke no example, and steps in slots, up to the run that broke it.
     for steps, first in zip(left, schedule.runs(), strict=True):
-      assert steps <= (runs - first) * STEPS
+      assert steps <= (runs - first) * STEPS  # the runs before `first` are over
+    assert schedule.longest(step) <= min(STEPS, left.max(initial=0))
   assert found.keys() == set(waiting)
   return found, cost
 
