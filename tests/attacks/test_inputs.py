@@ -406,7 +406,7 @@ def test_vectors_by_the_closed_form():
 def test_a_targeted_attack_has_no_more_runs_than_wrong_classes():
   """The images move by the number of the run; with 3 classes there are the runs 0 and 1."""
 
-  def start(predict, batch):
+  def start(batch):
     moved = batch.images + 0.01 * batch.run[:, None, None, None]
     return {"adversarial": moved, "broken": jnp.zeros(len(moved), bool)}
 
