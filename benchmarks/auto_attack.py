@@ -16,7 +16,7 @@ environment's JAX_COMPILATION_CACHE_DIR unset: a cache would hide the compilatio
 """
 
 import argparse
-import json
+import functools
 import pathlib
 import sys
 import time
@@ -78,9 +78,20 @@ def load(path, norm="linf"):
   return predict, images[places], labels[places], float(found["epsilon"]), outcomes
 
 
+def attacked(attack, args, predict, images, labels, epsilon):
+  """The result of an attack with the seed and the batch size of the command line."""
+  return attack(
+    jax.random.key(args.seed),
+    predict,
+    images,
+    labels,
+    epsilon=epsilon,
+    batch_size=args.batch_size,
+  )
+
+
 def parity(args):
-  path = pathlib.Path(args.output)
-  rows = json.loads(path.read_text()) if path.exists() else []
+  rows = timing.read(args.output)
   print(f"{'network':16} {'attack':9} {'ours':>5} {'reference':>9} {'differ':>6} {'seconds':>8}")
   for network in sorted(pathlib.Path(args.golden).glob("*.npz")):
     if args.norm != "linf" and not (network.parents[1] / args.norm / network.name).exists():
@@ -97,16 +108,8 @@ def parity(args):
       )
       if row is None:
         start = time.perf_counter()
-        result = attacks.auto_attack(
-          jax.random.key(args.seed),
-          predict,
-          images,
-          labels,
-          epsilon=epsilon,
-          norm=args.norm,
-          version=version,
-          batch_size=args.batch_size,
-        )
+        run = functools.partial(attacks.auto_attack, norm=args.norm, version=version)
+        result = attacked(run, args, predict, images, labels, epsilon)
         expected = outcomes[version]
         row = {
           "network": network.stem,
@@ -124,7 +127,7 @@ def parity(args):
           "device": jax.devices()[0].device_kind,
         }
         rows.append(row)
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        timing.write(args.output, rows)
       print(
         f"{row['network']:16} {row['attack']:9} {row['robust']:5} {row['reference']:9} "
         f"{row['differ']:6} {row['seconds']:8.1f}",
@@ -150,21 +153,13 @@ def subjects(args):
 
 
 def gains(args):
-  path = pathlib.Path(args.output)
-  rows = json.loads(path.read_text()) if path.exists() else []
+  rows = timing.read(args.output)
   for name, make in subjects(args):
     if name in {row["network"] for row in rows}:
       continue
     predict, images, labels, epsilon = make()
     start = time.perf_counter()
-    result = attacks.extended_attack(
-      jax.random.key(args.seed),
-      predict,
-      images,
-      labels,
-      epsilon=epsilon,
-      batch_size=args.batch_size,
-    )
+    result = attacked(attacks.extended_attack, args, predict, images, labels, epsilon)
     row = {
       "network": name,
       "norm": "linf",
@@ -179,7 +174,7 @@ def gains(args):
       "device": jax.devices()[0].device_kind,
     }
     rows.append(row)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    timing.write(args.output, rows)
     print(name, f"epsilon {epsilon:.4g}", row["robust"], f"{row['seconds']:.0f} s", flush=True)
 
 
@@ -215,14 +210,7 @@ def speed(args):
   seconds = []
   for _ in range(1 + args.rounds):
     start = time.perf_counter()
-    result = attacks.auto_attack(
-      jax.random.key(args.seed),
-      predict,
-      images,
-      labels,
-      epsilon=epsilon,
-      batch_size=args.batch_size,
-    )
+    result = attacked(attacks.auto_attack, args, predict, images, labels, epsilon)
     seconds.append(time.perf_counter() - start)
     print(f"{seconds[-1]:.1f} s, {result.robust.sum()} of {len(labels)} robust", flush=True)
   costs = pass_seconds(predict, images, (8, 16, 32, 64, 128))
@@ -245,7 +233,7 @@ def speed(args):
     "hardware": timing.hardware(),
   }
   print(f"limit {limit:.1f} s; {later / limit:.2f} times the limit")
-  pathlib.Path(args.output).write_text(json.dumps(row, indent=1) + "\n")
+  timing.write(args.output, row)
 
 
 def main():

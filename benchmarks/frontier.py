@@ -427,11 +427,9 @@ def record(name, seed, workdir):
       f"{weights} has the SHA-256 {digest}, but {run}/results.json is of "
       f"{results['parameters_sha256']}; was the run trained further? remove {weights} and try again"
     )
-  start, start_digest = start_of(name, seed, workdir) if ROWS[name].start else ("", "")
-  if start and not zoo.find(start):
-    start = f"DIR/{ROWS[name].start}_{seed}"
+  start_digest = start_of(name, seed, workdir)[1] if ROWS[name].start else ""
   config = without_folders(results["config"])
-  arguments = launcher_arguments(name, seed, "DIR", "DATA", start)
+  arguments = launcher_arguments(name, seed, "DIR", "DATA", config["init_from"])
   command = shlex.join(["python", "launch.py", *arguments])
   if ROWS[name].stage == 1 and seed == 0:
     write_zoo(name, weights, results | {"config": config}, command)
