@@ -577,10 +577,13 @@ def evaluate_all(chosen, workdir, data):
   """
   failed = []
   for name, seed in chosen:
-    flags = source(name, seed, workdir, data) if result_file(name, seed).exists() else None
+    if not result_file(name, seed).exists():
+      continue
+    flags = source(name, seed, workdir, data)
     if not flags:
-      say(f"{name}_{seed}: no record, or no model in {workdir} and none in the zoo")
-    for protocol in EVALUATIONS if flags else ():
+      say(f"{name}_{seed}: there is no model, neither in {workdir} nor in the zoo")
+      continue
+    for protocol in EVALUATIONS:
       if not evaluation_file(name, seed, protocol).exists():
         try:
           evaluate(name, seed, flags, protocol)

@@ -212,20 +212,19 @@ def frontier_rows():
   }
   rows = []
   runs = [run for stage in frontier.STAGES for run in frontier.runs(stage)]
-  for path in (frontier.result_file(*run) for run in runs):
-    if not path.exists():
+  for row, seed in runs:
+    if not frontier.result_file(row, seed).exists():
       continue
-    record = json.loads(path.read_text())
     found = {
       name: json.loads(part.read_text())["numbers"]
-      for name in ("paper", "main")
-      if (part := path.with_suffix("") / f"{name}.json").exists()
+      for name in frontier.EVALUATIONS
+      if (part := frontier.evaluation_file(row, seed, name)).exists()
     }
     cells = []
     for protocol, evaluation, keys in wanted.values():
       number = chosen(found.get(protocol, []), evaluation, **keys)
       cells.append(interval(number) if number else "not measured")
-    rows.append([f"`{record['row']}`", record["seed"], *cells])
+    rows.append([f"`{row}`", seed, *cells])
   return markdown(["row", "seed", *wanted], rows)
 
 

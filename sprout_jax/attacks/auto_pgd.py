@@ -93,7 +93,13 @@ TARGETED_LOSSES: dict[str, Callable[..., jax.Array]] = {
 
 # (targeted, loss): its number is in the state of a run, so that one program serves all losses.
 KINDS = [(False, name) for name in LOSSES] + [(True, name) for name in TARGETED_LOSSES]
-FEWEST_CLASSES = {(False, "dlr"): 3, (True, "dlr"): 4}  # of the other losses 2
+
+
+def fewest_classes(loss: str, targeted: bool) -> int:
+  """The smallest number of classes for which a loss is defined: DLR compares 3, targeted 4."""
+  if loss == "dlr":
+    return 4 if targeted else 3
+  return 2
 
 
 def apgd_attack(
@@ -177,11 +183,11 @@ class _Oracle:
     """Whether the model draws random numbers."""
     return self.num_samples > 1
 
-  def losses(self, logits: jax.Array, labels: jax.Array, state: State) -> jax.Array:
+  def loss(self, logits: jax.Array, labels: jax.Array, state: State) -> jax.Array:
     """The loss of the run's kind, [batch]. Only one of the branches runs."""
 
     def branch(targeted: bool, name: str) -> Callable[[jax.Array], jax.Array]:
-      if logits.shape[-1] < FEWEST_CLASSES.get((targeted, name), 2):
+      if logits.shape[-1] < fewest_classes(name, targeted):
         name = "margin"  # is never chosen
       if targeted:
         return lambda logits: TARGETED_LOSSES[name](logits, labels, state["targets"])
@@ -201,7 +207,7 @@ class _Oracle:
       x: jax.Array, keys: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
       logits = predict(x, keys) if self.is_random else predict(x)
-      values = self.losses(logits, batch.labels, state)
+      values = self.loss(logits, batch.labels, state)
       return jnp.sum(values), (values, logits)
 
     def sample(carry: tuple[Any, ...], sample_number: jax.Array) -> tuple[tuple[Any, ...], None]:
@@ -310,11 +316,9 @@ def _ascent(norm: str, num_steps: int, num_samples: int) -> _Ascent:
 
     share = norms.per_example(jnp.where(is_first, 1.0, MOMENTUM), x)
     z = project(x + norms.per_example(step_size, x) * geometry.direction(gradient), batch, norm)
-    return {
+    return state | {
       "x": project(x + share * (z - x) + (1 - share) * (x - state["previous"]), batch, norm),
       "previous": x,
-      "targets": state["targets"],
-      "kind": state["kind"],
       "adversarial": adversarial,
       "broken": state["broken"] | broken,
       "best": best,
@@ -408,10 +412,8 @@ def _l1_ascent(num_steps: int, num_samples: int) -> _Ascent:
     move = norms.sparse_direction(gradient, at_review / batch.images[0].size / SPARSER)
     moved = x + norms.per_example(step_size, move) * move
     x = select(jnp.asarray(begins_at)[following], best, moved)
-    return {
+    return state | {
       "x": norms.project(x, batch.images, radius_at(following, batch), "l1"),
-      "targets": state["targets"],
-      "kind": state["kind"],
       "adversarial": adversarial,
       "broken": state["broken"] | broken,
       "best": best,

@@ -27,6 +27,7 @@ from sprout_jax.attacks import slots
 from sprout_jax.attacks.attack import Attack
 from sprout_jax.attacks.attack import is_wrong
 from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.auto_pgd import fewest_classes
 from sprout_jax.attacks.fast_boundary import fab_attack
 from sprout_jax.attacks.forecast import Forecast
 from sprout_jax.attacks.inputs import Array
@@ -87,7 +88,7 @@ class Build(Protocol):
     """Builds the attack for images of shape (height, width, channels)."""
 
 
-def _apgd(loss: str, classes_needed: int, targeted: bool) -> Build:
+def _apgd(loss: str, targeted: bool) -> Build:
   """APGD on a loss; on the margin where there are too few classes for the loss."""
 
   def build(
@@ -97,6 +98,7 @@ def _apgd(loss: str, classes_needed: int, targeted: bool) -> Build:
     most = TARGETS if targeted else restarts
     if norm == "l1" and samples == 1:
       most = L1_RUNS
+    classes_needed = fewest_classes(loss, targeted)
     enough = classes >= classes_needed
     attack = apgd_attack(
       norm=norm,
@@ -106,10 +108,11 @@ def _apgd(loss: str, classes_needed: int, targeted: bool) -> Build:
       num_runs=min(most, classes - 1) if targeted else most,
       num_samples=samples,
     )
+    needs = f"needs {classes_needed} classes"
     note = (
-      "the targeted DLR loss needs 4 classes; the targeted margin is maximised instead"
+      f"the targeted DLR loss {needs}; the targeted margin is maximised instead"
       if targeted
-      else f"{loss} needs {classes_needed} classes; the margin is maximised instead"
+      else f"{loss} {needs}; the margin is maximised instead"
     )
     return attack if enough else dataclasses.replace(attack, note=note)
 
@@ -153,9 +156,9 @@ class Row:
 
 
 ATTACKS = {
-  "apgd-ce": Row(0, _apgd("cross_entropy", 2, targeted=False)),
-  "apgd-dlr": Row(1, _apgd("dlr", 3, targeted=False)),
-  "apgd-t": Row(2, _apgd("dlr", 4, targeted=True)),
+  "apgd-ce": Row(0, _apgd("cross_entropy", targeted=False)),
+  "apgd-dlr": Row(1, _apgd("dlr", targeted=False)),
+  "apgd-t": Row(2, _apgd("dlr", targeted=True)),
   "fab": Row(3, _fab(targeted=False)),
   "fab-t": Row(4, _fab(targeted=True)),
   "square": Row(5, _square),

@@ -37,6 +37,7 @@ from sprout_jax.attacks.attack import Batch
 from sprout_jax.attacks.attack import example_keys
 from sprout_jax.attacks.attack import finite
 from sprout_jax.attacks.auto_pgd import apgd_attack
+from sprout_jax.attacks.auto_pgd import fewest_classes
 from sprout_jax.attacks.ensemble import ATTACKS
 from sprout_jax.attacks.ensemble import TARGETS
 from sprout_jax.attacks.ensemble import AttackResult
@@ -204,7 +205,7 @@ def _malt(
   del image_shape, restarts, samples
   return apgd_attack(
     norm=norm,
-    loss="dlr" if classes >= 4 else "margin",
+    loss="dlr" if classes >= fewest_classes("dlr", targeted=True) else "margin",
     targeted=True,
     num_steps=ensemble.STEPS,
     num_runs=min(TARGETS, classes - 1),

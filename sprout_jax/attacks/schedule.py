@@ -36,16 +36,16 @@ class _Example:
   """An example in work.
 
   Attributes:
-    begun: number of runs that are begun or over: 0, ..., begun - 1.
-    over: the runs that ended without a success.
     limit: the first run that broke it, so that only the runs before it are awaited; if none did,
       the number of runs.
+    begun: number of runs that are begun or over: 0, ..., begun - 1.
+    over: the runs that ended without a success.
     steps: steps of the run that broke it.
     image: its adversarial image.
   """
 
-  begun: int
   limit: int
+  begun: int = 0
   over: set[int] = dataclasses.field(default_factory=set)
   steps: int = 0
   image: np.ndarray | None = None
@@ -90,7 +90,7 @@ class Schedule:
     """Gives the empty ones among the first `size` slots to waiting examples."""
     for slot in np.flatnonzero(~self.occupied[:size])[: len(self._queue)]:
       position = self._queue.pop()
-      self._work[position] = _Example(0, self._runs)
+      self._work[position] = _Example(self._runs)
       self._begin(int(slot), position)
 
   def begin_later_runs(self, size: int) -> None:

@@ -85,7 +85,7 @@ class Call(NamedTuple):
 def sizes(attack: Attack, batch_size: int, mesh: Mesh) -> list[int]:
   """Numbers of slots in use, from large to small: multiples of the number of devices."""
   devices = mesh.size
-  if mesh.devices.flat[0].platform == "cpu":
+  if _is_cpu(mesh):
     width = WIDTH if attack.passes > 1 else WIDTH_FORWARD
     width = min(batch_size, -(-width // devices) * devices)
     return [width * count for count in range(batch_size // width, 0, -1)]
@@ -93,6 +93,10 @@ def sizes(attack: Attack, batch_size: int, mesh: Mesh) -> list[int]:
   while found[-1] // SHRINK >= SMALLEST * devices and found[-1] // SHRINK % devices == 0:
     found.append(found[-1] // SHRINK)
   return found
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+  return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def chunk(num_steps: int) -> int:
@@ -147,7 +151,7 @@ def attack_examples(
   places = np.zeros(len(examples[0]), int)  # of the examples among those that wait
   places[np.asarray(waiting, int)] = np.arange(len(waiting))
   all_sizes = sizes(attack, batch_size, mesh)
-  is_cut = mesh.devices.flat[0].platform != "cpu"  # all slots are one piece
+  is_cut = not _is_cpu(mesh)  # all slots are one piece
   size = fitting(all_sizes, len(waiting))
   width = size if is_cut else all_sizes[-1]
   schedule = Schedule(waiting, size if is_cut else all_sizes[0], attack.num_runs, attack.num_steps)
