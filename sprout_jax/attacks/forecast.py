@@ -83,7 +83,7 @@ class Forecast:
     if waiting:
       own = call.left.sum() / call.size * self._step(number, call.size)
     else:
-      runs = -(-call.left.sum() // attack.num_steps)  # in one slot each, more or less
+      runs = -(-call.left.sum() // attack.num_steps)  # each needs about one slot
       own = self._together(number, min(runs, call.size), call.left.sum(), call.longest)
     own += self._whole(number, waiting * average)
     return float(own + self._after(number, earlier + survived + in_work + waiting * share))

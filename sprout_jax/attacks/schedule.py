@@ -1,11 +1,10 @@
 """Which run of which example is in which slot.
 
 An attack makes several runs (restarts or targets) of each example, one after the other, until one
-breaks it. Where slots would stay empty because no example waits, they take later runs of examples
-that are in work. If a later run breaks its example, the runs before it are still awaited. The first
-of all runs that breaks an example counts. So an outcome does not depend on the number of slots.
-Later runs are begun for nothing where an earlier run breaks the example. They then leave their
-slots at once.
+breaks it. When no example waits, free slots take later runs of the examples in work. Of the runs
+that break an example, the one with the smallest number counts. So if a later run breaks it, the
+earlier runs still go on, and the outcome does not depend on the number of slots. If an earlier run
+breaks it, the later runs were in vain and leave their slots at once.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ or target) of the same example, or the next example; see `schedule`.
 
 The slots are divided into pieces. A compiled call takes one piece after the other, and only as many
 as are in use. A step on a CPU costs about as much per image for 16 images as for 128, so pieces are
-small there: few slots are ever empty, and one program serves any number of survivors. A GPU or TPU
+small there. So few slots are empty, and one program serves any number of survivors. A GPU or TPU
 needs many images at once. There all slots are one piece, and when no example waits, the rest moves
 into fewer slots. They have few sizes, because each size is a program to compile.
 

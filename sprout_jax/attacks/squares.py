@@ -85,7 +85,7 @@ def square_attack(
     return jnp.sum(number[:, None] >= jnp.asarray(bounds)[None], axis=-1) - 1
 
   def draws(batch: Batch, number: ArrayLike) -> list[jax.Array]:
-    """Keys for the draws of one query; number 0 is the start, and then moves count from 1."""
+    """Keys for the draws of one query; number 0 is the start, number k is move k."""
     return [run_keys(batch, PURPOSES * number + purpose) for purpose in range(PURPOSES)]
 
   parts = (height, width, channels, sides, phase, draws)
